@@ -1,0 +1,279 @@
+"""The full description of one run, as frozen dataclasses, and its JSON form.
+
+A run is a training plus an evaluation with one seed. Everything that changes its numbers is a field here,
+so that the hash of the JSON form (together with the hash of the code) identifies it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from evlgen.errors import UserError
+
+Schedule = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TomeFormerConfig:
+    """TomeFormer (paper: BERT-base, 12 layers, r = 19, 257 -> 29 tokens).
+
+    Attributes:
+        input_width: width of the image features.
+        r: merge schedule in the ToMe notation: ``19`` merges 19 tokens in each layer, ``(19, -1)`` is
+            (r, inflection), linear in depth, and a tuple of ``num_layers`` entries is taken as it is.
+        metric: what similarity is measured on: the attention's head-averaged ``keys`` (the paper), the
+            layer's ``features``, or ``random`` numbers.
+        reduce: plain ``mean`` of the tokens merged in a layer (the paper), or ``weighted`` by how many
+            input tokens each of them stands for (ToMe).
+        proportional_attention: add log(size) to the attention scores (ToMe; the paper does not).
+        class_token: position 0 is a class token and is never merged.
+        dropout: for hidden states and attention weights, as in BERT.
+    """
+
+    kind: Literal["tomeformer"] = "tomeformer"
+    input_width: int = 1408
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+    r: Schedule = 19
+    metric: Literal["keys", "features", "random"] = "keys"
+    reduce: Literal["mean", "weighted"] = "mean"
+    proportional_attention: bool = False
+    class_token: bool = True
+    dropout: float = 0.1
+    init: str = "random"
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """Q-Former of BLIP-2 (paper: BERT-base, 32 queries, cross-attention in every second layer).
+
+    Attributes:
+        encoder_width: width of the image features the queries attend to.
+        vocab_size: size of the text vocabulary of stage 1; 0 leaves the text branch out (stage 2).
+        embed_dim: width of the joint space of the contrastive loss (BLIP-2: 256).
+    """
+
+    kind: Literal["qformer"] = "qformer"
+    encoder_width: int = 1408
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+    num_queries: int = 32
+    cross_attention_every: int = 2
+    embed_dim: int = 256
+    dropout: float = 0.1
+    init: str = "random"
+
+
+ConnectorConfig = TomeFormerConfig | QFormerConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which image-text pairs are drawn, and how.
+
+    Attributes:
+        world: data family: ``miniworld`` (drawn on the fly) or the real sets of the paper scale.
+        pools: pool name -> number of pairs; pairs are sampled in proportion to these numbers
+            (paper: LAION-115M : CCS-14M : COCO = 15 : 4 : 1).
+        views: augmented views (random resized crop) cached for each image; 1 is the plain image.
+        max_text_tokens: captions are cut to this many tokens, the closing newline among them (paper: 32).
+    """
+
+    world: str = "miniworld"
+    pools: tuple[tuple[str, int], ...] = (("web", 6000), ("ccs", 1600), ("coco", 400))
+    views: int = 1
+    max_text_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay (paper, settings of the authors' runs).
+
+    Attributes:
+        steps: number of updates.
+        batch_size: pairs in one update, over all devices.
+        warmup_lr, lr, min_lr: start of the warm-up, peak, and end of the cosine.
+        weight_decay: not applied to biases and normalisation weights.
+        clip_norm: gradient norm limit; 0 turns clipping off.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast (fp16 with a gradient scaler).
+        eval_every: steps between validation and collapse diagnostics.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 250_000
+    batch_size: int = 1600
+    lr: float = 1e-4
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    warmup_steps: int = 5000
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    clip_norm: float = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    eval_every: int = 5000
+    checkpoint_every: int = 5000
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How many examples of each evaluation set are used (0 leaves a set out), and the decoding.
+
+    Attributes:
+        sets: evaluation set -> number of images (captioning) or questions.
+        validation: pairs used for the validation loss and the collapse diagnostics.
+        batch_size: examples decoded together.
+        beams, min_length, max_length: caption decoding, in generated tokens (paper: 5, 8, 30).
+        answer_max_length: tokens of an answer (paper: 10; beam 5, length penalty 0).
+    """
+
+    sets: tuple[tuple[str, int], ...] = ()
+    validation: int = 256
+    batch_size: int = 128
+    beams: int = 5
+    min_length: int = 8
+    max_length: int = 30
+    answer_max_length: int = 10
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: one training and its evaluation, with one seed.
+
+    Attributes:
+        stage: ``caption`` trains the connector through the frozen LLM (EVLGen's only stage, BLIP-2's
+            stage 2); ``represent`` is BLIP-2's stage 1 (ITC + ITM + image-grounded LM, no LLM).
+        init_from: the ``represent`` run whose connector this run starts from, or None.
+        vision, language: names of the frozen image encoder and of the frozen LLM.
+    """
+
+    connector: ConnectorConfig = field(default_factory=TomeFormerConfig)
+    vision: str = "mini-vit"
+    language: str = "mini-opt"
+    stage: Literal["caption", "represent"] = "caption"
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    init_from: RunConfig | None = None
+    seed: int = 0
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Plain JSON form (nested dicts, lists, numbers, strings, None) of a config dataclass."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_json(data: dict[str, Any]) -> RunConfig:
+    """RunConfig from its JSON form.
+
+    Raises:
+        UserError: a key is unknown or a value has the wrong type; the message names it.
+    """
+    config = _build(RunConfig, data, "")
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def with_value(config: RunConfig, key: str, text: str) -> RunConfig:
+    """Copy of ``config`` with the field at dotted ``key`` (``optim.lr``) set from ``text`` (``--set``).
+
+    Raises:
+        UserError: unknown key (the message lists those that exist) or a text of the wrong type.
+    """
+    return typing.cast(RunConfig, _replace(config, key.split("."), text, key))
+
+
+def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
+    names = [f.name for f in dataclasses.fields(node)]
+    if path[0] not in names:
+        raise UserError(f"--set {key}: no such key; there are: {', '.join(names)}")
+    old = getattr(node, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(old):
+            raise UserError(f"--set {key}: {path[0]} has no fields of its own")
+        return dataclasses.replace(node, **{path[0]: _replace(old, path[1:], text, key)})
+    if dataclasses.is_dataclass(old):
+        inner = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(old))
+        raise UserError(f"--set {key}: is a group; set one of {inner}")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    hint = typing.get_type_hints(type(node))[path[0]]
+    return dataclasses.replace(node, **{path[0]: _build(hint, value, f"--set {key}")})
+
+
+def _build(hint: Any, value: Any, where: str) -> Any:
+    """Value of type ``hint`` from JSON ``value``; ``where`` names the place in messages."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if isinstance(value, dict):
+            for option in options:
+                if dataclasses.is_dataclass(option) and _kind(option) in (None, value.get("kind")):
+                    return _build(option, value, where)
+            raise UserError(f"{where or 'config'}: unknown kind {value.get('kind')!r}")
+        for option in options:
+            if dataclasses.is_dataclass(option):
+                continue
+            try:
+                return _build(option, value, where)
+            except UserError:
+                continue
+        raise UserError(f"{where}: {value!r} is not a {_type_name(hint)}")
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{where or 'config'}: expected an object, got {value!r}")
+        hints = typing.get_type_hints(hint)
+        names = [f.name for f in dataclasses.fields(hint)]
+        for name in value:
+            if name not in names:
+                raise UserError(f"{where}.{name}".lstrip(".") + f": no such key; there are: {', '.join(names)}")
+        return typing.cast(Any, hint)(
+            **{name: _build(hints[name], entry, f"{where}.{name}".lstrip(".")) for name, entry in value.items()}
+        )
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: {value!r} is not a list")
+        items = typing.get_args(hint)
+        if len(items) == 2 and items[1] is Ellipsis:
+            return tuple(_build(items[0], entry, where) for entry in value)
+        if len(items) != len(value):
+            raise UserError(f"{where}: {value!r} does not have {len(items)} entries")
+        return tuple(_build(item, entry, where) for item, entry in zip(items, value, strict=True))
+    if hint is type(None):
+        if value is not None:
+            raise UserError(f"{where}: {value!r} is not null")
+        return None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where}: {value!r} is not a {_type_name(hint)}")
+    return value
+
+
+def _kind(option: Any) -> str | None:
+    """Default of the ``kind`` field that tells the members of a union of dataclasses apart."""
+    for f in dataclasses.fields(option):
+        if f.name == "kind":
+            return typing.cast(str, f.default)
+    return None
+
+
+def _type_name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)).replace("typing.", "")

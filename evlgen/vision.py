@@ -1,0 +1,146 @@
+"""Frozen image encoders: pixels -> one feature vector a patch, a class token in front."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from evlgen.errors import UserError
+
+WEIGHTS = Path(__file__).parent / "weights"  # the miniature's foundation models, shipped in the package
+
+
+@dataclass(frozen=True)
+class MiniViTConfig:
+    """A small ViT, patch 8, whose patch embedding is a short stack of convolutions (Xiao et al., 2021)."""
+
+    image_size: int = 64
+    stem_width: int = 64
+    width: int = 96
+    num_layers: int = 3
+    num_heads: int = 4
+    intermediate: int = 384
+
+
+class MiniViT(nn.Module):
+    """Image encoder of the miniature, in the role of EVA-CLIP ViT-g/14."""
+
+    def __init__(self, config: MiniViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Cells of 4 x 4 pixels, then two 3 x 3 convolutions down to the 8 x 8 grid: a patch sees 20 x 20 pixels.
+        self.cells = nn.Linear(3 * 4 * 4, config.stem_width)
+        self.stem = nn.Sequential(
+            nn.BatchNorm2d(config.stem_width),
+            nn.ReLU(),
+            nn.Conv2d(config.stem_width, config.stem_width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(config.stem_width),
+            nn.ReLU(),
+            nn.Conv2d(config.stem_width, config.width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(config.width),
+            nn.ReLU(),
+            nn.Conv2d(config.width, config.width, 1),
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
+        grid = config.image_size // 8
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.positions = nn.Parameter(torch.randn(1, 1 + grid * grid, config.width) * 0.02)
+        self.blocks = nn.ModuleList(MiniViTBlock(config) for _ in range(config.num_layers))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, 64, 64) float in 0..1 -> (B, 65, width): class token, then the 8 x 8 patches row by row."""
+        batch, side = len(pixels), self.config.image_size // 4
+        cells = (pixels * 4 - 2).view(batch, 3, side, 4, side, 4).permute(0, 2, 4, 1, 3, 5)
+        cells = self.cells(cells.reshape(batch, side, side, 48)).permute(0, 3, 1, 2)  # (B, C, 16, 16)
+        patches = self.stem(cells).flatten(2).transpose(1, 2)  # (B, 64, width)
+        x = torch.cat([self.class_token.expand(batch, -1, -1), patches], 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class MiniViTBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: MiniViTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.norm1 = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, config.intermediate)
+        self.down = nn.Linear(config.intermediate, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, width / heads)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.out(attended)
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+@dataclass(frozen=True)
+class FrozenVision:
+    """A frozen image encoder.
+
+    Attributes:
+        width: width of the features.
+        tokens: number of feature vectors of one image, the class token among them.
+        fingerprint: hash of the weights, part of every cache key.
+    """
+
+    model: nn.Module
+    width: int
+    tokens: int
+    fingerprint: str
+
+    @torch.no_grad()
+    def encode(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, tokens, width) float32."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        features: Tensor = self.model(pixels)
+        return features
+
+
+def file_hash(path: Path) -> str:
+    """First 16 hex digits of the file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def weights_file(name: str) -> Path:
+    """Path of a shipped weights file.
+
+    Raises:
+        UserError: it is not there; the message says how to make it.
+    """
+    path = WEIGHTS / name
+    if not path.exists():
+        raise UserError(f"{path}: missing; make it with `python sweeps/run.py foundation`")
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def build_vision(name: str) -> FrozenVision:
+    """The frozen image encoder called ``name``.
+
+    Raises:
+        UserError: unknown name, or its weights are missing.
+    """
+    if name != "mini-vit":
+        raise UserError(f"vision {name!r}: no such image encoder; there is: mini-vit")
+    path = weights_file("mini-vit.safetensors")
+    config = MiniViTConfig()
+    model = MiniViT(config)
+    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    model.eval().requires_grad_(False)
+    return FrozenVision(model, config.width, model.positions.shape[1], file_hash(path))
