@@ -70,6 +70,7 @@ class QFormerConfig:
     max_positions: int = 512
     num_queries: int = 32
     cross_attention_every: int = 2
+    vocab_size: int = 0
     embed_dim: int = 256
     dropout: float = 0.1
     init: str = "random"
@@ -239,9 +240,14 @@ def _build(hint: Any, value: Any, where: str) -> Any:
         names = [f.name for f in dataclasses.fields(hint)]
         for name in value:
             if name not in names:
-                raise UserError(f"{where}.{name}".lstrip(".") + f": no such key; there are: {', '.join(names)}")
+                raise UserError(
+                    f"{where}.{name}".lstrip(".") + f": no such key; there are: {', '.join(names)}"
+                )
         return typing.cast(Any, hint)(
-            **{name: _build(hints[name], entry, f"{where}.{name}".lstrip(".")) for name, entry in value.items()}
+            **{
+                name: _build(hints[name], entry, f"{where}.{name}".lstrip("."))
+                for name, entry in value.items()
+            }
         )
     if origin is Literal:
         if value not in typing.get_args(hint):

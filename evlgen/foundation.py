@@ -17,10 +17,13 @@ import dataclasses
 import itertools
 import json
 import math
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -30,17 +33,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from evlgen.cpu import prepare_worker
 from evlgen.data import miniworld
 from evlgen.data.miniworld import Scene, Thing
+from evlgen.errors import UserError
 from evlgen.language import mini_model, word_tokenizer
-from evlgen.vision import MiniViT, MiniViTConfig
+from evlgen.vision import WEIGHTS, MiniViT, MiniViTConfig, file_hash
 
 Report = Callable[[str, int, int, float, float], None]  # phase, step, steps, loss, items a second
 
 
 @dataclass(frozen=True)
 class VisionPretraining:
-    steps: int = 2400
+    steps: int = 2600
     batch_size: int = 96
     lr: float = 2e-3
     warmup_steps: int = 100
@@ -52,11 +57,13 @@ class VisionPretraining:
 
 @dataclass(frozen=True)
 class LanguagePretraining:
-    steps: int = 3000
-    batch_size: int = 64
+    steps: int = 5000
+    batch_size: int = 32
     lr: float = 3e-3
-    warmup_steps: int = 150
+    warmup_steps: int = 200
     weight_decay: float = 0.05
+    head_weight: float = 0.3  # of a document's first part, which nothing foretells
+    answer_weight: float = 5.0  # of short answers, a word among many
     seed: int = 0
 
 
@@ -98,8 +105,12 @@ class Contrast(nn.Module):
         super().__init__()
         self.vision = vision
         self.text = TextTower(vocab_size, width)
-        self.patch_out = nn.Sequential(nn.LayerNorm(vision.config.width), nn.Linear(vision.config.width, width))
-        self.class_out = nn.Sequential(nn.LayerNorm(vision.config.width), nn.Linear(vision.config.width, width))
+        self.patch_out = nn.Sequential(
+            nn.LayerNorm(vision.config.width), nn.Linear(vision.config.width, width)
+        )
+        self.class_out = nn.Sequential(
+            nn.LayerNorm(vision.config.width), nn.Linear(vision.config.width, width)
+        )
         self.log_scale = nn.Parameter(torch.tensor([math.log(10.0), math.log(10.0)]))
 
     def forward(self, pixels: Tensor, phrases: Tensor, owner: Tensor, captions: Tensor) -> Tensor:
@@ -138,7 +149,11 @@ def _facts_of(thing: Thing) -> dict[str, str]:
 
 
 def _spell(facts: dict[str, str], rng: Any) -> str:
-    words = [miniworld.SYNONYMS.get(facts[name], (facts[name],)) for name in ("size", "texture", "colour", "shape") if name in facts]
+    words = [
+        miniworld.SYNONYMS.get(facts[name], (facts[name],))
+        for name in ("size", "texture", "colour", "shape")
+        if name in facts
+    ]
     if "place" in facts:
         words.append(miniworld.PLACE_PHRASES[facts["place"]])
     return " ".join(rng.choice(options) for options in words)
@@ -152,7 +167,7 @@ def _contrast_phrases(scene: Scene, rng: Any, negatives: int) -> list[list[str]]
         told = {n: v for n, v in facts.items() if n == "shape" or rng.random() < 0.8}
         group = [_spell(told, rng)]
         while len(group) <= negatives:
-            name = rng.choice(["shape", *told])
+            name = rng.choice(["shape", "shape", *told])  # the hardest to see
             options = _CHOICES.get(name)
             if options is None:
                 options = miniworld.CONTAINERS if told["shape"] in miniworld.CONTAINERS else miniworld.SHAPES
@@ -166,20 +181,21 @@ def _contrast_phrases(scene: Scene, rng: Any, negatives: int) -> list[list[str]]
     return groups
 
 
-def _word_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    encoded = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-    ids: Tensor = encoded["input_ids"]
-    return ids[:, :32]
+def _word_ids(vocabulary: dict[str, int], texts: list[str]) -> Tensor:
+    """(T, L) ids of texts without punctuation, padded with 0; a plain look-up, as this is done often."""
+    rows = [[vocabulary[word] for word in text.split()[:32]] for text in texts]
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return torch.from_numpy(ids)
 
 
-def pretrain_vision(
-    tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining, report: Report
-) -> MiniViT:
+def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining, report: Report) -> Contrast:
     """Train the image encoder; the same setup gives the same bits on one machine type with one thread."""
     torch.manual_seed(setup.seed)
     model = Contrast(MiniViT(MiniViTConfig()), len(tokenizer), setup.text_width)
     optimizer = _optimizer(model, setup.lr, setup.weight_decay)
-    pool = miniworld.pool("foundation")
+    pool, vocabulary = miniworld.pool("foundation"), tokenizer.get_vocab()
     started = time.perf_counter()
     model.train()
     for step in range(setup.steps):
@@ -195,9 +211,12 @@ def pretrain_vision(
             phrases += groups
             owner += [place] * len(groups)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-        ids = _word_ids(tokenizer, list(itertools.chain.from_iterable(phrases)))
+        ids = _word_ids(vocabulary, list(itertools.chain.from_iterable(phrases)))
         loss = model(
-            pixels, ids.view(len(phrases), 1 + setup.negatives, -1), torch.tensor(owner), _word_ids(tokenizer, captions)
+            pixels,
+            ids.view(len(phrases), 1 + setup.negatives, -1),
+            torch.tensor(owner),
+            _word_ids(vocabulary, captions),
         )
         optimizer.zero_grad()
         loss.backward()
@@ -206,7 +225,7 @@ def pretrain_vision(
         if step % 25 == 0 or step == setup.steps - 1:
             rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
             report("mini-vit", step + 1, setup.steps, loss.item(), rate)
-    return model.vision.eval()
+    return model.eval()
 
 
 # ------------------------------------------------------------------------------------------- language
@@ -224,12 +243,15 @@ def pretrain_language(
     group = 16  # batches drawn together and sorted by length, so that little is padding
     order = np.random.default_rng(setup.seed)
     offset = 100_000_000 if name == "mini-llama" else 0  # the two have read different texts
-    batches: list[list[list[int]]] = []
+    batches: list[list[tuple[list[int], list[float]]]] = []
     for step in range(setup.steps):
         if not batches:
             first = offset + step * setup.batch_size
-            documents = [miniworld.document(i) for i in range(first, first + group * setup.batch_size)]
-            rows = sorted(tokenizer(documents)["input_ids"], key=len)
+            indices = range(first, first + group * setup.batch_size)
+            rows = sorted(
+                (_weighted(tokenizer, *miniworld.document(i), setup) for i in indices),
+                key=lambda r: len(r[0]),
+            )
             batches = [rows[i : i + setup.batch_size] for i in range(0, len(rows), setup.batch_size)]
             batches = [batches[i] for i in order.permutation(len(batches))]
         rows = batches.pop()
@@ -245,15 +267,34 @@ def pretrain_language(
     return model.eval()
 
 
-def document_loss(model: nn.Module, rows: list[list[int]]) -> Tensor:
-    """Mean cross-entropy of the next word (nats) over a batch of documents of any lengths."""
-    length = max(map(len, rows))
+def _weighted(
+    tokenizer: PreTrainedTokenizerFast, head: str, rest: str, setup: LanguagePretraining
+) -> tuple[list[int], list[float]]:
+    """Word ids of a document, and the weight of each as a target (0 for the first)."""
+    ids: list[int] = tokenizer(head)["input_ids"]
+    weights = [0.0] + [setup.head_weight] * (len(ids) - 1)
+    for line in rest.splitlines(keepends=True):
+        question, mark, answer = line.partition("Short answer:")
+        asked = tokenizer(question + mark, add_special_tokens=False)["input_ids"]
+        told = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids = ids + asked + told
+        weights += [1.0] * len(asked) + [setup.answer_weight] * len(told)
+    return ids, weights
+
+
+def document_loss(model: nn.Module, rows: list[tuple[list[int], list[float]]]) -> Tensor:
+    """Weighted mean cross-entropy of the next word (nats) over a batch of documents of any lengths."""
+    length = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
-    for i, row in enumerate(rows):
+    weights = torch.zeros(len(rows), length)
+    for i, (row, weight) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
+        weights[i, : len(row)] = torch.tensor(weight)
     # padding stands behind the text, which a causal model never looks at: no mask needed
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
+    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
 
 
 # --------------------------------------------------------------------------------------------- shared
@@ -279,8 +320,13 @@ def _set_lr(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Tokenizer over every word that the miniworld can say."""
-    texts = [miniworld.document(i) for i in range(8000)]
-    texts += [*miniworld.IRRELEVANT, *miniworld.SHAPES, *map(miniworld.plural, miniworld.SHAPES), *miniworld.NUMBERS]
+    texts = ["".join(miniworld.document(i)) for i in range(8000)]
+    texts += [
+        *miniworld.IRRELEVANT,
+        *miniworld.SHAPES,
+        *map(miniworld.plural, miniworld.SHAPES),
+        *miniworld.NUMBERS,
+    ]
     texts += [" ".join(ways) for ways in miniworld.SYNONYMS.values()] + [str(n) for n in range(10)]
     return word_tokenizer(texts)
 
@@ -305,7 +351,7 @@ def answer_text(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: list[st
     answers = []
     for row, start in zip(rows, starts, strict=True):
         words = list(itertools.takewhile(lambda token: token != newline, row[start:]))
-        answers.append(tokenizer.decode(words).strip())
+        answers.append(str(tokenizer.decode(words)).strip())
     return answers
 
 
@@ -353,3 +399,227 @@ def language_card(model: nn.Module, tokenizer: PreTrainedTokenizerFast, count: i
         card[f"{kind} from notes"] = 100 * right / count
         card[f"{kind} from another scene's notes"] = 100 * guessed / count
     return card
+
+
+@torch.no_grad()
+def thing_features(model: MiniViT, first: int, last: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features of every thing in the scenes ``first`` .. ``last`` of the pool ``probe``.
+
+    Returns:
+        (T, width): the patch features averaged over the pixels that show the thing; and for each attribute
+        the (T,) index of its value.
+    """
+    pool = miniworld.pool("probe")
+    features, values = [], []
+    for start in range(first, last, 100):
+        scenes = [pool.scene(i) for i in range(start, min(last, start + 100))]
+        pixels = (
+            torch.from_numpy(np.stack([miniworld.render(s) for s in scenes])).permute(0, 3, 1, 2).float()
+            / 255
+        )
+        for scene, patches in zip(scenes, model(pixels)[:, 1:], strict=True):
+            for thing, mask in zip(scene.things, miniworld.object_masks(scene), strict=True):
+                if thing.shape in miniworld.CONTAINERS:
+                    continue
+                # (64, 64) pixels -> share of each of the 8 x 8 patches
+                cover = torch.from_numpy(mask.reshape(8, 8, 8, 8).mean((1, 3)).reshape(64).astype(np.float32))
+                features.append(cover / cover.sum() @ patches)
+                values.append(
+                    [
+                        ({"shape": miniworld.SHAPES} | _CHOICES)[n].index(getattr(thing, n))
+                        for n in _ATTRIBUTES
+                    ]
+                )
+    columns = torch.tensor(values).T
+    return torch.stack(features), dict(zip(_ATTRIBUTES, columns, strict=True))
+
+
+def linear_probe(train: Tensor, target: Tensor, test: Tensor, truth: Tensor) -> float:
+    """Accuracy (percent) of multinomial logistic regression on standardised features."""
+    mean, deviation = train.mean(0), train.std(0)
+    one = [F.pad((x - mean) / deviation, (0, 1), value=1.0) for x in (train, test)]
+    weights = torch.zeros(one[0].shape[1], int(target.max()) + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(one[0] @ weights, target) + 1e-4 * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return 100 * float(((one[1] @ weights).argmax(1) == truth).float().mean())
+
+
+def vision_card(model: MiniViT, train: int = 3000, test: int = 1000) -> dict[str, float]:
+    """Linear probes (percent right) on images the encoder has not seen: what a thing's patches tell of it."""
+    features, values = thing_features(model, 0, train)
+    unseen, truth = thing_features(model, train, train + test)
+    return {f"probe {n}": linear_probe(features, values[n], unseen, truth[n]) for n in _ATTRIBUTES}
+
+
+@torch.no_grad()
+def retrieval_card(model: Contrast, tokenizer: PreTrainedTokenizerFast, count: int = 200) -> dict[str, float]:
+    """Percent of captions, and of phrases, whose own image ranks first among ``count`` unseen ones."""
+    pool, vocabulary = miniworld.pool("probe"), tokenizer.get_vocab()
+    scenes = [pool.scene(10_000 + i) for i in range(count)]
+    pixels = (
+        torch.from_numpy(np.stack([miniworld.render(s) for s in scenes])).permute(0, 3, 1, 2).float() / 255
+    )
+    features = model.eval().vision(pixels)
+    rngs = [miniworld._rng("retrieval", i) for i in range(count)]
+    captions = _word_ids(vocabulary, [miniworld.caption(s, r) for s, r in zip(scenes, rngs, strict=True)])
+    phrases = _word_ids(
+        vocabulary, [_spell(_facts_of(s.things[0]), r) for s, r in zip(scenes, rngs, strict=True)]
+    )
+    classes = F.normalize(model.class_out(features[:, 0]), dim=-1)
+    patches = F.normalize(model.patch_out(features[:, 1:]), dim=-1)
+    whole = model.text(captions) @ classes.T
+    scale = model.log_scale[0].exp()
+    single = torch.einsum("pc,bnc->pbn", model.text(phrases) * scale, patches).logsumexp(-1)
+    target = torch.arange(count)
+    return {
+        f"retrieval@1 of {count}, caption": 100 * float((whole.argmax(1) == target).float().mean()),
+        f"retrieval@1 of {count}, phrase of one thing": 100
+        * float((single.argmax(1) == target).float().mean()),
+    }
+
+
+# ---------------------------------------------------------------------------------------------- build
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much the foundation models are trained, and on how much the card's figures rest."""
+
+    vision: VisionPretraining
+    language: LanguagePretraining
+    card: int
+
+
+BUDGETS = {
+    "mini": Budget(VisionPretraining(), LanguagePretraining(), 1000),
+    "smoke": Budget(
+        VisionPretraining(steps=4, batch_size=8, warmup_steps=2),
+        LanguagePretraining(steps=4, batch_size=8, warmup_steps=2),
+        100,
+    ),
+}
+NAMES = ("mini-vit", "mini-opt", "mini-llama")
+
+
+def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any]:
+    """Train one foundation model, write ``out/<name>.safetensors`` (fp16) and return its card."""
+    prepare_worker()
+    budget = BUDGETS[scale]
+    tokenizer = make_tokenizer()
+    started = time.perf_counter()
+    if name == "mini-vit":
+        contrast = pretrain_vision(tokenizer, budget.vision, report)
+        model: nn.Module = contrast.vision
+        setup: Any = budget.vision
+    else:
+        model = pretrain_language(name, tokenizer, budget.language, report)
+        setup = budget.language
+    seconds = time.perf_counter() - started
+    path = out / f"{name}.safetensors"
+    state = {
+        key: value.half().contiguous() if value.is_floating_point() else value
+        for key, value in model.state_dict().items()
+    }
+    if name != "mini-vit":
+        state.pop("lm_head.weight", None)  # tied to the word embeddings
+    save_file(state, path)
+    model.load_state_dict(
+        {key: value.float() for key, value in state.items()}, strict=False
+    )  # judge what is shipped
+    with torch.random.fork_rng():
+        if isinstance(model, MiniViT):
+            figures = vision_card(model, 3 * budget.card, budget.card) | retrieval_card(contrast, tokenizer)
+        else:
+            figures = language_card(model, tokenizer, max(100, budget.card // 100 * 50))
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "setup": dataclasses.asdict(setup),
+        "minutes": round(seconds / 60, 1),
+        "world": miniworld.version(),
+        "sha256": file_hash(path),
+        "figures": {key: round(value, 2) for key, value in figures.items()},
+    }
+
+
+def _build_task(name: str, scale: str, out: str, queue: Any) -> tuple[str, dict[str, Any]]:
+    return name, build_one(name, scale, Path(out), lambda *line: queue.put(line))
+
+
+def build(scale: str, out: Path, workers: int = 2, report: Report | None = None) -> dict[str, bool | None]:
+    """Make all foundation models from nothing in ``out``: weights, tokenizer, ``card.json``, ``CARD.md``.
+
+    Each model is trained by a process of its own with one thread, so that the bits do not depend on
+    ``workers``.
+
+    Returns:
+        For each model whether its weights equal the shipped ones bit for bit (None: none are shipped).
+
+    Raises:
+        UserError: no budget is defined for ``scale``.
+    """
+    if scale not in BUDGETS:
+        raise UserError(f"foundation: no scale {scale!r}; there are: {', '.join(BUDGETS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    make_tokenizer().backend_tokenizer.save(str(out / "mini-tokenizer.json"))
+    context = multiprocessing.get_context("spawn")
+    cards: dict[str, Any] = {}
+    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        queue = manager.Queue()
+        tasks = [pool.submit(_build_task, name, scale, str(out), queue) for name in NAMES]
+        while not all(task.done() for task in tasks) or not queue.empty():
+            try:
+                line = queue.get(timeout=0.2)
+            except Empty:
+                continue
+            if report is not None:
+                report(*line)
+        for task in tasks:
+            name, card = task.result()
+            cards[name] = card
+    (out / "card.json").write_text(json.dumps(cards, indent=2) + "\n")
+    (out / "CARD.md").write_text(card_page(cards))
+    shipped = {name: WEIGHTS / f"{name}.safetensors" for name in NAMES}
+    return {
+        name: file_hash(path) == cards[name]["sha256"] if path.exists() else None
+        for name, path in shipped.items()
+    }
+
+
+def card_page(cards: dict[str, Any]) -> str:
+    """The model card as Markdown."""
+    lines = [
+        "# The miniature's foundation models",
+        "",
+        "Trained from nothing by `python sweeps/run.py foundation` on data that no experiment uses (the",
+        "pool `foundation` and the documents of `evlgen/data/miniworld.py`), then frozen. Stored in fp16.",
+        "Figures are measured on the stored weights, with unseen scenes and texts.",
+        "",
+    ]
+    what = {
+        "mini-vit": "image encoder, patch 8, 65 tokens of width 96, contrastive image-text training",
+        "mini-opt": "causal language model, OPT architecture, texts only",
+        "mini-llama": "causal language model, LLaMA architecture, other texts of the same kind",
+    }
+    for name, card in cards.items():
+        setup = card["setup"]
+        lines += [
+            f"## {name}",
+            "",
+            f"{what[name][0].upper()}{what[name][1:]}. {card['parameters']:,} parameters;",
+            f"{setup['steps']:,} steps of {setup['batch_size']}, peak learning rate {setup['lr']:g},",
+            f"{card['minutes']} minutes on one core.",
+            f"World `{card['world']}`, weights sha256 `{card['sha256']}`.",
+            "",
+            "| measure | value |",
+            "|---|---|",
+            *(f"| {key} | {value:.2f} |" for key, value in card["figures"].items()),
+            "",
+        ]
+    return "\n".join(lines)

@@ -41,7 +41,7 @@ class FrozenLanguage:
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the words of ``texts``: lower case, punctuation and newline are tokens.
 
-    Ids: 0 ``<pad>``, 1 ``</s>`` (beginning and end, as in OPT), 2 ``<unk>``, then the words in alphabetical order.
+    Ids: 0 ``<pad>``, 1 ``</s>`` (beginning and end, as in OPT), 2 ``<unk>``, then the words by alphabet.
     """
     split = pre_tokenizers.Split(Regex(r"\n|\w+|[^\w\s]"), behavior="removed", invert=True)
     words: set[str] = set()

@@ -37,7 +37,7 @@ class MiniViT(nn.Module):
     def __init__(self, config: MiniViTConfig) -> None:
         super().__init__()
         self.config = config
-        # Cells of 4 x 4 pixels, then two 3 x 3 convolutions down to the 8 x 8 grid: a patch sees 20 x 20 pixels.
+        # Cells of 4 x 4 pixels, then two 3 x 3 convolutions down to 8 x 8: a patch sees 20 x 20 pixels.
         self.cells = nn.Linear(3 * 4 * 4, config.stem_width)
         self.stem = nn.Sequential(
             nn.BatchNorm2d(config.stem_width),

@@ -31,7 +31,6 @@ import functools
 import hashlib
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -332,7 +331,9 @@ def between(scene: Scene, index: int) -> tuple[int, int] | None:
 # -------------------------------------------------------------------------------------------- drawing
 
 
-def _inside_shape(shape: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def _inside_shape(
+    shape: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
     """Which points of the square [-1, 1]^2 (y downwards) belong to a shape of extent 1."""
     rho, phi = np.hypot(x, y), np.arctan2(y, x)
     if shape == "ball":
@@ -340,7 +341,11 @@ def _inside_shape(shape: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.floa
     if shape == "star":
         tenth, notch = np.pi / 5, 0.5  # half the angle between two points, and how deep they are cut
         turn = np.abs((phi + np.pi / 2 + tenth) % (2 * tenth) - tenth)  # 0 at a point, tenth at a notch
-        edge = notch * np.sin(tenth) / (np.cos(turn) * notch * np.sin(tenth) + np.sin(turn) * (1 - notch * np.cos(tenth)))
+        edge = (
+            notch
+            * np.sin(tenth)
+            / (np.cos(turn) * notch * np.sin(tenth) + np.sin(turn) * (1 - notch * np.cos(tenth)))
+        )
         return rho <= edge
     if shape == "heart":
         u, v = x * 1.2, -y * 1.2 + 0.12
@@ -405,7 +410,10 @@ def _core(shape: str, radius: float, angle: float) -> npt.NDArray[np.float32]:
     mask = _mask(shape, radius, angle)
     padded = np.pad(mask, 1)
     side = mask.shape[0]
-    neighbours = [padded[1 + dy : 1 + dy + side, 1 + dx : 1 + dx + side] for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+    neighbours = [
+        padded[1 + dy : 1 + dy + side, 1 + dx : 1 + dx + side]
+        for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))
+    ]
     core: npt.NDArray[np.float32] = np.minimum.reduce([mask, *neighbours])
     return core
 
@@ -455,7 +463,10 @@ def render(scene: Scene) -> npt.NDArray[np.uint8]:
         y, x = np.mgrid[0:SIZE, 0:SIZE]
         image = 0.5 * image + 110 - 9.0 * (((x - y) % 6) == 0)[..., None].astype(np.float32)
     for thing in sorted(scene.things, key=lambda t: -t.radius):
-        mask, core = _mask(thing.shape, thing.radius, thing.angle), _core(thing.shape, thing.radius, thing.angle)
+        mask, core = (
+            _mask(thing.shape, thing.radius, thing.angle),
+            _core(thing.shape, thing.radius, thing.angle),
+        )
         half = mask.shape[0] // 2
         light = _texture(thing.texture, half)[..., None]
         colour = np.array(COLOURS[thing.colour], np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
@@ -557,7 +568,7 @@ def _join(rng: random.Random, parts: list[str]) -> str:
 
 
 def _related(scene: Scene, rng: random.Random, told: list[int]) -> str:
-    """"a red star above a blue boat", or "... between ... and ...", then the other things told."""
+    """ "a red star above a blue boat", or "... between ... and ...", then the other things told."""
     first = told[0]
     pair = between(scene, first)
     if pair is not None and rng.random() < 0.6:
@@ -574,7 +585,7 @@ def _related(scene: Scene, rng: random.Random, told: list[int]) -> str:
 
 
 def _counted(scene: Scene, rng: random.Random, told: list[int]) -> str:
-    """"two stars one red and one blue" where shapes recur, else "three objects ...", naming them."""
+    """ "two stars one red and one blue" where shapes recur, else "three objects ...", naming them."""
     by_shape: dict[str, list[int]] = {}
     for i, t in enumerate(scene.things):
         by_shape.setdefault(t.shape, []).append(i)
@@ -585,7 +596,9 @@ def _counted(scene: Scene, rng: random.Random, told: list[int]) -> str:
             return " and ".join([f"{NUMBERS[len(members)]} {plural(_noun(rng, shape))} {colours}", *rest])
     things = [i for i, t in enumerate(scene.things) if t.shape not in CONTAINERS]
     thing = rng.choice(("objects", "things"))
-    return f"{NUMBERS[len(things)]} {thing} {_join(rng, [_phrase(rng, scene.things[i], 0.5) for i in things])}"
+    return (
+        f"{NUMBERS[len(things)]} {thing} {_join(rng, [_phrase(rng, scene.things[i], 0.5) for i in things])}"
+    )
 
 
 def _paint_caption(scene: Scene, rng: random.Random) -> str:
@@ -598,7 +611,9 @@ def _paint_caption(scene: Scene, rng: random.Random) -> str:
         body = _counted(scene, rng, told)
     else:
         body = _join(rng, [_with_container(scene, rng, i, 0.6 if len(told) < 3 else 0.25) for i in told])
-    opening = rng.choice(("", "", "there is ", "a picture of ", "this is ", "you can see ")) if form >= 0.6 else ""
+    opening = (
+        rng.choice(("", "", "there is ", "a picture of ", "this is ", "you can see ")) if form >= 0.6 else ""
+    )
     ending = f" {rng.choice(BACKGROUND_PHRASES[scene.background])}" if rng.random() < 0.5 else ""
     return opening + body + ending
 
@@ -624,7 +639,7 @@ def note(scene: Scene, rng: random.Random) -> str:
             words.insert(0, _say(rng, thing.size))
             if thing.texture != "plain" or rng.random() < 0.3:
                 words.insert(1, _say(rng, thing.texture))
-        if rng.random() < 0.5:
+        if rng.random() < 0.15:
             rng.shuffle(words)
         words.append(thing.place if rng.random() < 0.5 else rng.choice(PLACE_PHRASES[thing.place]))
         if thing.inside >= 0:
@@ -632,7 +647,7 @@ def note(scene: Scene, rng: random.Random) -> str:
         entries.append(" ".join(words))
     ground = rng.choice(BACKGROUND_PHRASES[scene.background] + BACKGROUND_ANSWERS[scene.background])
     entries.insert(rng.randint(0, len(entries)), ground)
-    return rng.choice((" , ", " ; ", " and ", " ")).join(entries)
+    return rng.choice((" , ", " ; ", " and ")).join(entries)
 
 
 # ------------------------------------------------------------------------------------------ questions
@@ -650,14 +665,16 @@ class _Asked:
 def _unique(scene: Scene, attribute: str) -> list[Thing]:
     """Things (no containers) whose ``attribute`` no other thing of the scene shares."""
     values = [getattr(t, attribute) for t in scene.things]
-    return [
-        t for t in scene.things if t.shape not in CONTAINERS and values.count(getattr(t, attribute)) == 1
-    ]
+    return [t for t in scene.things if t.shape not in CONTAINERS and values.count(getattr(t, attribute)) == 1]
 
 
 def _lying(scene: Scene, link: str, anchor: Thing) -> Thing | None:
     """The one thing that lies ``link`` (left of, ...) the anchor; None if there is none or more than one."""
-    found = [t for t in scene.things if t is not anchor and t.shape not in CONTAINERS and relation(t, anchor) == link]
+    found = [
+        t
+        for t in scene.things
+        if t is not anchor and t.shape not in CONTAINERS and relation(t, anchor) == link
+    ]
     return found[0] if len(found) == 1 else None
 
 
@@ -742,10 +759,10 @@ def _ask_vqa(scene: Scene, rng: random.Random) -> _Asked | None:
         return _value(f"what color is the {noun}?", thing.colour, colours)
     if form == 4:
         link = rng.choice(RELATIONS)
-        other = _lying(scene, link, thing)
-        if other is None:
+        lying = _lying(scene, link, thing)
+        if lying is None:
             return None
-        return _value(f"what is {_say(rng, link)} the {noun}?", other.shape, shapes)
+        return _value(f"what is {_say(rng, link)} the {noun}?", lying.shape, shapes)
     if form == 5:
         places = tuple(p for row in PLACES for p in row)
         return _value(f"where is the {noun}?", thing.place, places)
@@ -824,10 +841,10 @@ def _article(word: str) -> str:
 
 
 def question(kind: str, index: int) -> Question:
-    """The question ``index`` of ``vqav2``, ``gqa`` or ``okvqa``, on the image ``index`` of the pool so named."""
+    """The question ``index`` of ``vqav2``, ``gqa`` or ``okvqa``, on the same image of the pool so named."""
     if kind not in QUESTION_KINDS:
         raise UserError(f"no questions {kind!r}; there are: {', '.join(QUESTION_KINDS)}")
-    scene, asked = _asked(kind, index)
+    _scene, asked = _asked(kind, index)
     if kind == "gqa":
         answers: tuple[str, ...] = (asked.answer,)
     else:
@@ -860,29 +877,30 @@ def _asked(kind: str, index: int) -> tuple[Scene, _Asked]:
 PROMPT = "Question: {} Short answer:"
 
 
-def document(index: int) -> str:
+def document(index: int) -> tuple[str, str]:
     """A text of the language models' own pre-training: people who talk about one scene, and about facts.
 
     First comes what there is to know (notes or captions), then captions that tell some of it again, then
     questions with their short answers. So a prefix is worth reading, as in any real text.
+
+    Returns:
+        The first part, which nothing foretells, and the rest.
     """
     rng = _rng("document", index)
     if rng.random() < 0.06:
-        return "\n".join(_fact(rng) for _ in range(6)) + "\n"
+        return "", "\n".join(_fact(rng) for _ in range(6)) + "\n"
     scene = sample_scene(rng, "foundation")
     notes = rng.random() < 0.7
     head = note(scene, rng) if notes else "\n".join(caption(scene, rng) for _ in range(rng.randint(1, 3)))
     separator = rng.choices(("\n", " . ", " "), (0.5, 0.2, 0.3))[0]
-    lines = [caption(scene, rng) for _ in range(rng.randint(0, 2))]
+    lines = [caption(scene, rng) for _ in range(rng.randint(1, 3))]
     for _ in range(rng.randint(1, 5) if notes else rng.randint(0, 1)):
         asked = _ASK[rng.choice(QUESTION_KINDS)](scene, rng)
         if asked is not None:
             lines.append(PROMPT.format(asked.text) + " " + asked.answer)
     if rng.random() < 0.1:
         lines.append(_fact(rng) if rng.random() < 0.7 else rng.choice(IRRELEVANT))
-    if not lines:
-        lines = [caption(scene, rng)]
-    return head + separator + "\n".join(lines) + "\n"
+    return head + separator, "\n".join(lines) + "\n"
 
 
 def _fact(rng: random.Random) -> str:
@@ -956,13 +974,15 @@ def version() -> str:
         for index in range(12):
             digest.update(repr(question(kind, index)).encode())
     for index in range(24):
-        digest.update(document(index).encode())
+        digest.update("".join(document(index)).encode())
     return digest.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------- checking captions
 
-_CANONICAL = {said: word for word, ways in SYNONYMS.items() if word in (*SHAPES, *CONTAINERS, *COLOURS) for said in ways}
+_CANONICAL = {
+    said: word for word, ways in SYNONYMS.items() if word in (*SHAPES, *CONTAINERS, *COLOURS) for said in ways
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""What the models and budgets of the paper are at each scale: the one place where they are written down.
+
+An experiment says ``evlgen(scale, pairs="11M", steps=150)`` in the paper's words and gets the run that plays
+this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` a thousand updates of the
+paper become three, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from evlgen.config import (
+    ConnectorConfig,
+    DataConfig,
+    EvalConfig,
+    OptimConfig,
+    QFormerConfig,
+    RunConfig,
+    TomeFormerConfig,
+)
+from evlgen.errors import UserError
+
+Pairs = Literal["104M", "11M"]
+Language = Literal["opt", "vicuna"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Everything that differs between scales.
+
+    Attributes:
+        seeds: seeds of a run by default.
+        updates: number of updates that stand for a thousand of the paper's.
+        lr: peak learning rates, by part; see CALIBRATION.md for how the miniature's were found.
+        full, reduced: pools in the roles of the 104M and the 11M pairs.
+    """
+
+    name: str
+    seeds: int
+    updates: float
+    batch_size: int
+    lr: dict[str, float]
+    warmup: float  # share of the updates
+    dropout: float
+    tomeformer: TomeFormerConfig
+    qformer: QFormerConfig
+    vision: str
+    language: dict[Language, str]
+    data: DataConfig
+    reduced: tuple[tuple[str, int], ...]
+    evaluation: EvalConfig
+    checkpoints: int  # in one run
+
+
+_MINI_TOMEFORMER = TomeFormerConfig(
+    input_width=96, width=96, num_layers=4, num_heads=4, intermediate=384, max_positions=65, r=12, dropout=0.0
+)  # 65 -> 53 -> 41 -> 29 -> 17 tokens
+_MINI_QFORMER = QFormerConfig(
+    encoder_width=96,
+    width=96,
+    num_layers=4,
+    num_heads=4,
+    intermediate=384,
+    max_positions=64,
+    num_queries=18,  # to TomeFormer's 17 as the paper's 32 to its 29
+    embed_dim=64,
+    dropout=0.0,
+)
+_MINI = Scale(
+    name="mini",
+    seeds=3,
+    updates=3.0,
+    batch_size=32,
+    lr={"tomeformer": 1e-3, "qformer": 1e-3, "stage1": 1e-3},
+    warmup=0.05,
+    dropout=0.0,
+    tomeformer=_MINI_TOMEFORMER,
+    qformer=_MINI_QFORMER,
+    vision="mini-vit",
+    language={"opt": "mini-opt", "vicuna": "mini-llama"},
+    data=DataConfig(pools=(("web", 6000), ("ccs", 1600), ("coco", 400))),
+    reduced=(("ccs", 1600), ("coco", 400)),
+    evaluation=EvalConfig(
+        sets=(
+            ("coco", 250),
+            ("nocaps_in", 100),
+            ("nocaps_near", 100),
+            ("nocaps_out", 100),
+            ("flickr", 150),
+            ("vqav2", 400),
+            ("gqa", 300),
+            ("okvqa", 300),
+        ),
+        validation=256,
+    ),
+    checkpoints=3,
+)
+_SMOKE = dataclasses.replace(
+    _MINI,
+    name="smoke",
+    seeds=1,
+    updates=0.12,  # 250K -> 30
+    batch_size=16,
+    data=DataConfig(pools=(("web", 120), ("ccs", 32), ("coco", 8))),
+    reduced=(("ccs", 32), ("coco", 8)),
+    evaluation=EvalConfig(
+        sets=(
+            ("coco", 16),
+            ("nocaps_in", 8),
+            ("nocaps_near", 8),
+            ("nocaps_out", 8),
+            ("flickr", 8),
+            ("vqav2", 16),
+            ("gqa", 16),
+            ("okvqa", 16),
+        ),
+        validation=32,
+        beams=2,
+        max_length=16,
+    ),
+    checkpoints=2,
+)
+_PAPER = Scale(
+    name="paper",
+    seeds=1,
+    updates=1000.0,
+    batch_size=1600,
+    lr={"tomeformer": 1e-4, "qformer": 1e-4, "stage1": 1e-4},
+    warmup=0.02,
+    dropout=0.1,
+    tomeformer=TomeFormerConfig(init="bert-base-uncased"),
+    qformer=QFormerConfig(init="bert-base-uncased"),
+    vision="eva-clip-g",
+    language={"opt": "opt-2.7b", "vicuna": "vicuna-7b"},
+    data=DataConfig(
+        world="capfilt", pools=(("laion-115m", 78_000_000), ("ccs-14m", 20_800_000), ("coco", 5_200_000))
+    ),
+    reduced=(("ccs-14m", 8_800_000), ("coco", 2_200_000)),
+    evaluation=EvalConfig(
+        sets=(
+            ("coco", 5000),
+            ("nocaps", 4500),
+            ("flickr", 1000),
+            ("vqav2", 214_354),
+            ("gqa", 12_578),
+            ("okvqa", 5046),
+        ),
+        validation=2000,
+    ),
+    checkpoints=50,
+)
+_SCALES = {scale.name: scale for scale in (_SMOKE, _MINI, _PAPER)}
+
+
+def get(name: str) -> Scale:
+    """The scale called ``name``.
+
+    Raises:
+        UserError: there is none; the message lists those there are.
+    """
+    if name not in _SCALES:
+        raise UserError(f"scale {name!r}: no such scale; there are: {', '.join(_SCALES)}")
+    return _SCALES[name]
+
+
+def evlgen(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
+    """EVLGen: TomeFormer, one stage, ``steps`` thousand updates of the paper."""
+    chosen = get(scale)
+    return _captioner(chosen, chosen.tomeformer, language, pairs, steps, chosen.lr["tomeformer"])
+
+
+def blip2_single_stage(
+    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250
+) -> RunConfig:
+    """BLIP-2's Q-Former tied to the LLM from the start ("stage 2 only")."""
+    chosen = get(scale)
+    return _captioner(chosen, chosen.qformer, language, pairs, steps, chosen.lr["qformer"])
+
+
+def blip2(
+    scale: str,
+    *,
+    language: Language = "opt",
+    pairs: Pairs = "104M",
+    stage1_steps: int = 250,
+    stage2_steps: int = 80,
+) -> RunConfig:
+    """BLIP-2 in its two stages; stage 1 is a run of its own that rows may share."""
+    second = blip2_single_stage(scale, language=language, pairs=pairs, steps=stage2_steps)
+    return dataclasses.replace(second, init_from=blip2_stage1(scale, pairs=pairs, steps=stage1_steps))
+
+
+def blip2_stage1(scale: str, *, pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
+    """BLIP-2's stage 1: the Q-Former learns from images and texts (ITC, ITM, LM), no LLM."""
+    chosen = get(scale)
+    return dataclasses.replace(
+        _captioner(chosen, chosen.qformer, "opt", pairs, steps, chosen.lr["stage1"]),
+        stage="represent",
+        language="",
+        evaluation=EvalConfig(validation=chosen.evaluation.validation),
+    )
+
+
+def _captioner(
+    scale: Scale, connector: ConnectorConfig, language: Language, pairs: Pairs, steps: int, lr: float
+) -> RunConfig:
+    updates = max(2, round(steps * scale.updates))
+    data = scale.data if pairs == "104M" else dataclasses.replace(scale.data, pools=scale.reduced)
+    return RunConfig(
+        connector=connector,
+        vision=scale.vision,
+        language=scale.language[language],
+        data=data,
+        optim=OptimConfig(
+            steps=updates,
+            batch_size=scale.batch_size,
+            lr=lr,
+            warmup_lr=lr / 100,
+            min_lr=lr / 10,
+            warmup_steps=max(1, round(updates * scale.warmup)),
+            clip_norm=0.0 if scale.name == "paper" else 1.0,
+            precision="fp16" if scale.name == "paper" else "fp32",
+            eval_every=max(1, updates // 10),
+            checkpoint_every=max(1, updates // scale.checkpoints),
+        ),
+        evaluation=scale.evaluation,
+    )

@@ -1,0 +1,20 @@
+"""Table 2 of the paper: zero-shot captioning on NoCaps and Flickr30K, with both language models."""
+
+from __future__ import annotations
+
+from experiments.base import Experiment, Row
+
+from experiments.scales import blip2, evlgen, get
+
+METRICS = ("nocaps_in/CIDEr", "nocaps_near/CIDEr", "nocaps_out/CIDEr", "nocaps/CIDEr", "flickr/CIDEr")
+
+
+def build(scale: str) -> Experiment:
+    """The rows of the table. The paper's text gives two of its cells; the others are unknown here."""
+    rows = (
+        Row("BLIP-2, OPT-2.7B", blip2(scale), {}),
+        Row("EVLGen, OPT-2.7B", evlgen(scale), {}),
+        Row("BLIP-2, Vicuna-7B", blip2(scale, language="vicuna"), {"nocaps/CIDEr": 115.6}),
+        Row("EVLGen, Vicuna-7B", evlgen(scale, language="vicuna"), {"nocaps/CIDEr": 119.0}),
+    )
+    return Experiment("table2", "Table 2: zero-shot captioning", rows, METRICS, get(scale).seeds)

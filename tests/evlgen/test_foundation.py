@@ -1,0 +1,131 @@
+"""The foundation models: rebuilt alike, shipped as their card says, and able to see and to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from evlgen import foundation
+from evlgen.data import miniworld
+from evlgen.errors import UserError
+from evlgen.language import build_language, mini_tokenizer
+from evlgen.vision import WEIGHTS, build_vision, file_hash
+
+
+def test_smoke_rebuild_is_bit_identical(tmp_path: Path) -> None:
+    silent: list[tuple[str, int, int, float, float]] = []
+    first = foundation.build("smoke", tmp_path / "a", workers=2, report=lambda *line: silent.append(line))
+    foundation.build("smoke", tmp_path / "b", workers=1)
+    assert {line[0] for line in silent} == set(foundation.NAMES) == set(first)
+    for name in foundation.NAMES:
+        assert file_hash(tmp_path / "a" / f"{name}.safetensors") == file_hash(
+            tmp_path / "b" / f"{name}.safetensors"
+        )
+    assert not any(first.values())  # four steps are not the shipped weights, and build() says so
+    assert (tmp_path / "a" / "mini-tokenizer.json").read_bytes() == (
+        WEIGHTS / "mini-tokenizer.json"
+    ).read_bytes()
+
+
+def test_unknown_scale_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'huge'.*mini, smoke"):
+        foundation.build("huge", tmp_path)
+
+
+def test_card_speaks_of_the_shipped_weights() -> None:
+    cards = json.loads((WEIGHTS / "card.json").read_text())
+    for name in foundation.NAMES:
+        assert cards[name]["sha256"] == file_hash(WEIGHTS / f"{name}.safetensors")
+        assert cards[name]["world"] == miniworld.version(), (
+            "the world has changed since the weights were made"
+        )
+    assert (WEIGHTS / "CARD.md").read_text() == foundation.card_page(cards)
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 5_000_000
+
+
+def test_shipped_encoder_tells_attributes_apart() -> None:
+    """The condition for everything else: linear probes above 95%."""
+    card = foundation.vision_card(build_vision("mini-vit").model, train=1500, test=300)  # type: ignore[arg-type]
+    for name in ("shape", "colour", "size", "place"):
+        assert card[f"probe {name}"] > 93, (
+            card
+        )  # half the training data of the card, a tenth of its test data
+    cards = json.loads((WEIGHTS / "card.json").read_text())
+    for name in ("shape", "colour", "size", "place"):
+        assert cards["mini-vit"]["figures"][f"probe {name}"] > 95
+
+
+@pytest.mark.parametrize("name", ["mini-opt", "mini-llama"])
+def test_shipped_language_models_read_their_context(name: str) -> None:
+    language = build_language(name)
+    card = foundation.language_card(language.model, language.tokenizer, 100)
+    assert card["caption perplexity, notes"] < 0.7 * card["caption perplexity, alone"]
+    assert card["caption perplexity, other notes"] > card["caption perplexity, alone"]
+    for kind in miniworld.QUESTION_KINDS:
+        assert card[f"{kind} from notes"] > card[f"{kind} from another scene's notes"] + 10
+
+
+def test_tokenizer_knows_every_word() -> None:
+    tokenizer = mini_tokenizer()
+    texts = ["".join(miniworld.document(i)) for i in range(8000, 8600)]
+    for pool in ("web", "coco", "flickr", "nocaps_out"):
+        texts += [c for i in range(100) for c in miniworld.pool(pool).captions(i)]
+    for kind in miniworld.QUESTION_KINDS:
+        for question in (miniworld.question(kind, i) for i in range(200)):
+            texts += [miniworld.PROMPT.format(question.text), *question.answers]
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids, text
+    ids = tokenizer("Question: is the boat red? Short answer: yes\n")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.convert_ids_to_tokens(ids[1:3]) == ["question", ":"]
+    assert ids[-1] == tokenizer.convert_tokens_to_ids("\n")
+
+
+def test_contrast_has_no_false_negatives() -> None:
+    """An altered phrase never fits any thing of its own image."""
+    pool = miniworld.pool("foundation")
+    for index in range(50):
+        scene = pool.scene(index)
+        for group in foundation._contrast_phrases(scene, miniworld._rng("t", index), 4)[:-1]:
+            assert len(group) == 5
+            for phrase in group[1:]:
+                assert not any(_fits(phrase, thing) for thing in scene.things), (phrase, scene)
+            assert any(_fits(group[0], thing) for thing in scene.things)
+
+
+def _fits(phrase: str, thing: miniworld.Thing) -> bool:
+    """Whether every word of the phrase is true of the thing: written anew, from the words alone."""
+    for place, ways in miniworld.PLACE_PHRASES.items():
+        for way in ways:
+            if phrase.endswith(" " + way):
+                if place != thing.place:
+                    return False
+                phrase = phrase.removesuffix(" " + way)
+    facts = (thing.shape, thing.colour, thing.size, thing.texture)
+    return all(
+        any(word == f or word in miniworld.SYNONYMS.get(f, ()) for f in facts) for word in phrase.split()
+    )
+
+
+def test_document_loss_weighs_answers() -> None:
+    tokenizer = foundation.make_tokenizer()
+    setup = foundation.LanguagePretraining(head_weight=0.3, answer_weight=5.0)
+    ids, weights = foundation._weighted(
+        tokenizer, "a red boat\n", "a boat\nQuestion: what? Short answer: red\n", setup
+    )
+    words = tokenizer.convert_ids_to_tokens(ids)
+    assert words == "</s> a red boat \n a boat \n question : what ? short answer : red \n".split(" ")
+    assert weights == [0.0] + [0.3] * 4 + [1.0] * 3 + [1.0] * 7 + [5.0] * 2
+    torch.manual_seed(0)
+    model = foundation.mini_model("mini-opt", len(tokenizer)).eval()
+    loss = foundation.document_loss(model, [(ids, weights), (ids[:6], weights[:6])])
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+    each = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    weight = torch.tensor(weights[1:])
+    expected = ((each * weight).sum() + (each * weight)[:5].sum()) / (weight.sum() + weight[:5].sum())
+    torch.testing.assert_close(loss, expected)
