@@ -1,0 +1,1 @@
+"""From the run store to tables, statistics and verdicts."""

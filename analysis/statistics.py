@@ -1,0 +1,151 @@
+"""Means over seeds, their bootstrap intervals, paired differences and Holm's correction.
+
+What an interval over a few seeds is worth: the bootstrap resamples the seeds there are, so with 3 seeds the
+95% interval runs from the worst seed to the best (a resample of three times the same seed has a chance of
+1/27, more than 2.5%). Were the seeds' scores normal, such an interval would hold the true mean three times in
+four, not nineteen times in twenty; with 5 seeds some 88% of the time, with 10 some 91%. It says how far seeds
+scatter, and nothing about evaluation images or questions: those are the same for all seeds. A verdict of
+:func:`paired_difference` on 3 seeds therefore means that all three agree on the sign, which chance alone
+brings about once in four times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 10_000
+_EXACT_RESAMPLES = 6**6  # up to 6 seeds every resample is looked at, and nothing is left to chance
+_EXACT_FLIPS = 2**14
+
+Verdict = Literal["higher", "lower", "undecided"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``n`` seeds; ``low`` and ``high`` are None where there is but one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the differences over the ``n`` seeds that both sides have, with its interval.
+
+    Attributes:
+        low, high: None where there is but one such seed.
+        verdict: "higher" or "lower" (the first than the second) if the interval does not hold zero.
+        p_value: of the two-sided sign-flip test (:func:`sign_flip_p`).
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    verdict: Verdict
+    p_value: float
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean and percentile bootstrap interval over seeds.
+
+    Args:
+        values: one value a seed.
+        level: share of the resamples' means that lie in the interval.
+        seed: of the resampling, where there are too many seeds to go through all resamples.
+
+    Raises:
+        ValueError: no values, or one that is not a finite number.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or scores.size == 0 or not np.isfinite(scores).all():
+        raise ValueError(f"values must be one or more finite numbers, got {list(values)!r}")
+    mean = math.fsum(scores) / scores.size
+    if scores.size == 1:
+        return Interval(mean, None, None, 1)
+    means = _resampled_means(scores, seed)
+    tail = (1 - level) / 2
+    # The smallest mean that has more than ``tail`` of all means at or below it, and its mirror image.
+    low = float(np.quantile(means, tail, method="inverted_cdf"))
+    high = 0.0 - float(np.quantile(-means, tail, method="inverted_cdf"))
+    return Interval(mean, low, high, int(scores.size))
+
+
+def _resampled_means(scores: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
+    """Means of the resamples with replacement, (resamples,)."""
+    n = scores.size
+    if n**n <= _EXACT_RESAMPLES:
+        index = np.array(list(itertools.product(range(n), repeat=n)))
+    else:
+        index = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    return np.sort(scores)[index].mean(axis=1)  # sorted: the order of the seeds must not matter
+
+
+def paired_difference(
+    first: Sequence[float | None], second: Sequence[float | None], level: float = 0.95, seed: int = 0
+) -> Difference:
+    """``first - second``, seed by seed.
+
+    Args:
+        first, second: one value a seed, seeds in the same order; None where a seed is missing. A seed that
+            either side lacks is left out.
+
+    Raises:
+        ValueError: different numbers of seeds, or none that both have.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not differences:
+        raise ValueError("no seed that both sides have")
+    interval = mean_interval(differences, level, seed)
+    verdict: Verdict = "undecided"
+    if interval.low is not None and interval.low > 0:
+        verdict = "higher"
+    elif interval.high is not None and interval.high < 0:
+        verdict = "lower"
+    p_value = sign_flip_p(differences, seed)
+    return Difference(interval.mean, interval.low, interval.high, interval.n, verdict, p_value)
+
+
+def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
+    """Two-sided p of the sign-flip (paired randomization) test that the mean difference is zero.
+
+    Share of all ways to flip the signs that give a mean at least as far from zero. With n seeds it cannot be
+    below 2 / 2**n: 0.25 for 3 seeds, 0.0625 for 5.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    n = values.size
+    if 2**n <= _EXACT_FLIPS:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        extra = 0
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(RESAMPLES, n))
+        extra = 1  # the signs as they are belong to the sample
+    totals = np.abs(signs @ values)
+    observed = abs(values.sum())
+    reached = int((totals >= observed * (1 - 1e-12)).sum())
+    return (reached + extra) / (len(signs) + extra)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values, in the order given.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p values must lie in [0, 1], got {list(p_values)!r}")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

@@ -1,0 +1,394 @@
+"""The table of an experiment as CSV, Markdown and LaTeX: means over seeds, with the paper's numbers beside.
+
+A number of the paper is always marked as the paper's, one that the paper does not give (or that could not be
+confirmed) as unknown, and a row that lacks seeds as incomplete.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.statistics import Difference, Interval, mean_interval, paired_difference
+from experiments.base import Experiment
+
+COLUMNS = ("row", "metric", "mean", "ci_low", "ci_high", "n_seeds", "paper")
+TITLES = {
+    "vqav2": "VQAv2",
+    "gqa": "GQA",
+    "okvqa": "OK-VQA",
+    "coco": "COCO",
+    "nocaps_in": "NoCaps in-domain",
+    "nocaps_near": "NoCaps near-domain",
+    "nocaps_out": "NoCaps out-of-domain",
+    "nocaps": "NoCaps, all",
+    "flickr": "Flickr30K",
+    "val_loss": "validation loss",
+    "gap": "loss gap, shuffled images",
+    "distinct_captions": "distinct captions, %",
+    "cosine": "cosine over images",
+    "effective_rank": "effective rank",
+    "attention_entropy": "attention entropy",
+    "train_seconds": "training, s",
+    "total_seconds": "training with stage 1, s",
+    "hours": "hours, 8 x A100",
+}
+# What tells a collapsed run from a sound one, and what a run costs: shown below the table where measured.
+DETAILS = (
+    "val_loss",
+    "gap",
+    "distinct_captions",
+    "cosine",
+    "effective_rank",
+    "attention_entropy",
+    "train_seconds",
+    "total_seconds",
+    "hours",
+)
+DECIMALS = {"val_loss": 3, "gap": 3, "cosine": 3, "attention_entropy": 2}  # all others have one
+_MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with the first
+
+Results = Mapping[str, Sequence[Mapping[str, Any] | None]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one row.
+
+    Attributes:
+        values: one a seed, None where the run or the metric is missing.
+        interval: None where no seed has the metric.
+        paper: the paper's number, a word of the paper's ("collapse"), or None if unknown.
+    """
+
+    values: tuple[float | None, ...]
+    interval: Interval | None
+    paper: float | str | None
+
+
+def write_tables(
+    experiment: Experiment, scale: str, results: Results, out_dir: Path, seeds: int | None = None
+) -> list[Path]:
+    """Write ``table.csv``, ``table.md`` and ``table.tex`` into ``out_dir``, whole or not at all.
+
+    Args:
+        experiment: the rows and the paper's numbers.
+        scale: name of the scale.
+        results: row label -> content of ``result.json`` of each seed, in the order of the seeds, None where a
+            run is not complete. Rows that are missing altogether have no seeds.
+        seeds: how many seeds a complete row has; by default as many as the experiment says.
+
+    Returns:
+        The paths of the files.
+    """
+    expected = experiment.seeds if seeds is None else seeds
+    cells = _collect(experiment, results, expected)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, text in (
+        ("table.csv", _csv(cells)),
+        ("table.md", _markdown(experiment, scale, results, cells, expected)),
+        ("table.tex", _latex(experiment, scale, results, cells, expected)),
+    ):
+        paths.append(out_dir / name)
+        _write(paths[-1], text)
+    return paths
+
+
+Cells = dict[str, dict[str, Cell]]  # row label -> metric -> cell
+
+
+def _collect(experiment: Experiment, results: Results, expected: int) -> Cells:
+    """The cells of all rows, with every metric that the experiment names, the paper has or a run gives."""
+    given = sorted({name for runs in results.values() for run in runs if run for name in run["metrics"]})
+    of_paper = [name for row in experiment.rows for name in row.paper]
+    metrics = list(dict.fromkeys((*experiment.metrics, *of_paper, *given)))
+    cells: Cells = {}
+    for row in experiment.rows:
+        runs = list(results.get(row.label, ()))
+        runs += [None] * (expected - len(runs))
+        cells[row.label] = {}
+        for metric in metrics:
+            values = tuple(_number(run["metrics"].get(metric)) if run else None for run in runs)
+            present = [value for value in values if value is not None]
+            interval = mean_interval(present) if present else None
+            cells[row.label][metric] = Cell(values, interval, row.paper.get(metric))
+    return cells
+
+
+def _number(value: object) -> float | None:
+    """A finite number, else None: a loss that is not a number is no result."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ CSV
+
+
+def _csv(cells: Cells) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for label, metrics in cells.items():
+        for metric, cell in metrics.items():
+            interval = cell.interval
+            writer.writerow(
+                (
+                    label,
+                    metric,
+                    _exact(interval.mean if interval else None),
+                    _exact(interval.low if interval else None),
+                    _exact(interval.high if interval else None),
+                    interval.n if interval else 0,
+                    "" if cell.paper is None else cell.paper,
+                )
+            )
+    return text.getvalue()
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+# ------------------------------------------------------------------------------------------- Markdown
+
+
+def _markdown(experiment: Experiment, scale: str, results: Results, cells: Cells, expected: int) -> str:
+    metrics = list(experiment.metrics)
+    rows = _rows(cells, metrics, lambda cell, metric: f"{_ours(cell, metric)} ({_paper(cell)})")
+    for row, label in zip(rows, cells, strict=True):
+        row.append(_seeds_text(label, results, expected))
+    lines = [f"# {experiment.title} (scale `{scale}`)", ""]
+    lines += _grid(["row", *map(title, metrics), "seeds"], rows)
+    lines += ["", *_notes(experiment, scale, results, cells, expected), ""]
+
+    known = {name for row in cells.values() for name, cell in row.items() if cell.interval or cell.paper}
+    details = [name for name in DETAILS if name in known and name not in metrics]
+    if details:
+        lines += ["## Is the image used, and what did it cost", ""]
+        lines += _grid(["row", *map(title, details)], _rows(cells, details, _ours_or_paper))
+        lines += [""]
+    lines += _comparisons(experiment, cells)
+    lines += ["## Every seed", ""]
+    lines += _grid(["row", *map(title, metrics)], _rows(cells, metrics, _every_seed))
+    return "\n".join(lines) + "\n"
+
+
+def _rows(cells: Cells, metrics: Sequence[str], text: Callable[[Cell, str], str]) -> list[list[str]]:
+    """For each row its label and the text of each metric's cell."""
+    return [
+        [_escaped(label), *(text(row[metric], metric) for metric in metrics)] for label, row in cells.items()
+    ]
+
+
+def _ours(cell: Cell, metric: str) -> str:
+    if cell.interval is None:
+        return "–"
+    return _rounded(cell.interval.mean, metric) + _range_text(cell.interval.low, cell.interval.high, metric)
+
+
+def _paper(cell: Cell) -> str:
+    return f"paper: {'?' if cell.paper is None else cell.paper}"
+
+
+def _ours_or_paper(cell: Cell, metric: str) -> str:
+    return _ours(cell, metric) + (f" ({_paper(cell)})" if cell.paper is not None else "")
+
+
+def _every_seed(cell: Cell, metric: str) -> str:
+    return " / ".join(_rounded(value, metric) for value in cell.values)
+
+
+def _comparisons(experiment: Experiment, cells: Cells) -> list[str]:
+    """Paired differences between rows, as lines of Markdown."""
+    labels = list(cells)
+    pairs = list(itertools.combinations(labels, 2))
+    if len(labels) > _MANY_ROWS:
+        pairs = [(labels[0], label) for label in labels[1:]]
+    rows, most = [], 0
+    for first, second in pairs:
+        differences = [_difference(cells[second][m], cells[first][m]) for m in experiment.metrics]
+        if any(difference for difference in differences):
+            texts = map(_difference_text, differences, experiment.metrics)
+            rows.append([f"{_escaped(second)} *minus* {_escaped(first)}", *texts])
+            most = max(most, *(difference.n for difference in differences if difference))
+    if not rows:
+        return []
+    lines = ["## Differences between rows, paired by seed", ""]
+    lines += _grid(["rows", *map(title, experiment.metrics)], rows)
+    smallest = f"{2 / 2**most:.2g}"
+    lines += [
+        "",
+        'A difference is called "higher" or "lower" if its 95% bootstrap interval over seeds does not hold '
+        f'zero, else "undecided". With {_count(most, "seed")} no sign-flip test can give a p below '
+        f"{smallest}, and nothing is corrected for the number of comparisons: one verdict proves little.",
+        "",
+    ]
+    return lines
+
+
+def _difference(first: Cell, second: Cell) -> Difference | None:
+    """``first - second``, or None where no seed has both."""
+    pairs = list(itertools.zip_longest(first.values, second.values))
+    if not any(None not in pair for pair in pairs):
+        return None
+    return paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def _difference_text(difference: Difference | None, metric: str) -> str:
+    """One decimal more than scores have: an interval that just misses zero must not look as if it held it."""
+    if difference is None:
+        return "–"
+    interval = _range_text(difference.low, difference.high, metric, "+", 1)
+    return f"{_rounded(difference.mean, metric, '+', 1)}{interval} {difference.verdict}"
+
+
+def _seeds_text(label: str, results: Results, expected: int) -> str:
+    there = sum(run is not None for run in results.get(label, ()))
+    return str(there) if there >= expected else f"{there} of {expected} (incomplete)"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# ---------------------------------------------------------------------------------------------- LaTeX
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # at the start of a row it would belong to the line break before it
+    "–": "--",
+} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
+
+
+def latex_escaped(text: str) -> str:
+    """``text`` with the characters that mean something to LaTeX replaced by what prints them."""
+    return "".join(_LATEX.get(mark, mark) for mark in text)
+
+
+def _latex_cell(cell: Cell, metric: str) -> str:
+    if cell.interval is None:
+        return "--"
+    interval = _range_text(cell.interval.low, cell.interval.high, metric)
+    return _rounded(cell.interval.mean, metric) + (f" {{\\scriptsize{interval}}}" if interval else "")
+
+
+def _latex(experiment: Experiment, scale: str, results: Results, cells: Cells, expected: int) -> str:
+    notes = " ".join(_notes(experiment, scale, results, cells, expected)).replace("`", "")
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
+        f"  \\caption{{{latex_escaped(experiment.title)}. {latex_escaped(notes)}}}",
+        f"  \\begin{{tabular}}{{l{'r' * len(experiment.metrics)}}}",
+        "    \\toprule",
+        "    " + " & ".join(["row", *(latex_escaped(title(name)) for name in experiment.metrics)]) + r" \\",
+        "    \\midrule",
+    ]
+    for label, row in cells.items():
+        seeds = _seeds_text(label, results, expected)
+        name = latex_escaped(label) + (f" \\emph{{[seeds: {seeds}]}}" if "incomplete" in seeds else "")
+        ours = [_latex_cell(row[metric], metric) for metric in experiment.metrics]
+        lines.append("    " + " & ".join([name, *ours]) + r" \\")
+        papers = [latex_escaped(_paper(row[metric])) for metric in experiment.metrics]
+        lines.append("    " + " & ".join(["", *(f"\\emph{{{text}}}" for text in papers)]) + r" \\")
+    lines += ["    \\bottomrule", "  \\end{tabular}", "\\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+# ----------------------------------------------------------------------------------------------- both
+
+
+def title(metric: str) -> str:
+    """What a metric is called in a head of a table."""
+    place, _, measure = metric.partition("/")
+    return f"{TITLES.get(place, place)} {measure}".strip()
+
+
+def _notes(experiment: Experiment, scale: str, results: Results, cells: Cells, expected: int) -> list[str]:
+    """What must be known to read the numbers, a sentence a line."""
+    intervals = " with 95% bootstrap intervals" if expected > 1 else ""
+    notes = [f"Scale {scale}; means over {_count(expected, 'seed')}{intervals}."]
+    sizes = {row.config.evaluation.sets for row in experiment.rows}
+    if len(sizes) == 1:
+        counts = dict(next(iter(sizes)))
+        parts = [name for name in ("nocaps_in", "nocaps_near", "nocaps_out") if counts.get(name)]
+        if parts and "nocaps" not in counts:
+            counts["nocaps"] = sum(counts[name] for name in parts)
+        said = [
+            _count(counts[name], "question" if name in ("vqav2", "gqa", "okvqa") else "image")
+            + f" of {title(name)}"
+            for name in dict.fromkeys(metric.partition("/")[0] for metric in experiment.metrics)
+            if counts.get(name)
+        ]
+        if said:
+            notes.append(f"Evaluated on {', '.join(said)}.")
+    if any(row.config.data.world == "miniworld" for row in experiment.rows):
+        notes.append(
+            "The sets are the miniworld's, in the roles of those they are named after: what compares with "
+            "the paper is the order of the rows, not the numbers."
+        )
+    notes.append("Numbers of the paper are marked as such; a question mark stands for an unknown one.")
+    missing = [label for label in cells if sum(run is not None for run in results.get(label, ())) < expected]
+    if missing:
+        notes.append(f"Incomplete, some seeds missing: {'; '.join(missing)}.")
+    runs = [run for row in results.values() for run in row if run]
+    if any(run["metrics"].get("ptb_tokenizer") == 0 for run in runs):
+        notes.append(
+            "Some captions were scored without Java, by another tokenizer: their scores differ slightly."
+        )
+    if experiment.notes:
+        notes.append(experiment.notes)
+    return notes
+
+
+def _rounded(value: float | None, metric: str, sign: str = "", more: int = 0) -> str:
+    """The number with as many decimals as its metric has and ``more``; ``sign="+"`` shows a plus, too."""
+    if value is None:
+        return "–"
+    text = f"{value:{sign}.{DECIMALS.get(metric, 1) + more}f}"
+    return text if text.strip("+-0.") else text.lstrip("+-")  # no negative zeros
+
+
+def _range_text(low: float | None, high: float | None, metric: str, sign: str = "", more: int = 0) -> str:
+    if low is None or high is None:
+        return ""
+    return f" [{_rounded(low, metric, sign, more)}, {_rounded(high, metric, sign, more)}]"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file at once: a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""The three forms of a table: complete, incomplete, with the paper's numbers and without."""
+
+import csv
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.tables import COLUMNS, latex_escaped, write_tables
+from evlgen.config import EvalConfig, RunConfig
+from experiments.base import Experiment, Row
+
+CONFIG = RunConfig(
+    evaluation=EvalConfig(sets=(("coco", 50), ("nocaps_in", 10), ("nocaps_near", 20), ("vqav2", 1)))
+)
+EXPERIMENT = Experiment(
+    name="table9",
+    title="Table 9: a & b",
+    rows=(
+        Row("first, 50% of data_a", CONFIG, {"vqav2": 46.9, "coco/CIDEr": "collapse", "hours": 80}),
+        Row("second | #2", CONFIG, {"vqav2": 44.0}),
+    ),
+    metrics=("vqav2", "coco/CIDEr", "nocaps/CIDEr"),
+    seeds=3,
+)
+
+
+def run(**metrics: float) -> dict[str, Any]:
+    named = {name.replace("__", "/"): value for name, value in metrics.items()}
+    return {"id": "0" * 16, "metrics": named, "sha256": "0" * 64}
+
+
+RESULTS = {
+    "first, 50% of data_a": [
+        run(vqav2=41.0, coco__CIDEr=100.0, gap=1.5, val_loss=0.5),
+        run(vqav2=42.0, coco__CIDEr=110.0, gap=1.25, val_loss=0.75),
+        run(vqav2=46.0, coco__CIDEr=120.0, gap=1.0, val_loss=math.nan),
+    ],
+    "second | #2": [run(vqav2=40.0, coco__CIDEr=104.0), None, run(vqav2=45.5, coco__CIDEr=90.0)],
+}
+
+
+def read_csv(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (folder / "table.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        assert tuple(reader.fieldnames or ()) == COLUMNS
+        return {(line["row"], line["metric"]): line for line in reader}
+
+
+def markdown(folder: Path) -> str:
+    return (folder / "table.md").read_text()
+
+
+def test_csv(tmp_path: Path) -> None:
+    paths = write_tables(EXPERIMENT, "mini", RESULTS, tmp_path / "a" / "b")
+    assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex"]
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
+        "table.csv",
+        "table.md",
+        "table.tex",
+    ]
+    lines = read_csv(tmp_path / "a" / "b")
+    first, second = EXPERIMENT.rows[0].label, EXPERIMENT.rows[1].label
+    assert lines[first, "vqav2"] == {
+        "row": first,
+        "metric": "vqav2",
+        "mean": "43",
+        "ci_low": "41",
+        "ci_high": "46",
+        "n_seeds": "3",
+        "paper": "46.9",
+    }
+    assert lines[first, "coco/CIDEr"]["paper"] == "collapse"
+    # Nothing measured, nothing known: empty, not zero.
+    unknown = lines[second, "nocaps/CIDEr"]
+    assert [unknown[name] for name in COLUMNS[2:]] == ["", "", "", "0", ""]
+    assert lines[first, "hours"]["paper"] == "80"
+    assert lines[second, "vqav2"]["n_seeds"] == "2"
+    assert lines[second, "vqav2"]["mean"] == "42.75"
+    # A loss that is not a number is missing, and the other seeds stay.
+    assert lines[first, "val_loss"]["mean"] == "0.625"
+    assert lines[first, "val_loss"]["n_seeds"] == "2"
+    # The rows in the experiment's order, its metrics first.
+    assert [key for key in lines if key[0] == first][:3] == [(first, m) for m in EXPERIMENT.metrics]
+
+
+def test_markdown(tmp_path: Path) -> None:
+    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    text = markdown(tmp_path)
+    assert "| row | VQAv2 | COCO CIDEr | NoCaps, all CIDEr | seeds |" in text
+    assert "43.0 [41.0, 46.0] (paper: 46.9)" in text
+    assert "110.0 [100.0, 120.0] (paper: collapse)" in text
+    assert "– (paper: ?)" in text
+    assert "| 2 of 3 (incomplete) |" in text
+    assert "Incomplete, some seeds missing: second | #2." in text
+    assert "1 question of VQAv2, 50 images of COCO, 30 images of NoCaps, all" in text
+    assert "1.250 [1.000, 1.500]" in text
+    assert "40.0 / – / 45.5" in text
+    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    for table in tables:  # every row of a grid has as many cells as its head
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert len(tables) == 4
+
+
+def test_differences_are_paired_and_signed(tmp_path: Path) -> None:
+    """second - first over seeds 0 and 2: VQAv2 -1, -0.5; CIDEr +4, -30."""
+    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    (line,) = [line for line in markdown(tmp_path).splitlines() if "*minus*" in line]
+    assert line.startswith("| second \\| #2 *minus* first, 50% of data_a |")
+    assert "-0.75 [-1.00, -0.50] lower" in line
+    assert "-13.00 [-30.00, +4.00] undecided" in line
+    assert "With 2 seeds no sign-flip test can give a p below 0.5" in markdown(tmp_path)
+
+
+def test_rows_and_seeds_that_are_missing(tmp_path: Path) -> None:
+    write_tables(EXPERIMENT, "mini", {}, tmp_path)
+    assert all(line["n_seeds"] == "0" and line["mean"] == "" for line in read_csv(tmp_path).values())
+    text = markdown(tmp_path)
+    assert text.count("0 of 3 (incomplete)") == 2
+    assert "paired by seed" not in text
+    # Fewer results than seeds are wanted: the last ones are missing.
+    write_tables(EXPERIMENT, "mini", {EXPERIMENT.rows[0].label: [run(vqav2=1.0)]}, tmp_path, seeds=2)
+    assert "1 of 2 (incomplete)" in markdown(tmp_path)
+    assert "| 1.0 (paper: 46.9) |" in markdown(tmp_path)  # one seed has no interval
+
+
+def test_one_seed_is_complete_if_one_was_asked_for(tmp_path: Path) -> None:
+    results = {row.label: [run(vqav2=1.0, coco__CIDEr=2.0)] for row in EXPERIMENT.rows}
+    write_tables(EXPERIMENT, "smoke", results, tmp_path, seeds=1)
+    assert "incomplete" not in markdown(tmp_path)
+    assert "Scale smoke; means over 1 seed." in markdown(tmp_path)
+    assert "undecided" in markdown(tmp_path)
+
+
+def test_scores_without_java_are_said(tmp_path: Path) -> None:
+    results = {EXPERIMENT.rows[0].label: [run(vqav2=1.0, ptb_tokenizer=0.0)]}
+    write_tables(EXPERIMENT, "mini", results, tmp_path)
+    assert "without Java" in markdown(tmp_path)
+    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    assert "without Java" not in markdown(tmp_path)
+
+
+def test_latex(tmp_path: Path) -> None:
+    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    text = (tmp_path / "table.tex").read_text()
+    assert "Table 9: a \\& b" in text
+    assert "first, 50\\% of data\\_a & 43.0 {\\scriptsize [41.0, 46.0]}" in text
+    assert "second \\textbar{} \\#2 \\emph{[seeds: 2 of 3 (incomplete)]}" in text
+    assert "\\emph{paper: 46.9} & \\emph{paper: collapse} & \\emph{paper: ?}" in text
+    for begun in re.findall(r"\\begin\{(\w+)\}", text):
+        assert f"\\end{{{begun}}}" in text
+    body = text[text.index("\\toprule") : text.index("\\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 1 + 2 * len(EXPERIMENT.rows)
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(EXPERIMENT.metrics)}
+    assert text.count("{") == text.count("}")
+    assert not re.search(r"(?<!\\)[%$#_^~]", text.split("\n", 1)[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a_b & 50% #1 $2 {x}", "a\\_b \\& 50\\% \\#1 \\$2 \\{x\\}"),
+        (
+            "\\ ~ ^ < >",
+            "\\textbackslash{} \\textasciitilde{} \\textasciicircum{} \\textless{} \\textgreater{}",
+        ),
+        ("[1, 2] –", "{[}1, 2] --"),
+    ],
+)
+def test_latex_escaped(text: str, escaped: str) -> None:
+    assert latex_escaped(text) == escaped
+
+
+def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_tables(EXPERIMENT, "mini", {}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
