@@ -1,0 +1,223 @@
+"""What TomeFormer and Q-Former share: BERT's attention and feed-forward blocks, initialisation and weights.
+
+Both connectors are post-norm BERT encoders (a block's output is LayerNorm(x + f(x))) and start, in the paper,
+from bert-base-uncased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evlgen.errors import UserError
+
+LAYER_NORM_EPS = 1e-12  # BERT's
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, with residual and LayerNorm.
+
+    Projection and attention are two steps, so that a caller can measure token similarity on the keys, or
+    attend to keys of another pass.
+
+    Raises:
+        UserError: the width is not a multiple of the number of heads.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        _check_heads(width, num_heads)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> queries, keys, values, each (B, heads, N, D / heads)."""
+        query, key, value = self.query_key_value(x).chunk(3, dim=-1)  # each (B, N, D)
+        return (
+            split_heads(query, self.num_heads),
+            split_heads(key, self.num_heads),
+            split_heads(value, self.num_heads),
+        )
+
+    def forward(
+        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend and add to x: (B, N, D) -> (B, N, D).
+
+        Args:
+            x: (B, N, D), what ``query`` was projected from.
+            query: (B, heads, N, D / heads).
+            key, value: (B, heads, M, D / heads).
+            mask: broadcastable to (B, heads, N, M): bool, True where attention is allowed, or float, added to
+                the scores.
+        """
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        update = F.dropout(self.out(join_heads(attended)), dropout)
+        return self.norm(x + update)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of one sequence to another, with residual and LayerNorm.
+
+    Raises:
+        UserError: the width is not a multiple of the number of heads.
+    """
+
+    def __init__(self, width: int, context_width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        _check_heads(width, num_heads)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(context_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def project(self, x: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of ``x`` (B, N, D), keys and values out of ``key_value`` (B, M, 2 D), split in heads."""
+        key, value = key_value.chunk(2, dim=-1)  # each (B, M, D)
+        return (
+            split_heads(self.query(x), self.num_heads),
+            split_heads(key, self.num_heads),
+            split_heads(value, self.num_heads),
+        )
+
+    def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As `SelfAttention.forward`."""
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        update = F.dropout(self.out(join_heads(attended)), dropout)
+        return self.norm(x + update)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between, with residual and LayerNorm: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int, intermediate: int, dropout: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, intermediate)
+        self.down = nn.Linear(intermediate, width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, D) -> (B, heads, N, D / heads)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, D / heads) -> (B, N, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax of the scaled scores, (B, heads, N, M), without gradient: for diagnostics only.
+
+    Args:
+        query, key, mask: as `SelfAttention.forward`; the mask is one of floats.
+    """
+    with torch.no_grad():
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        return (scores if mask is None else scores + mask).softmax(-1)
+
+
+def init_bert(module: nn.Module) -> None:
+    """BERT's initialisation, for ``Module.apply``: weights from a normal of deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def _check_heads(width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise UserError(f"num_heads = {num_heads}: width {width} is not a multiple of it")
+
+
+# ------------------------------------------------------------------------------------------ BERT's weights
+
+
+def bert_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a BERT checkpoint under the names of ``BertModel``.
+
+    Takes names with and without the prefix ``bert.`` and the old LayerNorm names ``gamma`` and ``beta``.
+    """
+    tensors = {}
+    for name, tensor in state_dict.items():
+        name = name.removeprefix("bert.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        tensors[name] = tensor
+    return tensors
+
+
+def take(tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor called ``key``.
+
+    Raises:
+        UserError: it is missing or has another shape; the message names the key and both shapes.
+    """
+    if key not in tensors:
+        raise UserError(f"BERT weights: {key} is missing (wanted with shape {shape})")
+    if tuple(tensors[key].shape) != shape:
+        raise UserError(
+            f"BERT weights: {key} has shape {tuple(tensors[key].shape)}, the config wants {shape}"
+        )
+    return tensors[key]
+
+
+def check_layers(tensors: Mapping[str, Tensor], num_layers: int) -> None:
+    """Refuse a checkpoint that has more layers than the connector.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    found = 1 + max(
+        (int(key.split(".")[2]) for key in tensors if key.startswith("encoder.layer.")), default=-1
+    )
+    if found > num_layers:
+        raise UserError(f"BERT weights: {found} layers, the config wants num_layers = {num_layers}")
+
+
+@torch.no_grad()
+def load_linear(module: nn.Linear | nn.LayerNorm, tensors: Mapping[str, Tensor], key: str) -> None:
+    """Copy ``key``.weight and ``key``.bias into a linear or normalisation layer.
+
+    Raises:
+        UserError: see `take`.
+    """
+    for name, parameter in module.named_parameters():
+        parameter.copy_(take(tensors, f"{key}.{name}", tuple(parameter.shape)))
+
+
+@torch.no_grad()
+def load_self_attention(module: SelfAttention, tensors: Mapping[str, Tensor], layer: str) -> None:
+    """Copy the self-attention of ``layer`` (``encoder.layer.0``).
+
+    Raises:
+        UserError: see `take`.
+    """
+    for name, parameter in module.query_key_value.named_parameters():
+        for role, part in zip(("query", "key", "value"), parameter.chunk(3), strict=True):
+            part.copy_(take(tensors, f"{layer}.attention.self.{role}.{name}", tuple(part.shape)))
+    load_linear(module.out, tensors, f"{layer}.attention.output.dense")
+    load_linear(module.norm, tensors, f"{layer}.attention.output.LayerNorm")
+
+
+def load_feed_forward(module: FeedForward, tensors: Mapping[str, Tensor], layer: str) -> None:
+    """Copy the feed-forward block of ``layer`` (``encoder.layer.0``).
+
+    Raises:
+        UserError: see `take`.
+    """
+    load_linear(module.up, tensors, f"{layer}.intermediate.dense")
+    load_linear(module.down, tensors, f"{layer}.output.dense")
+    load_linear(module.norm, tensors, f"{layer}.output.LayerNorm")

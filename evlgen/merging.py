@@ -1,0 +1,236 @@
+"""Token merging: which tokens belong together, and what becomes of them. Pure functions on tensors.
+
+Source: Bolya et al., "Token Merging: Your ViT But Faster" (ToMe, ICLR 2023), as EVLGen uses it. The tokens of
+a sequence are split into those at even and those at odd positions. Each even token is linked to its most
+similar odd token; the r best links are merged. The matching is decided once, as a `Matching`, and then
+applied to whatever travels with the tokens: features, sizes, source maps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evlgen.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Where each token of a batch of sequences goes in one merging step.
+
+    Attributes:
+        destination: (B, N) int64, the output position of each input token.
+        tokens_out: N_out, the number of output tokens.
+
+    Outputs are in this order: the unmerged even tokens in their old order (the class token, at position 0, in
+    front), then all odd tokens in their old order, each with the even tokens merged into it.
+    """
+
+    destination: Tensor
+    tokens_out: int
+
+    def merge(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N_out, C): the mean of the tokens that land in each output.
+
+        Args:
+            x: any floating dtype; gradients flow through.
+            size: (B, N, 1), how many original tokens each one stands for. With it the mean is weighted
+                (ToMe), without it all tokens of this step count alike (EVLGen). New sizes: ``add(size)``.
+        """
+        if size is None:
+            counts = torch.ones((*self.destination.shape, 1), dtype=x.dtype, device=x.device)
+            return self.add(x) / self.add(counts)
+        size = size.to(x.dtype)
+        return self.add(x * size) / self.add(size)
+
+    def add(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N_out, C): the sum of the tokens that land in each output."""
+        batch, tokens, channels = x.shape
+        out = torch.zeros(batch * self.tokens_out, channels, dtype=x.dtype, device=x.device)
+        # Whole rows are added: several times faster on a CPU than scatter_reduce with an expanded index, and
+        # the backward pass only copies rows. Adding to zero leaves unmerged tokens as they are, to the bit.
+        out = out.index_add(0, self._rows, x.reshape(batch * tokens, channels))  # (B * N_out, C)
+        return out.view(batch, self.tokens_out, channels)
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """(B, N_out, C) -> (B, N, C): each output copied back to all the input positions it was made of."""
+        batch, tokens_out, channels = x.shape
+        copied = x.reshape(batch * tokens_out, channels).index_select(0, self._rows)  # (B * N, C)
+        return copied.view(batch, -1, channels)
+
+    def source(self, x: Tensor | None = None) -> Tensor:
+        """Which input positions went into which output token, as zeros and ones.
+
+        Args:
+            x: (B, N, N_0), the source map up to this step; None stands for the first step, where N_0 = N.
+
+        Returns:
+            (B, N_out, N_0) in the dtype of ``x`` (float32 without); every column has exactly one 1.
+        """
+        if x is None:
+            batch, tokens = self.destination.shape
+            x = torch.eye(tokens, device=self.destination.device).expand(batch, -1, -1)
+        return self.add(x)
+
+    @functools.cached_property
+    def _rows(self) -> Tensor:
+        """(B * N,) row of each input token's destination in a (B * N_out, C) matrix."""
+        first = torch.arange(len(self.destination), device=self.destination.device) * self.tokens_out  # (B,)
+        return (self.destination + first[:, None]).flatten()
+
+
+def bipartite_soft_matching(metric: Tensor, r: int, class_token: bool = True) -> Matching:
+    """Link each even token to the odd token with the highest cosine similarity and merge the r best links.
+
+    Deterministic: between equal similarities the token at the lower position wins. A zero vector has
+    similarity 0 to everything. No gradient flows into ``metric``.
+
+    Args:
+        metric: (B, N, C), any floating dtype; similarities are computed in float32 at least.
+        r: number of tokens that disappear; 0 is the identity.
+        class_token: position 0 is a class token: it is never merged, and nothing is merged into it.
+
+    Raises:
+        UserError: r is negative or more than `merge_limit` allows.
+    """
+    batch, tokens, _ = metric.shape
+    _check_r(r, tokens, class_token)
+    if r == 0:
+        return _identity(batch, tokens, metric.device)
+    with torch.no_grad():
+        metric = F.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
+        even, odd = metric[:, 2 * class_token :: 2], metric[:, 1::2]  # the class token is no candidate
+        return _match(even @ odd.transpose(1, 2), r, tokens)
+
+
+def random_matching(
+    metric: Tensor,
+    r: int,
+    class_token: bool = True,
+    generator: torch.Generator | None = None,
+    shared: bool = False,
+) -> Matching:
+    """As `bipartite_soft_matching`, but with random numbers in place of similarities (an ablation).
+
+    Args:
+        metric: (B, N, C); only its shape and device are used.
+        generator: source of the random numbers, drawn on its own device; None takes torch's global one.
+        shared: one draw for all sequences of the batch, instead of one for each.
+
+    Raises:
+        UserError: as `bipartite_soft_matching`.
+    """
+    batch, tokens, _ = metric.shape
+    _check_r(r, tokens, class_token)
+    if r == 0:
+        return _identity(batch, tokens, metric.device)
+    even, odd = (tokens + 1) // 2 - class_token, tokens // 2
+    device = metric.device if generator is None else generator.device
+    similarity = torch.rand(1 if shared else batch, even, odd, generator=generator, device=device)
+    return _match(similarity.to(metric.device).expand(batch, -1, -1), r, tokens)
+
+
+def _match(similarity: Tensor, r: int, tokens: int) -> Matching:
+    """Matching from the similarities (B, E, O) of the E even tokens that may be merged to the O odd ones."""
+    batch, candidates, num_odd = similarity.shape
+    best, link = similarity.max(dim=-1)  # (B, E); the first of equal ones
+    order = best.argsort(dim=-1, descending=True, stable=True)  # (B, E)
+    kept_even = tokens - num_odd - r
+    num_protected = tokens - num_odd - candidates  # 1 with a class token, else 0
+
+    merged = torch.zeros_like(link, dtype=torch.bool).scatter_(1, order[:, :r], True)
+    place = (~merged).cumsum(1) - 1 + num_protected  # rank among the even tokens that stay
+    destination = torch.zeros(batch, tokens, dtype=torch.int64, device=similarity.device)  # class token: 0
+    destination[:, 2 * num_protected :: 2] = torch.where(merged, kept_even + link, place)
+    destination[:, 1::2] = torch.arange(kept_even, kept_even + num_odd, device=similarity.device)
+    return Matching(destination, tokens - r)
+
+
+def _identity(batch: int, tokens: int, device: torch.device) -> Matching:
+    return Matching(torch.arange(tokens, device=device).expand(batch, -1), tokens)
+
+
+def merge_limit(tokens: int, class_token: bool = True) -> int:
+    """Most tokens that one step can merge: half of those that may be merged, (N - class_token) // 2.
+
+    With a class token these are all even tokens but that one.
+    """
+    return max(tokens - class_token, 0) // 2
+
+
+def _check_r(r: int, tokens: int, class_token: bool) -> None:
+    limit = merge_limit(tokens, class_token)
+    if not 0 <= r <= limit:
+        kind = "with" if class_token else "without"
+        raise UserError(
+            f"r = {r}: {tokens} tokens {kind} a class token allow merging 0 to {limit} in one step"
+        )
+
+
+def merge_schedule(num_layers: int, r: int | tuple[int, ...] | tuple[int, float] | list[int]) -> list[int]:
+    """How many tokens each layer merges, in the notation of ToMe.
+
+    - An int: the same in every layer.
+    - A tuple of two, (r, inflection): linear in depth, r on average before rounding down. Inflection +1 rises
+      from 0 to 2r, -1 falls from 2r to 0, 0 is constant. A tuple of two means this even when there are two
+      layers: give a list then.
+    - A list, or a tuple of any other length: one entry a layer. (ToMe fills up a short list with zeros; here
+      its length must be right.)
+
+    The rounding is exact, so that +1 and -1 mirror each other; floats would lose a token here and there.
+
+    Raises:
+        UserError: an entry is no whole number of 0 or more, the inflection is beyond 1, the length is wrong.
+    """
+    if isinstance(r, tuple) and len(r) == 2:
+        return _linear_schedule(num_layers, *r)
+    if isinstance(r, list | tuple):
+        if len(r) != num_layers:
+            raise UserError(f"r = {r}: {len(r)} entries for {num_layers} layers; give one a layer")
+        return [_count(entry, r) for entry in r]
+    return [_count(r, r)] * num_layers
+
+
+def _linear_schedule(num_layers: int, mean: int, inflection: float) -> list[int]:
+    given = (mean, inflection)
+    _count(mean, given)
+    if isinstance(inflection, bool) or not -1 <= inflection <= 1:
+        raise UserError(
+            f"r = {given}: the second entry is the inflection, from -1 to 1 (a list gives one entry a layer)"
+        )
+    bend = Fraction(str(inflection))
+    first = int(mean * (1 - bend))
+    last = 2 * mean - first
+    if num_layers == 1:
+        return [mean]
+    return [int(first + Fraction(last - first, num_layers - 1) * layer) for layer in range(num_layers)]
+
+
+def _count(entry: object, given: object) -> int:
+    if not isinstance(entry, int) or isinstance(entry, bool) or entry < 0:
+        raise UserError(f"r = {given}: {entry!r} is not a whole number of 0 or more")
+    return entry
+
+
+def token_counts(tokens: int, schedule: Sequence[int], class_token: bool = True) -> list[int]:
+    """Tokens that enter the first layer, then those left after each layer: len(schedule) + 1 numbers.
+
+    Raises:
+        UserError: a layer has too few tokens left for its r; the message names the layer and the limit.
+    """
+    counts = [tokens]
+    for layer, r in enumerate(schedule):
+        limit = merge_limit(counts[-1], class_token)
+        if r > limit:
+            raise UserError(
+                f"r: layer {layer} cannot merge {r} of its {counts[-1]} tokens, {limit} at most; "
+                f"choose a smaller r (schedule {list(schedule)}, {tokens} tokens at first)"
+            )
+        counts.append(counts[-1] - r)
+    return counts
