@@ -1,0 +1,71 @@
+# Each target sets up .venv/ by itself; nothing but Python 3.10 or later (with venv and pip) is needed.
+#   make table2                      Table 2 of the paper in miniature (make table1: Table 1)
+#   make table2 ARGS="--scale smoke" whatever sweeps/run.py takes
+#   make test                        linters, types and tests
+# PYTHON chooses the interpreter; pip's own settings (PIP_EXTRA_INDEX_URL and others) are respected, for
+# example to take PyTorch's CPU builds where pip's choice would be one with CUDA.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# One empty file for each kind of set-up, named after what was installed: a second call costs nothing.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+BASE := $(VENV)/.installed-base-$(KEY)
+DEV := $(VENV)/.installed-dev-$(KEY)
+
+# Compiling all of PyTorch takes longer than installing it, so modules are compiled when first imported; where
+# the environment forbids that, every process would compile them anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+PIP := $(BIN)/python -m pip install --no-compile --no-input --disable-pip-version-check --progress-bar off
+# Of all that pip says, what takes long; errors go their own way.
+BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p; s/^Installing coll.*/  installing/p'
+
+.PHONY: help table1 table2 foundation test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '2,6s/^# *//p' Makefile
+
+table1 table2 foundation: $(BASE)
+	@$(BIN)/python sweeps/run.py $@ $(ARGS)
+
+# One thread a worker: the tests run side by side.
+test: lint
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+lint: $(DEV)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(DEV)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or later is needed; $(PYTHON) is not: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' || \
+		{ echo "$(PYTHON) lacks venv or pip (Debian: install python3-venv)" >&2; exit 2; }
+	@echo "setting up $(VENV)/ with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(BASE): | $(BIN)/python
+	@echo "installing evlgen and what it needs (a minute, or some more where packages must be downloaded)"
+	@$(PIP) -c constraints.txt -e . | $(BRIEF)
+	@rm -f $(VENV)/.installed-* && touch $@
+
+$(DEV): | $(BIN)/python
+	@echo "installing evlgen, what it needs and what tests it (a minute, or some more where it must be downloaded)"
+	@$(PIP) -c constraints.txt -e '.[dev]' | $(BRIEF)
+	@rm -f $(VENV)/.installed-* && touch $(BASE) $@
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
