@@ -1,0 +1,177 @@
+"""Frozen image features, computed once and kept on disk.
+
+The image encoder never changes, so its output for an image is computed once and read ever after. A cache file
+is an ordinary ``.npy``, (views, images, tokens, width) in fp16, opened as a memory map: processes that train
+side by side share its pages.
+
+Augmentation stays possible: a cache holds ``views`` versions of each image, and training draws one of them
+each time. View 0 is the plain image, every other one a random resized crop (scale 0.5 to 1, bicubic: the
+paper's). A crop is a pure function of pool, index and view. There is no horizontal flip in the miniworld: its
+captions say what is left and what is right, and a flip would make them lie.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+
+from evlgen.data import miniworld
+from evlgen.data.sampling import hashed
+from evlgen.errors import UserError
+from evlgen.files import sha256_of, write_atomic
+from evlgen.vision import FrozenVision, build_vision
+
+log = logging.getLogger(__name__)
+
+CROP_SCALE = (0.5, 1.0)  # share of the image's area (paper)
+CROP_RATIO = (3 / 4, 4 / 3)
+_BATCH = 64  # fixed, since the bits of a feature may depend on it
+
+
+def cache_folder() -> Path:
+    """``$EVLGEN_CACHE``, or ``.cache`` in the project, or ``~/.cache/evlgen`` for an installed package."""
+    if folder := os.environ.get("EVLGEN_CACHE"):
+        return Path(folder)
+    project = Path(__file__).parents[2]
+    return project / ".cache" if (project / "pyproject.toml").exists() else Path.home() / ".cache" / "evlgen"
+
+
+def ensure(pool: str, size: int, vision: str, views: int = 1) -> Path:
+    """The cache file with the features of the first ``size`` images of a miniworld pool.
+
+    It is made if it is not there, and made anew, with a line in the log, if its bytes are not those that its
+    checksum promises. Processes that want the same file wait for the one that makes it.
+
+    Args:
+        pool: name of the pool.
+        size: number of images, from index 0.
+        vision: name of the frozen image encoder.
+        views: versions of each image, the plain one among them.
+
+    Returns:
+        Path of an ``.npy``, (views, size, tokens, width) float16. Its name has everything that decides its
+        content: pool, size, views, encoder, the hash of the encoder's weights, and the world's version.
+
+    Raises:
+        UserError: unknown pool or encoder, or the cache folder cannot be written to.
+    """
+    if size < 1 or views < 1:
+        raise UserError(f"pool {pool!r}: {size} images in {views} views; there must be at least one of each")
+    encoder = build_vision(vision)
+    images = miniworld.pool(pool)
+    name = f"{pool}-{size}x{views}-{vision}-{encoder.fingerprint}-{miniworld.version()}.npy"
+    path = cache_folder() / "features" / name
+    if _is_good(path):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written ({error.strerror or error}); set EVLGEN_CACHE to another one"
+        ) from error
+    try:
+        if not _is_good(path):  # another process may have made it meanwhile
+            digest = write_atomic(path, _pieces(images, size, encoder, views))
+            write_atomic(_sidecar(path), f"{digest}  {path.name}\n".encode())
+    finally:
+        lock.release()
+    return path
+
+
+def load(path: Path) -> npt.NDArray[np.float16]:
+    """Memory map of a cache file, (views, images, tokens, width)."""
+    features: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return features
+
+
+def images_of(pool: str, indices: range, view: int = 0) -> npt.NDArray[np.uint8]:
+    """Images of a miniworld pool, (len(indices), 64, 64, 3) uint8; ``view`` 0 is the plain ones."""
+    images = np.stack([miniworld.pool(pool).image(i) for i in indices])
+    return images if view == 0 else crops(images, pool, indices, view)
+
+
+def crops(images: npt.NDArray[np.uint8], pool: str, indices: range, view: int) -> npt.NDArray[np.uint8]:
+    """Random resized crops, of the size of the images: a pure function of pool, index and view.
+
+    Area and aspect ratio are drawn as the paper's augmentation draws them (ratio uniform in its logarithm).
+
+    Args:
+        images: (B, H, W, 3) uint8, the images ``indices`` of the pool.
+    """
+    side, out = images.shape[1], np.empty_like(images)
+    key = int.from_bytes(hashlib.blake2b(pool.encode(), digest_size=8).digest(), "little")
+    # (4, B) numbers in 0..1: area, ratio, place down, place across
+    draws = np.stack([_uniform(key, view, np.asarray(indices, np.uint64), salt) for salt in range(4)])
+    area = (CROP_SCALE[0] + draws[0] * (CROP_SCALE[1] - CROP_SCALE[0])) * side**2
+    low, high = np.log(CROP_RATIO)
+    ratio = np.exp(low + draws[1] * (high - low))
+    heights = np.clip(np.rint(np.sqrt(area / ratio)), 1, side).astype(int)
+    widths = np.clip(np.rint(np.sqrt(area * ratio)), 1, side).astype(int)
+    tops = np.floor(draws[2] * (side - heights + 1)).astype(int)
+    lefts = np.floor(draws[3] * (side - widths + 1)).astype(int)
+    for i, (top, left, height, width) in enumerate(zip(tops, lefts, heights, widths, strict=True)):
+        part = (
+            torch.from_numpy(images[i, top : top + height, left : left + width].copy())
+            .permute(2, 0, 1)
+            .float()
+        )
+        sized = F.interpolate(part[None], images.shape[1:3], mode="bicubic", antialias=True)[0]
+        out[i] = sized.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return out
+
+
+def _uniform(*key: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1), 53 bits each."""
+    return (hashed(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _pieces(images: miniworld.Pool, size: int, encoder: FrozenVision, views: int) -> Iterator[bytes]:
+    """The bytes of the ``.npy``: header, then the features batch by batch."""
+    log.info("features of %d images of %s in %d views", size, images.name, views)
+    header = io.BytesIO()
+    shape = (views, size, encoder.tokens, encoder.width)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    yield header.getvalue()
+    for view in range(views):
+        for first in range(0, size, _BATCH):
+            indices = range(first, min(first + _BATCH, size))
+            features = encoder.encode(images_of(images.name, indices, view))
+            yield features.to(torch.float16).numpy().astype("<f2", copy=False).tobytes()
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_good(path: Path) -> bool:
+    """Whether the file is there and whole; checked once in a process for each version of the file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    if _matches(path, status.st_mtime_ns, status.st_size):
+        return True
+    log.warning("%s: damaged (its bytes do not match its checksum): it is made anew", path)
+    return False
+
+
+@functools.lru_cache(maxsize=256)
+def _matches(path: Path, mtime_ns: int, size: int) -> bool:
+    try:
+        promised = _sidecar(path).read_text().split()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return False
+    return sha256_of(path) == promised

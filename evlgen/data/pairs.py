@@ -1,0 +1,206 @@
+"""Image-text pairs: features from the cache, captions as token ids, and the batch of a step."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evlgen.config import DataConfig, RunConfig
+from evlgen.data import features, miniworld
+from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
+from evlgen.errors import UserError
+from evlgen.language import build_language, mini_tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class PairPool:
+    """The pairs of one pool.
+
+    Attributes:
+        features: (views, images, tokens, width) float16, usually a memory map.
+        text_ids: (images, captions, max_text_tokens) int32, right-padded; each time one caption is drawn.
+        lengths: (images, captions) int32, tokens of each caption, the closing newline among them.
+    """
+
+    name: str
+    features: npt.NDArray[np.float16]
+    text_ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.text_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pairs ready for a model.
+
+    Attributes:
+        features: (B, N, D_in) float32.
+        text_ids: (B, T) int64, right-padded; T is the longest text of this batch.
+        text_mask: (B, T) bool, True where there is text.
+    """
+
+    features: Tensor
+    text_ids: Tensor
+    text_mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.features.to(device), self.text_ids.to(device), self.text_mask.to(device))
+
+
+def draw_batch(pools: Sequence[PairPool], seed: int, step: int, batch_size: int) -> Batch:
+    """The batch of a step: a pure function of seed, step and pools.
+
+    Which of an image's captions and which of its views is used is drawn from (seed, epoch, index).
+    """
+    sizes = [len(pool) for pool in pools]
+    epoch, index = pairs_of_step(seed, step, batch_size, sum(sizes))
+    key = (epoch.astype(np.uint64), index.astype(np.uint64))
+    caption, view = hashed(CAPTION, seed, *key), hashed(VIEW, seed, *key)
+    first = np.cumsum([0, *sizes])
+    owner = np.searchsorted(first, index, side="right") - 1
+    places, parts = [], []
+    for number, pool in enumerate(pools):
+        place = np.flatnonzero(owner == number)
+        if len(place):
+            captions, views = pool.text_ids.shape[1], pool.features.shape[0]
+            chosen = (caption[place] % np.uint64(captions)).astype(np.int64)
+            seen = (view[place] % np.uint64(views)).astype(np.int64)
+            places.append(place)
+            parts.append(_rows(pool, index[place] - first[number], chosen, seen))
+    back = np.argsort(np.concatenate(places))  # from pool order to the order of the draw
+    return _batch(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
+
+
+def plain_batch(pool: PairPool, start: int, stop: int) -> Batch:
+    """The pairs ``start`` .. ``stop`` of a pool, first caption and plain image: for validation."""
+    index = np.arange(start, min(stop, len(pool)))
+    zeros = np.zeros_like(index)
+    return _batch(*_rows(pool, index, zeros, zeros))
+
+
+def _rows(
+    pool: PairPool, index: npt.NDArray[np.int64], caption: npt.NDArray[np.int64], view: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    return pool.features[view, index], pool.text_ids[index, caption], pool.lengths[index, caption]
+
+
+def _batch(
+    features: npt.NDArray[np.float16], text_ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
+) -> Batch:
+    longest = int(lengths.max())
+    mask = np.arange(longest) < lengths[:, None]  # (B, T)
+    return Batch(
+        torch.from_numpy(features.astype(np.float32)),
+        torch.from_numpy(text_ids[:, :longest].astype(np.int64)),
+        torch.from_numpy(mask),
+    )
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int, end_id: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Token ids of captions, each closed by ``end_id``, all at once.
+
+    A caption that is too long is cut so that the closing token still fits: what the model learns to stop at
+    must be there.
+
+    Args:
+        tokenizer: a transformers tokenizer; special tokens are left out.
+        max_tokens: tokens of a text, the closing one among them.
+        end_id: id of the closing token ("\\n").
+
+    Returns:
+        (texts, max_tokens) int32 ids, padded with the tokenizer's padding id, and (texts,) int32 lengths.
+    """
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids = np.full((len(rows), max_tokens), tokenizer.pad_token_id, np.int32)
+    lengths = np.empty(len(rows), np.int32)
+    for i, row in enumerate(rows):
+        length = min(len(row), max_tokens - 1)
+        ids[i, :length] = row[:length]
+        ids[i, length] = end_id
+        lengths[i] = length + 1
+    return ids, lengths
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a training reads.
+
+    Attributes:
+        pools: the pairs that are drawn from, all pools together in one order.
+        validation: held-out pairs for the validation loss and the diagnostics.
+        vocab_size: size of the vocabulary of the token ids.
+        fingerprint: hash of what there is to read: names, sizes, texts and feature files.
+    """
+
+    pools: tuple[PairPool, ...]
+    validation: PairPool
+    vocab_size: int
+    fingerprint: str
+
+
+def load_training_data(config: RunConfig) -> TrainingData:
+    """The data of a run: features from the cache (made if need be), captions tokenized once and for all.
+
+    Captions are token ids of the language model that reads them; those of the stage ``represent`` are ids of
+    the Q-Former's own vocabulary, which in the miniature is the same. The last few results stay in memory,
+    for processes that execute one run after another.
+
+    Raises:
+        UserError: unknown world, pool, encoder or language model.
+    """
+    language = config.language if config.stage == "caption" else ""
+    return _load(config.data, config.evaluation.validation, config.vision, language)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(data: DataConfig, validation: int, vision: str, language: str) -> TrainingData:
+    if data.world != "miniworld":
+        raise UserError(f"data.world {data.world!r}: no such world; there is: miniworld")
+    if not any(size for _, size in data.pools):
+        raise UserError("data.pools: there is no pair in any pool")
+    tokenizer = build_language(language).tokenizer if language else mini_tokenizer()
+    pools = tuple(
+        _miniworld_pairs(name, size, vision, data.views, tokenizer, data.max_text_tokens)
+        for name, size in data.pools
+        if size
+    )
+    held_out = _miniworld_pairs("coco_val", validation, vision, 1, tokenizer, data.max_text_tokens)
+    return TrainingData(pools, held_out, len(tokenizer), _fingerprint((*pools, held_out)))
+
+
+def _miniworld_pairs(
+    name: str, size: int, vision: str, views: int, tokenizer: Any, max_tokens: int
+) -> PairPool:
+    stored = features.load(features.ensure(name, size, vision, views))
+    pool = miniworld.pool(name)
+    captions = [pool.captions(i) for i in range(size)]
+    newline = tokenizer.convert_tokens_to_ids("\n")
+    ids, lengths = encode_texts(tokenizer, [text for row in captions for text in row], max_tokens, newline)
+    each = len(captions[0])
+    # (images * captions, L) -> (images, captions, L)
+    return PairPool(name, stored, ids.reshape(size, each, max_tokens), lengths.reshape(size, each))
+
+
+def _fingerprint(pools: Sequence[PairPool]) -> str:
+    digest = hashlib.sha256()
+    for pool in pools:
+        source = Path(getattr(pool.features, "filename", None) or "").name
+        digest.update(f"{pool.name} {pool.features.shape} {source}".encode())
+        digest.update(pool.text_ids.tobytes())
+    return digest.hexdigest()[:16]

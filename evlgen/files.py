@@ -1,0 +1,61 @@
+"""Files that are either whole or not there: atomic writes and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evlgen.errors import UserError
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, pieces: bytes | Iterable[bytes]) -> str:
+    """Write a file through a temporary one in the same folder; a crash leaves the old file or the new one.
+
+    Args:
+        path: the file; its folder is made if need be.
+        pieces: the content, whole or in pieces.
+
+    Returns:
+        Hex SHA-256 of what was written.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to. Nothing is left behind.
+    """
+    digest = hashlib.sha256()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _as_user_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                for piece in (pieces,) if isinstance(pieces, bytes) else pieces:
+                    digest.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _as_user_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder, "
+            "then start again: finished work is kept"
+        ) from error
