@@ -189,7 +189,10 @@ class QFormer(nn.Module):
 
     def embed_text(self, text_ids: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, D): words and positions, which count from the first text token."""
-        return self.dropout(self.norm(self.words(text_ids) + self.positions[: text_ids.shape[1]]))
+        length = text_ids.shape[1]
+        if length > len(self.positions):
+            raise UserError(f"max_positions = {len(self.positions)}: the text has {length} tokens")
+        return self.dropout(self.norm(self.words(text_ids) + self.positions[:length]))
 
     def load_bert(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy the weights of a transformers ``BertModel``, as BLIP-2 does.
