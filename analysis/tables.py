@@ -10,13 +10,13 @@ import csv
 import io
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.statistics import Difference, Interval, mean_interval, paired_difference
+from evlgen.files import write_atomic
 from experiments.base import Experiment
 
 COLUMNS = ("row", "metric", "mean", "ci_low", "ci_high", "n_seeds", "paper")
@@ -87,10 +87,12 @@ def write_tables(
 
     Returns:
         The paths of the files.
+
+    Raises:
+        UserError: a file cannot be written; the old one is kept.
     """
     expected = experiment.seeds if seeds is None else seeds
     cells = _collect(experiment, results, expected)
-    out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, text in (
         ("table.csv", _csv(cells)),
@@ -98,7 +100,7 @@ def write_tables(
         ("table.tex", _latex(experiment, scale, results, cells, expected)),
     ):
         paths.append(out_dir / name)
-        _write(paths[-1], text)
+        write_atomic(paths[-1], text.encode())
     return paths
 
 
@@ -379,16 +381,3 @@ def _range_text(low: float | None, high: float | None, metric: str, sign: str = 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file at once: a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

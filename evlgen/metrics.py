@@ -77,7 +77,7 @@ class CaptionJob:
     Attributes:
         references: image id -> its reference captions; these images are the evaluation set.
         candidates: image id -> the caption to be scored, for exactly the same images.
-        meteor: whether METEOR is wanted (3 ms a caption, as much as all other scores together).
+        meteor: whether METEOR is wanted (some 2 ms a caption, twice as much as all others together).
     """
 
     references: Mapping[str, Sequence[str]]
@@ -118,6 +118,8 @@ def one_line(text: str) -> str:
 
     The tokenizer and METEOR read one caption a line, and take more characters for line ends than ``\\n``.
     """
+    if text.isascii() and text.isprintable():  # nearly always, and much faster
+        return " ".join(text.split())
     kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     return " ".join(kept.split())
 
@@ -335,6 +337,8 @@ class CaptionScorer:
         self.tokenizer = "ptb" if self.java else "words"
         self._meteor: Meteor | None = None
         self._tokens: dict[str, str] = {}
+        # Most jobs are other runs' captions for the same references.
+        self._ciders: dict[tuple[tuple[str, ...], ...], Cider] = {}
         if self.java is None:
             log.warning(NO_JAVA)
 
@@ -399,13 +403,12 @@ class CaptionScorer:
             )
             for job in jobs
         ]
-        ciders: dict[object, Cider] = {}  # most jobs are other runs' captions for the same references
         scores = []
         for job in tokenized:
             key = tuple((i, *texts) for i, texts in job.references.items())
-            if key not in ciders:
-                ciders[key] = Cider(job.references)
-            scores.append(_score_without_java(job, ciders[key]))
+            if key not in self._ciders:
+                self._ciders[key] = Cider(job.references)
+            scores.append(_score_without_java(job, self._ciders[key]))
         wanted = [i for i, job in enumerate(tokenized) if job.meteor]
         if self._meteor is not None and wanted:
             try:

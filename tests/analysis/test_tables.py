@@ -10,6 +10,7 @@ import pytest
 
 from analysis.tables import COLUMNS, latex_escaped, write_tables
 from evlgen.config import EvalConfig, RunConfig
+from evlgen.errors import UserError
 from experiments.base import Experiment, Row
 
 CONFIG = RunConfig(
@@ -182,6 +183,6 @@ def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         write_tables(EXPERIMENT, "mini", {}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
