@@ -103,7 +103,8 @@ def bipartite_soft_matching(metric: Tensor, r: int, class_token: bool = True) ->
     _check_r(r, tokens, class_token)
     if r == 0:
         return _identity(batch, tokens, metric.device)
-    with torch.no_grad():
+    device = "cpu" if metric.is_meta else metric.device.type  # autocast knows no meta device
+    with torch.no_grad(), torch.autocast(device, enabled=False):
         metric = F.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
         even, odd = metric[:, 2 * class_token :: 2], metric[:, 1::2]  # the class token is no candidate
         return _match(even @ odd.transpose(1, 2), r, tokens)

@@ -221,6 +221,13 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert bipartite_soft_matching(METRIC.to(dtype) * 3e4, 2).destination.equal(matching.destination)
 
 
+def test_similarities_are_exact_under_autocast() -> None:
+    # token 2 is closest to 3, by .0001: half precision cannot tell
+    metric = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0501], [1.0, 0.1]]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bipartite_soft_matching(metric, 1).destination.tolist() == [[0, 1, 2, 2]]
+
+
 def test_gradients() -> None:
     metric = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
     matching = bipartite_soft_matching(metric, 3)
