@@ -36,7 +36,7 @@ def write_atomic(path: Path, pieces: bytes | Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _as_user_error(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 for piece in (pieces,) if isinstance(pieces, bytes) else pieces:
@@ -51,7 +51,8 @@ def write_atomic(path: Path, pieces: bytes | Iterable[bytes]) -> str:
 
 
 @contextmanager
-def _as_user_error(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of a failed write to ``path`` into a `UserError`."""
     try:
         yield
     except OSError as error:

@@ -538,7 +538,8 @@ class RunPredictions:
 
     Attributes:
         captions: evaluation set (``coco``, ``nocaps_in``, ..., ``flickr``) -> image id -> caption.
-        answers: question set (``vqav2``, ``gqa``, ``okvqa``) -> question id -> answer.
+        answers: question set (``vqav2``, ``gqa``, ``okvqa``) -> question id -> answer; under
+            ``vqav2_shuffled`` etc. the answers to the same questions on another image.
     """
 
     captions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -559,7 +560,8 @@ def score_runs(
     ``nocaps``, the three domains scored together as one set (where a run has all three); ``<set>/METEOR`` for
     the ``meteor_sets``;
     ``distinct_captions``, the share of distinct captions on ``coco``; ``vqav2``, ``gqa``, ``okvqa``;
-    ``vqav2/yes-no``, ``/number`` and ``/other`` by type of answer; ``ptb_tokenizer``, 1 or 0 (no Java).
+    ``vqav2/yes-no``, ``/number`` and ``/other`` by type of answer; the same for ``vqav2_shuffled`` etc.;
+    ``ptb_tokenizer``, 1 or 0 (no Java).
     All but the numbers of images and the last are percentages (CIDEr: times 100).
 
     Raises:
@@ -606,6 +608,7 @@ def _score_answers(
 ) -> dict[str, float]:
     """Mean accuracy of the question set ``kind`` and, for VQAv2, of each type of answer."""
     groups: dict[str, list[float]] = {}
+    shown, kind = kind, kind.removesuffix("_shuffled")
     for name, answer in answers.items():
         asked = question(kind, name)
         if kind == "gqa":  # exact match
@@ -614,9 +617,9 @@ def _score_answers(
             accuracy = soft_accuracy(
                 answer, asked.answers, lemmatize if kind == "okvqa" else normalize_answer
             )
-        groups.setdefault(kind, []).append(accuracy)
+        groups.setdefault(shown, []).append(accuracy)
         if kind == "vqav2":
-            groups.setdefault(f"{kind}/{asked.answer_type.replace('/', '-')}", []).append(accuracy)
+            groups.setdefault(f"{shown}/{asked.answer_type.replace('/', '-')}", []).append(accuracy)
     return {group: 100 * sum(values) / len(values) for group, values in groups.items()}
 
 

@@ -79,17 +79,27 @@ class CaptionModel(nn.Module):
         Args:
             prompt: (B, N_out, D_llm).
         """
-        prefix = self._prefix(prompt)  # (B, P, D_llm)
-        # The last token predicts nothing: (B, P + T - 1, D_llm)
-        inputs = torch.cat([prefix, self._embed(text_ids[:, :-1])], 1)
+        inputs = self.inputs(prompt, text_ids)  # (B, P + T - 1, D_llm)
         hidden = self.language.model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
         # Position P - 1 + t foretells text token t: (B, T, D_llm), then the (K, D_llm) that have a label
-        hidden = hidden[:, prefix.shape[1] - 1 :]
+        hidden = hidden[:, -text_ids.shape[1] :]
         labelled = text_mask.flatten().nonzero()[:, 0]
         logits = self.language.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, labelled))
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.cross_entropy(logits, text_ids.flatten().index_select(0, labelled), reduction="none")
+
+    def inputs(self, prompt: Tensor, text_ids: Tensor) -> Tensor:
+        """What the language model reads: beginning-of-sequence token, soft prompt (P positions), text.
+
+        Args:
+            prompt: (B, N_out, D_llm).
+            text_ids: (B, T) int64.
+
+        Returns:
+            (B, P + T - 1, D_llm): the last token of the longest text predicts nothing.
+        """
+        return torch.cat([self._prefix(prompt), self._embed(text_ids[:, :-1])], 1)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(..., T) ids -> (..., T, D_llm)."""

@@ -152,6 +152,7 @@ _PAPER = Scale(
     checkpoints=50,
 )
 _SCALES = {scale.name: scale for scale in (_SMOKE, _MINI, _PAPER)}
+NAMES = tuple(_SCALES)
 
 
 def get(name: str) -> Scale:

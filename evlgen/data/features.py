@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 
 from evlgen.data import miniworld
-from evlgen.data.sampling import hashed
+from evlgen.data.sampling import CROP, hashed
 from evlgen.errors import UserError
 from evlgen.files import sha256_of, write_atomic
 from evlgen.vision import FrozenVision, build_vision
@@ -114,7 +114,7 @@ def crops(images: npt.NDArray[np.uint8], pool: str, indices: range, view: int) -
     side, out = images.shape[1], np.empty_like(images)
     key = int.from_bytes(hashlib.blake2b(pool.encode(), digest_size=8).digest(), "little")
     # (4, B) numbers in 0..1: area, ratio, place down, place across
-    draws = np.stack([_uniform(key, view, np.asarray(indices, np.uint64), salt) for salt in range(4)])
+    draws = np.stack([_uniform(CROP, key, view, np.asarray(indices, np.uint64), salt) for salt in range(4)])
     area = (CROP_SCALE[0] + draws[0] * (CROP_SCALE[1] - CROP_SCALE[0])) * side**2
     low, high = np.log(CROP_RATIO)
     ratio = np.exp(low + draws[1] * (high - low))

@@ -32,7 +32,7 @@ def hashed(*key: int | Words) -> Words:
 
 
 # What a draw is for: draws for different purposes must not agree.
-ORDER, CAPTION, VIEW, CROP, NOISE, SHUFFLE = range(1, 7)
+ORDER, CAPTION, VIEW, CROP, SHUFFLE, WEIGHTS, NOISE = range(1, 8)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,263 @@
+"""Is the image used? Measurements of collapse, logged through training, and what they say of a run.
+
+A captioner has collapsed if the language model writes the same whatever the image. This is measured, not
+declared:
+
+- ``val_loss``, ``shuffled_loss``: loss on held-out captions (nats a token) with the right image, and with
+  another image of the set. ``gap`` is the second less the first, what the image is worth.
+- ``blind_loss``: the same loss with one soft prompt for all images, the mean of theirs: what the captions
+  cost without any image. A right prompt must do better than this; a wrong one often does worse.
+- ``cosine``: mean cosine between the soft prompts of two images, each flattened to one vector; 1 if all are
+  alike.
+- ``effective_rank``: of the matrix of soft prompts, one row an image: exp of the entropy of its normalised
+  singular values (Roy & Vetterli, 2007); 1 if all are multiples of one, at most the number of images.
+- ``attention_entropy``: entropy of the language model's attention over the soft tokens, as a share of the
+  largest possible (log N_out), averaged over text positions, heads and layers; 1 if it looks at all alike.
+  ``attention_mass`` is the share of its attention that goes to the soft tokens at all.
+
+The attention is the language model's and not the connector's, since it means the same for every connector.
+Cosine and rank do not decide anything (prompts may differ in ways that nobody reads, and good ones may be
+very alike); the gap does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evlgen.data.pairs import PairPool, plain_batch
+from evlgen.data.sampling import SHUFFLE, hashed
+from evlgen.model import CaptionModel, Model, RepresentModel, evaluating
+
+# ------------------------------------------------------------------------------------------- measures
+
+
+def derangement(count: int, seed: int = 0) -> Tensor:
+    """Permutation of range(count) that leaves nothing in its place: one cycle through all, in random order.
+
+    Raises:
+        ValueError: ``count`` is 1, for which there is none.
+    """
+    if count < 2:
+        raise ValueError("one image cannot be shuffled")
+    order = np.argsort(hashed(SHUFFLE, seed, np.arange(count, dtype=np.uint64)), kind="stable")
+    partner = np.empty(count, np.int64)
+    partner[order] = np.roll(order, 1)
+    return torch.from_numpy(partner)
+
+
+def pairwise_cosine(prompts: Tensor) -> float:
+    """Mean cosine over all pairs of different images; (M, N, D) soft prompts."""
+    unit = torch.nn.functional.normalize(prompts.flatten(1).double(), dim=1)  # (M, N * D)
+    count = len(unit)
+    # the sum over all ordered pairs is the square of the sum; take the M of each with itself away
+    together = float(unit.sum(0).square().sum())
+    return (together - float(unit.square().sum())) / (count * (count - 1))
+
+
+def effective_rank(prompts: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of (M, N, D) soft prompts, one row an image."""
+    matrix = prompts.flatten(1).double()
+    values = torch.linalg.svdvals(matrix)
+    share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return float(torch.special.entr(share).sum().exp())
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How the language model attends to the soft prompt.
+
+    Attributes:
+        entropy: over the soft tokens, as a share of log(N_out).
+        mass: share of all attention.
+    """
+
+    entropy: float
+    mass: float
+
+
+def attention_to_prompt(
+    model: CaptionModel, prompt: Tensor, text_ids: Tensor, text_mask: Tensor
+) -> Attention:
+    """Attention of the positions that write text over the soft tokens, averaged over layers and heads.
+
+    Args:
+        prompt: (B, N_out, D_llm); N_out at least 2.
+        text_ids, text_mask: as of `CaptionModel.loss`.
+    """
+    llm, tokens = model.language.model, prompt.shape[1]
+    first = 1 if model.language.bos_position == "first" else 0
+    inputs = model.inputs(prompt, text_ids)
+    prefix = inputs.shape[1] - (text_ids.shape[1] - 1)
+    before = llm.config._attn_implementation
+    llm.set_attn_implementation("eager")  # the others do not give their probabilities
+    try:
+        layers = llm.base_model(inputs_embeds=inputs, use_cache=False, output_attentions=True).attentions
+    finally:
+        llm.set_attn_implementation(before)
+    entropy, mass = [], []
+    for probabilities in layers:  # (B, heads, P + T - 1, P + T - 1)
+        writing = probabilities[:, :, prefix - 1 :, first : first + tokens].double()  # (B, heads, T, N_out)
+        total = writing.sum(-1)  # (B, heads, T)
+        share = writing / total[..., None].clamp(min=1e-12)
+        chosen = text_mask[:, None].expand_as(total)
+        entropy.append(torch.special.entr(share).sum(-1)[chosen].mean())
+        mass.append(total[chosen].mean())
+    scale = float(np.log(tokens))
+    return Attention(float(torch.stack(entropy).mean()) / scale, float(torch.stack(mass).mean()))
+
+
+# ----------------------------------------------------------------------------------------- validation
+
+
+def validate(model: Model, pool: PairPool, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+    """All measurements of a model on held-out pairs; the names are the keys of ``metrics.jsonl``.
+
+    The stage ``caption`` gives what the head of this module lists; the stage ``represent`` gives ``val_loss``
+    (the sum), ``val_itc``, ``val_itm``, ``val_lm`` and ``retrieval@1`` (percent, image to text and text to
+    image, averaged, among all pairs of the set). The same model and pool give the same numbers: no random
+    generator is read or moved.
+    """
+    with evaluating(model):
+        if isinstance(model, CaptionModel):
+            return _validate_captions(model, pool, batch_size, seed)
+        return _validate_represent(model, pool, batch_size, seed)
+
+
+_ATTENTION_EXAMPLES = 64
+
+
+def _validate_captions(model: CaptionModel, pool: PairPool, batch_size: int, seed: int) -> dict[str, float]:
+    device = model.norm.weight.device
+    batches = [plain_batch(pool, i, i + batch_size).to(device) for i in range(0, len(pool), batch_size)]
+    prompts = torch.cat([model.soft_prompt(batch.features).float() for batch in batches])  # (M, N_out, D_llm)
+    other = prompts[derangement(len(prompts), seed).to(device)]
+    mean = prompts.mean(0, keepdim=True)
+    sums, tokens, start = np.zeros(3), 0, 0
+    for batch in batches:
+        stop = start + len(batch.text_ids)
+        blind = mean.expand(stop - start, -1, -1)
+        losses = [
+            model.token_losses(prompt, batch.text_ids, batch.text_mask)
+            for prompt in (prompts[start:stop], other[start:stop], blind)
+        ]
+        sums += [float(one.double().sum()) for one in losses]
+        tokens += len(losses[0])
+        start = stop
+    right, shuffled, blind_loss = (sums / tokens).tolist()
+    few = slice(0, min(_ATTENTION_EXAMPLES, len(batches[0].text_ids)))
+    attention = attention_to_prompt(model, prompts[few], batches[0].text_ids[few], batches[0].text_mask[few])
+    return {
+        "val_loss": right,
+        "shuffled_loss": shuffled,
+        "gap": shuffled - right,
+        "blind_loss": blind_loss,
+        "cosine": pairwise_cosine(prompts),
+        "effective_rank": effective_rank(prompts),
+        "attention_entropy": attention.entropy,
+        "attention_mass": attention.mass,
+    }
+
+
+def _validate_represent(
+    model: RepresentModel, pool: PairPool, batch_size: int, seed: int
+) -> dict[str, float]:
+    device = model.norm.weight.device
+    generator = torch.Generator(device).manual_seed(seed)  # of the hard negatives
+    sums, count = np.zeros(3), 0
+    images, texts = [], []
+    for start in range(0, len(pool), batch_size):
+        batch = plain_batch(pool, start, start + batch_size).to(device)
+        images.append(model.embed_images(batch.features))
+        texts.append(model.embed_texts(batch.text_ids, batch.text_mask))
+        size = len(batch.text_ids)
+        if size > 1:  # negatives come from the batch
+            losses = model.losses(batch.features, batch.text_ids, batch.text_mask, generator)
+            sums += size * np.array([float(losses.itc), float(losses.itm), float(losses.lm)])
+            count += size
+    similarity = model.similarity(torch.cat(images), torch.cat(texts))  # (M, M)
+    truth = torch.arange(len(similarity), device=device)
+    hits = [float((similarity.argmax(axis) == truth).double().mean()) for axis in (0, 1)]
+    itc, itm, lm = (sums / max(count, 1)).tolist()
+    return {
+        "val_loss": itc + itm + lm,
+        "val_itc": itc,
+        "val_itm": itm,
+        "val_lm": lm,
+        "retrieval@1": 100 * sum(hits) / 2,
+    }
+
+
+# -------------------------------------------------------------------------------------------- verdict
+
+State = Literal["conditioned", "plateau", "collapsed", "undecided"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Thresholds of `classify`, in nats a token. Fixed before any run was looked at.
+
+    Attributes:
+        conditioned: a gap from which on the image is used.
+        nothing: a gap below which it is not.
+        rise: growth of the gap over the last third from which on it counts as rising.
+        flat: fall of the validation loss over the last third up to which it has stopped falling.
+        blind: distance to the blind level up to which the loss is at this level.
+        points: validations needed in the last third to speak of a trend.
+    """
+
+    conditioned: float = 0.1
+    nothing: float = 0.02
+    rise: float = 0.005
+    flat: float = 0.01
+    blind: float = 0.02
+    points: int = 3
+
+
+def classify(history: Sequence[Mapping[str, Any]], rules: Rules = Rules()) -> State:
+    """What a run's validations say of it.
+
+    Before a connector is of use there is a plateau: the language model has learned the style of the captions
+    and nothing of the image. A run that is stopped there looks collapsed without being so. The rules, in
+    this order, on the validations of ``history`` (lines of ``metrics.jsonl`` that have a ``gap``):
+
+    1. ``conditioned``: the last gap is at least 0.1.
+    2. ``undecided``: there are fewer than three validations in the last third, so there is no trend to see.
+    3. ``plateau``: the gap rises over the last third, by at least 0.005 on its least-squares line and by more
+       than twice the scatter around it.
+    4. ``plateau``: the validation loss still falls over the last third, by more than 0.01.
+    5. ``collapsed``: the last gap is below 0.02, and the validation loss is no more than 0.02 better than the
+       blind level: all that is left to see is a loss that neither falls nor needs the image.
+    6. ``undecided``: anything else, such as a gap between 0.02 and 0.1 that has stopped rising.
+    """
+    points = [line for line in history if "gap" in line]
+    if not points:
+        return "undecided"
+    last = points[-1]
+    if last["gap"] >= rules.conditioned:
+        return "conditioned"
+    late = points[-(len(points) // 3) :] if len(points) >= 3 else []
+    if len(late) < rules.points:
+        return "undecided"
+    gap_change, gap_scatter = _line([line["step"] for line in late], [line["gap"] for line in late])
+    loss_change, _ = _line([line["step"] for line in late], [line["val_loss"] for line in late])
+    if gap_change >= rules.rise and gap_change > 2 * gap_scatter:
+        return "plateau"
+    if loss_change < -rules.flat:
+        return "plateau"
+    if last["gap"] < rules.nothing and last["val_loss"] >= last["blind_loss"] - rules.blind:
+        return "collapsed"
+    return "undecided"
+
+
+def _line(steps: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Change along the least-squares line from the first step to the last, and the scatter around it."""
+    x, y = np.asarray(steps, float), np.asarray(values, float)
+    slope, intercept = np.polyfit(x, y, 1)
+    around = y - (slope * x + intercept)
+    return float(slope * (x[-1] - x[0])), float(np.sqrt((around**2).sum() / max(len(x) - 2, 1)))

@@ -1,0 +1,45 @@
+"""What an experiment is: a named list of rows, each a run at some scale, beside the paper's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from evlgen.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        config: the run with seed 0; `seeded` gives the others.
+        paper: metric -> the paper's number, or a word of the paper's ("collapse"); unknown ones are left out.
+    """
+
+    label: str
+    config: RunConfig
+    paper: dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named list of rows.
+
+    Attributes:
+        metrics: the columns of the table.
+        seeds: how many seeds each row gets by default.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...]
+    seeds: int
+    notes: str = ""
+
+
+def seeded(config: RunConfig, seed: int) -> RunConfig:
+    """The run with another seed, the stage it starts from as well."""
+    first = None if config.init_from is None else seeded(config.init_from, seed)
+    return dataclasses.replace(config, seed=seed, init_from=first)

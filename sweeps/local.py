@@ -1,0 +1,131 @@
+"""A pool of warm processes on this machine: torch is imported once in each, and one that dies is replaced."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something for a worker to do.
+
+    Attributes:
+        function: a top-level function of a module, ``"package.module:name"``; called with ``arguments`` and a
+            function that reports progress.
+        needs: keys of tasks that must have succeeded before.
+        cost: expected seconds; the longest go first.
+    """
+
+    key: str
+    function: str
+    arguments: tuple[Any, ...]
+    needs: tuple[str, ...] = ()
+    cost: float = 0.0
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    task: Task | None = None
+
+
+Event = Callable[
+    [str, str, Any], None
+]  # kind ("start", "progress", "done", "failed", "blocked"), key, detail
+
+
+def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
+    """Execute all tasks; a failure stops only those that need it.
+
+    Returns:
+        For each key ``done``, ``failed`` or ``blocked``.
+    """
+    outcome: dict[str, str] = {}
+    waiting = sorted(tasks, key=lambda t: -t.cost)
+    pool = [_start() for _ in range(min(workers, max(1, len(tasks))))]
+    try:
+        while len(outcome) < len(tasks):
+            for task in list(waiting):
+                if any(outcome.get(need) in ("failed", "blocked") for need in task.needs):
+                    waiting.remove(task)
+                    outcome[task.key] = "blocked"
+                    event("blocked", task.key, None)
+            for worker in pool:
+                ready = [t for t in waiting if all(outcome.get(need) == "done" for need in t.needs)]
+                if worker.task is None and ready:
+                    worker.task = ready[0]
+                    waiting.remove(ready[0])
+                    worker.pipe.send((ready[0].function, ready[0].arguments))
+                    event("start", ready[0].key, None)
+            busy = [w for w in pool if w.task is not None]
+            if not busy:
+                continue
+            for pipe in wait([w.pipe for w in busy], timeout=0.5):
+                worker = next(w for w in pool if w.pipe is pipe)
+                assert worker.task is not None
+                try:
+                    kind, detail = worker.pipe.recv()
+                except EOFError:
+                    worker.process.join()
+                    code = worker.process.exitcode
+                    name = (
+                        signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+                    )
+                    kind, detail = "failed", f"its process died ({name})"
+                    pool[pool.index(worker)] = replacement = _start()
+                    replacement.task, worker = worker.task, replacement
+                assert worker.task is not None
+                event(kind, worker.task.key, detail)
+                if kind in ("done", "failed"):
+                    outcome[worker.task.key] = kind
+                    worker.task = None
+    finally:
+        for worker in pool:
+            worker.process.kill()
+            worker.process.join()
+    return outcome
+
+
+def _start() -> _Worker:
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """Life of a worker: import torch, then one task after the other until the launcher is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends its workers
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        module, _, name = function.partition(":")
+        try:
+            getattr(importlib.import_module(module), name)(
+                lambda detail: pipe.send(("progress", detail)), *arguments
+            )
+            pipe.send(("done", None))
+        except Exception:
+            pipe.send(("failed", traceback.format_exc()))
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

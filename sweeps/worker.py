@@ -1,0 +1,69 @@
+"""What a worker process does: cache features, or execute one run from its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evlgen.config import from_json
+from evlgen.cpu import prepare_worker
+from sweeps import store
+from sweeps.provenance import peak_memory_mib, provenance
+
+Tell = Callable[[Any], None]
+
+
+def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int) -> None:
+    """Make sure that the features of a pool's first images are in the cache."""
+    from evlgen.data import features
+
+    features.ensure(pool, size, vision, views)
+
+
+def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
+    """Train and evaluate the run in the folder, and write its ``outcome.json``; it logs to ``log.txt``."""
+    prepare_worker()
+    from evlgen import evaluation, training
+    from evlgen.data.pairs import load_training_data
+
+    folder = Path(folder_name)
+    stored = store.read_json(folder / "config.json")
+    assert stored is not None
+    config = from_json(stored)
+    claim = store.claim(folder)
+    if claim is None:
+        raise RuntimeError("another launcher is at this run; start again when it is done")
+    with (
+        (folder / "log.txt").open("a", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        handler = logging.StreamHandler(log)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.INFO)
+        started = time.time()
+        try:
+            if not (folder / "outcome.json").exists():
+                first = None if init_folder is None else Path(init_folder)
+                summary = training.train(config, folder, load_training_data(config), tell, first)
+                if config.stage == "caption" and config.evaluation.sets:
+                    evaluation.evaluate(config, folder, tell)
+                store.write_json(
+                    folder / "provenance.json",
+                    provenance()
+                    | {
+                        "seed": config.seed,
+                        "started": started,
+                        "wall_seconds": time.time() - started,
+                        "peak_memory_mib": peak_memory_mib(),
+                    },
+                )
+                store.write_json(folder / "outcome.json", summary)
+        finally:
+            logging.getLogger().removeHandler(handler)
+            claim.release()
