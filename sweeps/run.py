@@ -262,12 +262,10 @@ def read_predictions(path: Path) -> RunPredictions:
 
 def feature_needs(config: RunConfig) -> list[tuple[str, int, str, int]]:
     """Which cached features a run reads: pool, number of images, encoder, views."""
-    from evlgen.evaluation import POOL_OF_SET
-
     needs = [(pool, size, config.vision, config.data.views) for pool, size in config.data.pools if size]
     needs.append(("coco_val", config.evaluation.validation, config.vision, 1))
     needs += [
-        (POOL_OF_SET.get(name, name), size, config.vision, 1) for name, size in config.evaluation.sets if size
+        ("coco_test" if name == "coco" else name, size, config.vision, 1) for name, size in config.evaluation.sets if size
     ]
     return needs
 
