@@ -10,7 +10,7 @@ import dataclasses
 
 from evlgen.config import EvalConfig, RunConfig
 from experiments.base import Experiment, Row
-from experiments.scales import blip2, blip2_single_stage, evlgen, get
+from experiments.scales import blip2, blip2_single_stage, evlgen
 
 GRID = (0.3, 1.0, 3.0)  # times the rate in force
 METRICS = ("val_loss", "gap")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from experiments.base import Experiment, Row
-
 from experiments.scales import blip2, blip2_single_stage, evlgen, get
 
 METRICS = ("vqav2", "gqa", "okvqa", "coco/CIDEr")

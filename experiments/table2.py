@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from experiments.base import Experiment, Row
-
 from experiments.scales import blip2, evlgen, get
 
 METRICS = ("nocaps_in/CIDEr", "nocaps_near/CIDEr", "nocaps_out/CIDEr", "nocaps/CIDEr", "flickr/CIDEr")

@@ -179,21 +179,15 @@ def sweep(experiment: Experiment, scale: str, seeds: int, workers: int, changed:
 
 def execute(runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
     """Train, evaluate and score runs; returns what went wrong, by run."""
-    tasks: list[local.Task] = []
     features = sorted({need for config in runs.values() for need in feature_needs(config)})
-    for need in features:
-        tasks.append(
-            local.Task(
-                "features " + " ".join(map(str, need)),
-                "sweeps.worker:cache_features",
-                need,
-                cost=1e9 + need[1],
-            )
-        )
+    tasks = [
+        local.Task(_feature_key(need), "sweeps.worker:cache_features", need, cost=1e9 + need[1])
+        for need in features
+    ]
     for run, config in runs.items():
         folder = store.prepare(run, config)
         first = None if config.init_from is None else store.run_id(config.init_from)
-        needs = tuple("features " + " ".join(map(str, need)) for need in feature_needs(config))
+        needs = tuple(_feature_key(need) for need in feature_needs(config))
         tasks.append(
             local.Task(
                 run,
@@ -265,9 +259,15 @@ def feature_needs(config: RunConfig) -> list[tuple[str, int, str, int]]:
     needs = [(pool, size, config.vision, config.data.views) for pool, size in config.data.pools if size]
     needs.append(("coco_val", config.evaluation.validation, config.vision, 1))
     needs += [
-        ("coco_test" if name == "coco" else name, size, config.vision, 1) for name, size in config.evaluation.sets if size
+        ("coco_test" if name == "coco" else name, size, config.vision, 1)
+        for name, size in config.evaluation.sets
+        if size
     ]
     return needs
+
+
+def _feature_key(need: tuple[str, int, str, int]) -> str:
+    return "features " + " ".join(map(str, need))
 
 
 def expected_cost(config: RunConfig) -> float:
@@ -330,10 +330,8 @@ class Display:
         elif detail is not None and time.monotonic() - self.shown > 5:
             self.shown = time.monotonic()
             loss = "" if detail.loss is None else f", loss {detail.loss:.3f}"
-            print(
-                f"[{self._clock()}] {key} {detail.phase} {detail.step}/{detail.steps}{loss}, {detail.rate:.0f}/s",
-                flush=True,
-            )
+            where = f"{detail.phase} {detail.step}/{detail.steps}"
+            print(f"[{self._clock()}] {key} {where}{loss}, {detail.rate:.0f}/s", flush=True)
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self.started)
@@ -444,7 +442,7 @@ def plan(experiment: Experiment, scale: str, seeds: int) -> None:
 
 
 def estimated_seconds(config: RunConfig) -> float | None:
-    """Seconds that a run of this shape took for as many samples, from any complete run; None if there is none."""
+    """Seconds for a run, from the rate of a complete one of its shape; None if there is none."""
     root = store.store_folder()
     for path in sorted(root.glob("*/result.json")) if root.exists() else []:
         try:
@@ -472,6 +470,7 @@ def build_foundation(arguments: Arguments) -> int:
 
     out = store.ROOT / "foundation" / arguments.scale
     with Display(0) as display:
+        from evlgen.training import Progress as Step
 
         def report(name: str, step: int, steps: int, loss: float, rate: float) -> None:
             display.event("progress", name, Step("pre-training", step, steps, loss, rate))

@@ -1,4 +1,4 @@
-"""The run store: one folder a run, named by a hash of its configuration and of the code that decides its numbers.
+"""The run store: a folder a run, named by a hash of its configuration and of the code that decides it.
 
 What state a run is in follows from the files of its folder alone.
 """
@@ -52,9 +52,9 @@ def code_fingerprint(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body
-            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                if isinstance(body[0].value.value, str):
-                    node.body = body[1:]
+            first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                node.body = body[1:]
     return ast.dump(tree)
 
 

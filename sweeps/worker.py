@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.config import from_json
-from evlgen.cpu import prepare_worker
 from sweeps import store
 from sweeps.provenance import peak_memory_mib, provenance
 
@@ -19,16 +18,20 @@ Tell = Callable[[Any], None]
 
 def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int) -> None:
     """Make sure that the features of a pool's first images are in the cache."""
+    from evlgen.cpu import prepare_worker
     from evlgen.data import features
 
+    prepare_worker()
     features.ensure(pool, size, vision, views)
 
 
 def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     """Train and evaluate the run in the folder, and write its ``outcome.json``; it logs to ``log.txt``."""
-    prepare_worker()
     from evlgen import evaluation, training
+    from evlgen.cpu import prepare_worker
     from evlgen.data.pairs import load_training_data
+
+    prepare_worker()
 
     folder = Path(folder_name)
     stored = store.read_json(folder / "config.json")
