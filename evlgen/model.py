@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -327,9 +328,14 @@ def _bert_weights(name: str) -> dict[str, Tensor]:
 
 
 def save_trained(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the trained parts (norm, connector, projection) as safetensors, atomically."""
+    """Write the trained parts (norm, connector, projection) as safetensors, atomically.
+
+    Args:
+        metadata: goes into the file's header as JSON under one key, ``evlgen``: the order of several keys would
+            be random, and the same weights would not give the same bytes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic(path, save(tensors, metadata=dict(metadata)))
+    write_atomic(path, save(tensors, metadata={"evlgen": json.dumps(dict(metadata), sort_keys=True)}))
 
 
 def load_trained(model: Model, path: Path) -> None:

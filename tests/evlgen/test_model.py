@@ -307,9 +307,12 @@ def test_what_is_saved_is_what_is_trained(tmp_path):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1.0)
-    path = tmp_path / "connector.safetensors"
-    subject.save_trained(model, path, {"config": "x"})
+    path, again = tmp_path / "connector.safetensors", tmp_path / "again.safetensors"
+    metadata = {key: "x" for key in "abcdefgh"}
+    subject.save_trained(model, path, metadata)
     subject.load_trained(other, path)
+    subject.save_trained(other, again, metadata)
+    assert again.read_bytes() == path.read_bytes()
     assert subject.weights_checksum(other) == subject.weights_checksum(model)
 
 

@@ -279,7 +279,7 @@ def test_stage2_starts_from_stage1(tmp_path):
 def test_weights_carry_the_config(tmp_path):
     run(tmp_path, tiny.run_config())
     with safe_open(tmp_path / training.CONNECTOR, "pt") as file:
-        metadata = file.metadata()
+        metadata = json.loads(file.metadata()["evlgen"])
         assert {name.split(".")[0] for name in file.keys()} == {"norm", "connector", "projection"}  # noqa: SIM118
     assert json.loads(metadata["config"])["optim"]["steps"] == 12
     assert len(metadata["config_hash"]) == 16
