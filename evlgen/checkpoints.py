@@ -46,8 +46,6 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, or None. A damaged one is named in the log and deleted."""
-    for leftover in folder.glob(f".{CURRENT}.*.tmp"):
-        leftover.unlink(missing_ok=True)
     known = _known(folder)
     for path in (folder / CURRENT, folder / PREVIOUS):
         if not path.exists():

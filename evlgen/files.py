@@ -50,6 +50,12 @@ def write_atomic(path: Path, pieces: bytes | Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete what writers of ``path`` that were killed have left; nobody may be writing it."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says of a failed write to ``path`` into a `UserError`."""

@@ -131,9 +131,9 @@ def random_matching(
     _check_r(r, tokens, class_token)
     if r == 0:
         return _identity(batch, tokens, metric.device)
-    even, odd = (tokens + 1) // 2 - class_token, tokens // 2
+    even, odd = (tokens + 1) // 2 - int(class_token), tokens // 2
     device = metric.device if generator is None else generator.device
-    similarity = torch.rand(1 if shared else batch, even, odd, generator=generator, device=device)
+    similarity = torch.rand((1 if shared else batch, even, odd), generator=generator, device=device)
     return _match(similarity.to(metric.device).expand(batch, -1, -1), r, tokens)
 
 

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evlgen.checkpoints import load_checkpoint, save_checkpoint
+from evlgen.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
 from evlgen.config import OptimConfig, RunConfig, to_json
 from evlgen.data.pairs import Batch, TrainingData, draw_batch, load_training_data
 from evlgen.data.sampling import NOISE, WEIGHTS, hashed
 from evlgen.diagnostics import validate
 from evlgen.errors import UserError
-from evlgen.files import disk_errors, write_atomic
+from evlgen.files import disk_errors, remove_leftovers, write_atomic
 from evlgen.model import (
     CaptionModel,
     Model,
@@ -157,6 +157,8 @@ def train(
     state = _begin(config, model, device, init_folder)
     watch = _Stopwatch()
     identity = {"config": json.dumps(to_json(config), sort_keys=True), "data": data.fingerprint}
+    for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
+        remove_leftovers(folder / name)
     saved = load_checkpoint(folder)
     if saved is not None:
         watch.set(_restore(state, saved, identity, folder))
