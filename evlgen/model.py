@@ -331,7 +331,7 @@ def save_trained(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the trained parts (norm, connector, projection) as safetensors, atomically.
 
     Args:
-        metadata: goes into the file's header as JSON under one key, ``evlgen``: the order of several keys would
+        metadata: goes into the header as JSON under one key, ``evlgen``: the order of several keys would
             be random, and the same weights would not give the same bytes.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -308,7 +308,7 @@ def test_what_is_saved_is_what_is_trained(tmp_path):
         for p in model.parameters():
             p.add_(1.0)
     path, again = tmp_path / "connector.safetensors", tmp_path / "again.safetensors"
-    metadata = {key: "x" for key in "abcdefgh"}
+    metadata = dict.fromkeys("abcdefgh", "x")
     subject.save_trained(model, path, metadata)
     subject.load_trained(other, path)
     subject.save_trained(other, again, metadata)
