@@ -160,7 +160,7 @@ def _is_good(path: Path) -> bool:
     """Whether the file is there and whole; checked once in a process for each version of the file."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return False
     if _matches(path, status.st_mtime_ns, status.st_size):
         return True

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from evlgen import diagnostics as subject
 from evlgen.data.pairs import plain_batch
-from evlgen.training import train
+from evlgen.training import read_metrics, train
 from tests.evlgen import tiny
 
 
@@ -156,6 +156,7 @@ def test_a_trained_model_has_a_gap_and_is_conditioned(tmp_path):
     assert result["gap"] > 0.3
     assert result["val_loss"] < result["blind_loss"] < result["shuffled_loss"] + 0.5
     assert result["cosine"] < 0.99
+    assert subject.classify(read_metrics(tmp_path)) == "conditioned"
 
 
 def test_retrieval_counts_both_directions():
