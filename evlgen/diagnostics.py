@@ -115,7 +115,7 @@ def attention_to_prompt(
 # ----------------------------------------------------------------------------------------- validation
 
 
-def validate(model: Model, pool: PairPool, batch_size: int = 64, seed: int = 0) -> dict[str, float]:
+def validate(model: Model, pool: PairPool, batch_size: int = 32, seed: int = 0) -> dict[str, float]:
     """All measurements of a model on held-out pairs; the names are the keys of ``metrics.jsonl``.
 
     The stage ``caption`` gives what the head of this module lists; the stage ``represent`` gives ``val_loss``
@@ -134,24 +134,26 @@ _ATTENTION_EXAMPLES = 64
 
 def _validate_captions(model: CaptionModel, pool: PairPool, batch_size: int, seed: int) -> dict[str, float]:
     device = model.norm.weight.device
-    batches = [plain_batch(pool, i, i + batch_size).to(device) for i in range(0, len(pool), batch_size)]
-    prompts = torch.cat([model.soft_prompt(batch.features).float() for batch in batches])  # (M, N_out, D_llm)
+    by_length = np.argsort(pool.lengths[:, 0], kind="stable")  # so that little of a batch is padding
+    indices = [by_length[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    batches = [plain_batch(pool, index).to(device) for index in indices]
+    found = torch.cat([model.soft_prompt(batch.features).float() for batch in batches])
+    prompts = found[torch.from_numpy(np.argsort(by_length)).to(device)]  # (M, N_out, D_llm), as in the pool
     other = prompts[derangement(len(prompts), seed).to(device)]
     mean = prompts.mean(0, keepdim=True)
-    sums, tokens, start = np.zeros(3), 0, 0
-    for batch in batches:
-        stop = start + len(batch.text_ids)
-        blind = mean.expand(stop - start, -1, -1)
+    sums, tokens = np.zeros(3), 0
+    for index, batch in zip(indices, batches, strict=True):
+        blind = mean.expand(len(index), -1, -1)
         losses = [
             model.token_losses(prompt, batch.text_ids, batch.text_mask)
-            for prompt in (prompts[start:stop], other[start:stop], blind)
+            for prompt in (prompts[index], other[index], blind)
         ]
         sums += [float(one.double().sum()) for one in losses]
         tokens += len(losses[0])
-        start = stop
     right, shuffled, blind_loss = (sums / tokens).tolist()
-    few = slice(0, min(_ATTENTION_EXAMPLES, len(batches[0].text_ids)))
-    attention = attention_to_prompt(model, prompts[few], batches[0].text_ids[few], batches[0].text_mask[few])
+    few = np.arange(min(_ATTENTION_EXAMPLES, len(pool)))
+    batch = plain_batch(pool, few).to(device)
+    attention = attention_to_prompt(model, prompts[few], batch.text_ids, batch.text_mask)
     return {
         "val_loss": right,
         "shuffled_loss": shuffled,
@@ -172,7 +174,7 @@ def _validate_represent(
     sums, count = np.zeros(3), 0
     images, texts = [], []
     for start in range(0, len(pool), batch_size):
-        batch = plain_batch(pool, start, start + batch_size).to(device)
+        batch = plain_batch(pool, np.arange(start, min(start + batch_size, len(pool)))).to(device)
         images.append(model.embed_images(batch.features))
         texts.append(model.embed_texts(batch.text_ids, batch.text_mask))
         size = len(batch.text_ids)

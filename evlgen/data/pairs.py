@@ -82,9 +82,8 @@ def draw_batch(pools: Sequence[PairPool], seed: int, step: int, batch_size: int)
     return _batch(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
 
 
-def plain_batch(pool: PairPool, start: int, stop: int) -> Batch:
-    """The pairs ``start`` .. ``stop`` of a pool, first caption and plain image: for validation."""
-    index = np.arange(start, min(stop, len(pool)))
+def plain_batch(pool: PairPool, index: npt.NDArray[np.int64]) -> Batch:
+    """The pairs ``index`` of a pool, first caption and plain image: for validation."""
     zeros = np.zeros_like(index)
     return _batch(*_rows(pool, index, zeros, zeros))
 

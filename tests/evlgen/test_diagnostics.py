@@ -72,7 +72,7 @@ def test_effective_rank_does_not_depend_on_the_scale(scale):
 @pytest.mark.parametrize("bos_position", ["first", "after_prompt", "none"])
 def test_attention_entropy_is_that_of_the_probabilities(architecture, bos_position):
     model = tiny.caption_model(architecture=architecture, bos_position=bos_position, dtype=torch.float64)
-    batch = plain_batch(tiny.pairs("val", 3), 0, 3)
+    batch = plain_batch(tiny.pairs("val", 3), np.arange(3))
     prompt = model.soft_prompt(batch.features.double()).detach()
     before = model.loss(batch.features.double(), batch.text_ids, batch.text_mask)
     found = subject.attention_to_prompt(model, prompt, batch.text_ids, batch.text_mask)
@@ -111,7 +111,7 @@ def test_measuring_attention_leaves_the_implementation_as_it_was():
 def test_validation_losses_are_those_of_the_model():
     model, pool = tiny.caption_model(), tiny.pairs("val", 10)
     found = subject.validate(model, pool, batch_size=4)
-    batch = plain_batch(pool, 0, 10)
+    batch = plain_batch(pool, np.arange(10))
     with torch.no_grad():
         right = model.loss(batch.features, batch.text_ids, batch.text_mask)
         wrong = model.loss(batch.features[subject.derangement(10)], batch.text_ids, batch.text_mask)

@@ -123,7 +123,7 @@ def pairs(name: str, size: int, captions: int = 1, views: int = 1, seed: int = 0
     stored[:, np.arange(size), :, colour] += 2.0
     stored[:, np.arange(size), :, 4 + shape] += 2.0
     texts = [
-        f"a {COLOURS[c]} {SHAPES[s]}" + (" on the grass" if i % 2 else "")
+        f"a {COLOURS[c]} {SHAPES[s]}" + (" on the grass" if (i + c) % 2 else "")
         for c, s in zip(colour, shape, strict=True)
         for i in range(captions)
     ]
