@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, GenerationConfig
+from transformers import (
+    BertConfig,
+    BertModel,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    GenerationConfig,
+)
 
 from evlgen import model as subject
 from evlgen.config import EvalConfig, RunConfig
@@ -12,6 +18,7 @@ from evlgen.data.miniworld import PROMPT
 from evlgen.errors import UserError
 from evlgen.model import CaptionModel
 from tests.evlgen import tiny
+from tests.evlgen.test_qformer import as_transformers
 
 ARCHITECTURES = ("opt", "llama")
 BOS = ("first", "after_prompt", "none")
@@ -83,6 +90,77 @@ def test_loss_and_gradient_equal_those_of_transformers(architecture):
     (ours,), (theirs,) = torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight)
     assert ours.abs().max() > 1e-6
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def blip2_of(model: CaptionModel) -> Blip2ForConditionalGeneration:
+    """transformers' BLIP-2 with the weights of a Q-Former captioner, and a random image encoder in front."""
+    connector, language = model.connector, model.language
+    config = Blip2Config(
+        vision_config={
+            "hidden_size": tiny.WIDTH,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 8,
+            "patch_size": 4,
+            "layer_norm_eps": model.norm.eps,
+        },
+        qformer_config={"hidden_size": 16, "encoder_hidden_size": tiny.WIDTH, "num_attention_heads": 2},
+        text_config=language.model.config.to_dict(),
+        num_query_tokens=connector.config.num_queries,
+        image_token_index=len(language.tokenizer) - 1,  # no text of these tests has it
+    )
+    blip = Blip2ForConditionalGeneration(config)
+    for parameter in blip.vision_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # transformers starts it at next to nothing
+    blip.language_model = language.model
+    blip.qformer = as_transformers(connector)
+    blip.query_tokens.data = connector.queries.data[None]
+    blip.language_projection.load_state_dict(model.projection.state_dict())
+    blip.vision_model.post_layernorm.load_state_dict(model.norm.state_dict())
+    return blip.double().eval()
+
+
+def test_loss_and_captions_equal_those_of_transformers_blip2():
+    """The whole way: LayerNorm, Q-Former, projection, soft prompt, BOS, text, beam search."""
+    frozen = tiny.language("opt", "after_prompt", torch.float64)
+    torch.manual_seed(2)
+    connector = subject.build_connector(tiny.QFORMER, vocab_size=20)  # its text branch is not used
+    model = CaptionModel(connector, frozen, tiny.WIDTH).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.4)
+        model.projection.weight.mul_(5)  # so that the captions differ
+    blip = blip2_of(model)
+    features: list[torch.Tensor] = []
+    blip.vision_model.post_layernorm.register_forward_pre_hook(lambda _m, args: features.append(args[0]))
+    pixels = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    ids, mask = texts([6, 3, 5, 6, 1, 4])
+    image = torch.full((6, 4), blip.config.image_token_index)
+    prompt = F.pad(image, (0, 1), value=1)  # BOS
+    labels = torch.cat([torch.full_like(prompt, -100), ids.masked_fill(~mask, -100)], 1)
+    with torch.no_grad():
+        expected = blip(
+            pixel_values=pixels,
+            input_ids=torch.cat([prompt, ids], 1),
+            attention_mask=torch.cat([torch.ones_like(prompt), mask.long()], 1),
+            labels=labels,
+        ).loss
+        assert abs(model.loss(features[0], ids, mask) - expected) < 1e-6  # theirs is computed in float32
+        generated = blip.generate(
+            pixel_values=pixels,
+            input_ids=prompt,
+            num_beams=3,
+            min_new_tokens=4,
+            max_new_tokens=7,
+            eos_token_id=frozen.newline_id,
+            pad_token_id=0,
+        )
+    newest = generated[:, prompt.shape[1] :] if generated.shape[1] > 7 else generated
+    written = frozen.tokenizer.batch_decode(newest, skip_special_tokens=True)
+    captions = model.caption(features[0], DECODING)
+    assert captions == [text.split("\n")[0].strip() for text in written]
+    assert len(set(captions)) > 1
 
 
 def test_padding_does_not_change_the_loss():
