@@ -1,8 +1,8 @@
 """What the models and budgets of the paper are at each scale: the one place where they are written down.
 
 An experiment says ``evlgen(scale, pairs="11M", steps=150)`` in the paper's words and gets the run that plays
-this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` a thousand updates of the
-paper become three, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions.
+this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` five thousand updates of the
+paper become eight, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _MINI_QFORMER = QFormerConfig(
 _MINI = Scale(
     name="mini",
     seeds=3,
-    updates=3.0,
+    updates=1.6,
     batch_size=32,
     lr={"tomeformer": 1e-3, "qformer": 1e-3, "stage1": 1e-3},
     warmup=0.05,
