@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -58,12 +60,16 @@ class Arguments:
     """processes side by side; 0: one for each core"""
     dry_run: bool = False
     """say what would run and what it would cost, and stop"""
+    rows: str = ""
+    """only rows whose label has this in it"""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """key=value, changes a field of every run (optim.lr=1e-3); may be given again"""
 
 
 def main(argv: list[str]) -> int:
     """Exit code: 0 all complete, 1 runs failed, 2 a user's mistake, 130 interrupted."""
+    # A shell that starts a command in the background has it ignore Ctrl-C; this one can always be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = tyro.cli(Arguments, args=argv, prog="sweeps/run.py", description=__doc__)
     try:
         return _dispatch(arguments)
@@ -71,6 +77,8 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
         print(
             f"error: {error.filename or store.store_folder()}: {error.strerror}; finished runs are kept",
             file=sys.stderr,
@@ -95,7 +103,7 @@ def _dispatch(arguments: Arguments) -> int:
     if arguments.seeds is not None and arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: at least 1 is needed")
     for one in names:
-        experiment = load(one, arguments.scale, arguments.set)
+        experiment = load(one, arguments.scale, arguments.set, arguments.rows)
         seeds = arguments.seeds or experiment.seeds
         if arguments.command == "status":
             show_status(experiment, arguments.scale, seeds)
@@ -109,13 +117,13 @@ def _dispatch(arguments: Arguments) -> int:
                 arguments.scale,
                 seeds,
                 arguments.workers or os.cpu_count() or 1,
-                bool(arguments.set),
+                bool(arguments.set or arguments.rows),
             )
     return 0
 
 
-def load(name: str, scale: str, changes: tuple[str, ...] = ()) -> Experiment:
-    """The experiment at a scale, with every run changed as ``--set`` says.
+def load(name: str, scale: str, changes: tuple[str, ...] = (), rows: str = "") -> Experiment:
+    """The experiment at a scale, the rows that ``--rows`` names, every run changed as ``--set`` says.
 
     Raises:
         UserError: unknown experiment, scale, key or value.
@@ -125,6 +133,11 @@ def load(name: str, scale: str, changes: tuple[str, ...] = ()) -> Experiment:
     if scale not in SCALES:
         raise UserError(f"scale {scale!r}: no such scale; there are: {', '.join(SCALES)}")
     experiment: Experiment = importlib.import_module(EXPERIMENTS[name]).build(scale)
+    kept = tuple(row for row in experiment.rows if rows.lower() in row.label.lower())
+    if not kept:
+        labels = "; ".join(row.label for row in experiment.rows)
+        raise UserError(f"--rows {rows}: no row's label has this in it; there are: {labels}")
+    experiment = dataclasses.replace(experiment, rows=kept)
     for change in changes:
         key, separator, value = change.partition("=")
         if not separator:
@@ -155,6 +168,11 @@ def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:
 
 def sweep(experiment: Experiment, scale: str, seeds: int, workers: int, changed: bool) -> int:
     """Execute what is missing, score it, write the table; 0 if every run is complete."""
+    if scale == "paper":
+        raise UserError(
+            "--scale paper: its encoders, language models and data sets cannot be loaded yet; "
+            "--dry-run shows what would run"
+        )
     runs = unique_runs(experiment, seeds)
     missing = {
         run: config for run, config in runs.items() if not store.is_complete(store.store_folder() / run)
@@ -167,7 +185,7 @@ def sweep(experiment: Experiment, scale: str, seeds: int, workers: int, changed:
         problems = execute(missing, workers)
     results = collect(experiment, seeds)
     # A sweep with --set answers another question: it must not take the place of the experiment's own table.
-    folder = store.ROOT / "results" / (experiment.name + ("-changed" if changed else "")) / scale
+    folder = store.results_folder() / (experiment.name + ("-changed" if changed else "")) / scale
     write_tables(experiment, scale, results, folder, seeds)
     print_table(scale, folder.parent.name)
     for run, problem in problems.items():
@@ -226,7 +244,7 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
     trained = {}
     for run, config in runs.items():
         folder = store.store_folder() / run
-        outcome = store.read_json(folder / "outcome.json")
+        outcome = store.read_if_whole(folder / "outcome.json")
         if outcome is not None:
             trained[run] = (config, outcome, read_predictions(folder / "predictions.json"))
     scores = score_runs([predictions for _, _, predictions in trained.values()], scorer)
@@ -355,7 +373,7 @@ def collect(experiment: Experiment, seeds: int) -> dict[str, list[dict[str, Any]
 
 def print_table(scale: str, name: str) -> None:
     """Show the table of an experiment."""
-    path = store.ROOT / "results" / name / scale / "table.md"
+    path = store.results_folder() / name / scale / "table.md"
     if not path.exists():
         raise UserError(f"{path}: not there; make it with `python sweeps/run.py {name} --scale {scale}`")
     console.print(Markdown(path.read_text()))

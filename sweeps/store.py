@@ -32,6 +32,11 @@ def store_folder() -> Path:
     return Path(os.environ.get("EVLGEN_RUNS") or ROOT / "runs")
 
 
+def results_folder() -> Path:
+    """``$EVLGEN_RESULTS``, or ``results`` in the project: where tables are written."""
+    return Path(os.environ.get("EVLGEN_RESULTS") or ROOT / "results")
+
+
 @functools.cache
 def code_version() -> str:
     """Hash of the library's code, without comments, docstrings and layout, and of the shipped weights."""
@@ -97,6 +102,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def read_if_whole(path: Path) -> dict[str, Any] | None:
+    """As `read_json`, but a damaged file is named, put aside as ``*.damaged``, and counts as missing."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        print(f"{error}: put aside as {path.name}.damaged, to be made again", file=sys.stderr, flush=True)
+        os.replace(path, path.with_name(path.name + ".damaged"))
+        return None
+
+
 def _checksum(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -160,12 +175,7 @@ def status(folder: Path) -> str:
 
 def is_complete(folder: Path) -> bool:
     """Whether the run has a whole result; a damaged one is named, put aside and counts as missing."""
-    try:
-        return read_json(folder / "result.json") is not None
-    except UserError as error:
-        print(f"{error}: put aside as result.json.damaged, the run is done again", file=sys.stderr)
-        os.replace(folder / "result.json", folder / "result.json.damaged")
-        return False
+    return read_if_whole(folder / "result.json") is not None
 
 
 def prepare(run: str, config: RunConfig) -> Path:
@@ -173,6 +183,6 @@ def prepare(run: str, config: RunConfig) -> Path:
     folder = store_folder() / run
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.json").unlink(missing_ok=True)
-    if not (folder / "config.json").exists() or status(folder) == "damaged":
+    if read_if_whole(folder / "config.json") is None:
         write_json(folder / "config.json", to_json(config))
     return folder

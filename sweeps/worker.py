@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,8 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     stored = store.read_json(folder / "config.json")
     assert stored is not None
     config = from_json(stored)
-    claim = store.claim(folder)
-    if claim is None:
-        raise RuntimeError("another launcher is at this run; start again when it is done")
+    while (claim := store.claim(folder)) is None:
+        time.sleep(0.5)  # another launcher is at this run: wait for what it makes of it
     with (
         (folder / "log.txt").open("a", buffering=1) as log,
         contextlib.redirect_stdout(log),
@@ -51,7 +51,7 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
         logging.getLogger().setLevel(logging.INFO)
         started = time.time()
         try:
-            if not (folder / "outcome.json").exists():
+            if store.read_if_whole(folder / "outcome.json") is None:
                 first = None if init_folder is None else Path(init_folder)
                 summary = training.train(config, folder, load_training_data(config), tell, first)
                 if config.stage == "caption" and config.evaluation.sets:
@@ -67,6 +67,9 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
                     },
                 )
                 store.write_json(folder / "outcome.json", summary)
+        except Exception:
+            traceback.print_exc()
+            raise
         finally:
             logging.getLogger().removeHandler(handler)
             claim.release()

@@ -1,0 +1,52 @@
+"""The pool of processes: failures stay where they are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.local import Task, execute
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))  # workers inherit sys.path
+    sys.modules.pop("runner_tasks", None)
+
+
+def test_failures_and_dead_workers_stop_only_what_needs_them(tmp_path: Path) -> None:
+    events: list[tuple[str, str, Any]] = []
+    tasks = [
+        Task("good", "runner_tasks:write", (str(tmp_path / "good"), "a")),
+        Task("bad", "runner_tasks:fail", ("the reason",), cost=9),
+        Task("dead", "runner_tasks:die", (), cost=8),
+        Task("after good", "runner_tasks:write", (str(tmp_path / "after"), "b"), needs=("good",)),
+        Task("after dead", "runner_tasks:write", (str(tmp_path / "never"), "c"), needs=("dead",)),
+        Task("after that", "runner_tasks:write", (str(tmp_path / "never"), "c"), needs=("after dead",)),
+    ]
+    outcome = execute(tasks, 1, lambda *event: events.append(event))
+    assert outcome == {
+        "good": "done",
+        "bad": "failed",
+        "dead": "failed",
+        "after good": "done",
+        "after dead": "blocked",
+        "after that": "blocked",
+    }
+    details = {key: detail for kind, key, detail in events if kind == "failed"}
+    assert "ValueError: the reason" in details["bad"]
+    assert "SIGKILL" in details["dead"]
+    assert ("progress", "good", "a") in events
+    assert (tmp_path / "after").read_text() == "b"
+    assert not (tmp_path / "never").exists()
+    started = [key for kind, key, _ in events if kind == "start"]
+    assert started[:3] == ["bad", "dead", "good"]  # the longest first
+
+
+def test_no_tasks() -> None:
+    assert execute([], 2, lambda *_: None) == {}

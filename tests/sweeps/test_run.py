@@ -1,0 +1,214 @@
+"""The command, as a user types it, with real trainings of a few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Stage 1, stage 2, both LLMs and EVLGen, for a few updates and without captions.
+SMALL = [
+    *("table2", "--scale", "smoke", "--set", "evaluation.sets=[]", "--set", "optim.steps=12"),
+    *("--set", "optim.checkpoint_every=3"),
+]
+IGNORED = ("train_seconds", "total_seconds", "resumed_from")
+
+
+class Sandbox:
+    """Folders of its own for runs and results; the feature cache is shared by all tests of this file."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "EVLGEN_RUNS": str(folder / "runs"),
+            "EVLGEN_RESULTS": str(folder / "results"),
+            "EVLGEN_CACHE": str(cache),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        }
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(ROOT / "sweeps" / "run.py"), *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments),
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for path in sorted((self.folder / "runs").glob("*/result.json")):
+            metrics = json.loads(path.read_text())["metrics"]
+            found[path.parent.name] = {k: v for k, v in metrics.items() if k not in IGNORED}
+        return found
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, cache: Path) -> Sandbox:
+    return Sandbox(tmp_path, cache)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Sandbox:
+    finished = Sandbox(tmp_path_factory.mktemp("undisturbed"), cache)
+    outcome = finished.run(*SMALL)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    return finished
+
+
+pytestmark = pytest.mark.xdist_group("sweeps")
+
+
+def test_sweep_is_complete_and_not_repeated(undisturbed: Sandbox) -> None:
+    assert len(undisturbed.metrics()) == 5  # two of EVLGen, two stages 2, one stage 1 for both
+    table = (undisturbed.folder / "results" / "table2-changed" / "smoke" / "table.csv").read_text()
+    assert table.startswith("row,metric,mean,ci_low,ci_high,n_seeds,paper\n")
+    again = undisturbed.run(*SMALL)
+    assert again.returncode == 0
+    assert "5 runs, 5 complete" in again.stdout
+    status = undisturbed.run("status", *SMALL)
+    assert status.stdout.count("complete") == 4
+    name = next(iter(undisturbed.metrics()))
+    shown = undisturbed.run("show", name[:8])
+    assert shown.returncode == 0
+    assert '"code_version"' in shown.stdout
+    assert "parameters" in shown.stdout
+    plan = undisturbed.run(*SMALL, "--dry-run", "--seeds", "2")
+    assert "5 of 10 runs to execute" in plan.stdout
+
+
+def test_killed_sweep_goes_on_to_the_same_bits(undisturbed: Sandbox, sandbox: Sandbox) -> None:
+    for wanted in (1, 3):  # checkpoints seen before the kill
+        launcher = sandbox.start(*SMALL)
+        _wait(lambda n=wanted: len(list((sandbox.folder / "runs").glob("*/checkpoint.pt"))) >= n, launcher)
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+        launcher.communicate(timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, "workers outlive their launcher"
+    outcome = sandbox.run(*SMALL)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert sandbox.metrics() == undisturbed.metrics()
+    for run in sandbox.metrics():
+        for name in ("connector.safetensors",):
+            ours, theirs = (box.folder / "runs" / run / name for box in (sandbox, undisturbed))
+            assert ours.read_bytes() == theirs.read_bytes()
+    assert not list((sandbox.folder / "runs").rglob("*.tmp"))
+    assert not list((sandbox.folder / "runs").rglob("claim.json"))
+
+
+def test_two_launchers_share_the_work(undisturbed: Sandbox, sandbox: Sandbox) -> None:
+    launchers = [sandbox.start(*SMALL), sandbox.start(*SMALL)]
+    for launcher in launchers:
+        output, _ = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, output
+    assert sandbox.metrics() == undisturbed.metrics()
+    for run in sandbox.metrics():
+        log = (sandbox.folder / "runs" / run / "log.txt").read_text()
+        assert log.count("parameters:") == 1, "trained twice"
+
+
+def test_ctrl_c_keeps_what_is_done(sandbox: Sandbox) -> None:
+    launcher = sandbox.start(*SMALL)
+    _wait(lambda: list((sandbox.folder / "runs").glob("*/checkpoint.pt")), launcher)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=30)
+    assert launcher.returncode == 130
+    assert "finished runs are kept" in output
+    assert "Traceback" not in output
+    assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+def test_failed_run_is_reported_and_others_finish(sandbox: Sandbox) -> None:
+    # a learning rate that ends in no number: every run fails, each with its own reason
+    outcome = sandbox.run(
+        *SMALL, "--set", "optim.lr=1e30", "--set", "optim.clip_norm=0.0", "--rows", "EVLGen"
+    )
+    assert outcome.returncode == 1
+    assert outcome.stdout.count("failed: FloatingPointError") == 2
+    assert "lower optim.lr" in outcome.stdout
+    assert "0 of 2 runs complete" in outcome.stdout
+    errors = list((sandbox.folder / "runs").glob("*/error.json"))
+    assert len(errors) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table9"], "experiment 'table9': no such experiment; there are: table1, table2"),
+        (["table2", "--scale", "big"], "scale 'big': no such scale; there are: smoke, mini, paper"),
+        (["table2", "--set", "optim.speed=1"], "--set optim.speed: no such key; there are: "),
+        (["table2", "--set", "optim.lr=fast"], "--set optim.lr: 'fast' is not a float"),
+        (["table2", "--set", "optim.lr"], "--set optim.lr: give key=value"),
+        (["table2", "--set", "connector.r=4"], "--set connector.r: no such key"),
+        (["table2", "--seeds", "0"], "--seeds 0: at least 1"),
+        (["table2", "--executor", "cloud"], "--executor cloud: no such executor; there is: local"),
+        (["table2", "--scale", "paper"], "--scale paper: "),
+        (["table2", "--rows", "GPT"], "--rows GPT: no row's label has this in it"),
+        (["show", "zzz"], "show zzz: no run in "),
+        (["show", "table1"], "make it with `python sweeps/run.py table1"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(sandbox: Sandbox, arguments: list[str], message: str) -> None:
+    outcome = sandbox.run(*arguments)
+    assert outcome.returncode == 2
+    assert message in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert not (sandbox.folder / "runs").exists()
+
+
+def test_full_disk_is_one_line(sandbox: Sandbox) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    sandbox.environment["EVLGEN_RUNS"] = "/dev/full/runs"  # nothing can be made there
+    outcome = sandbox.run(*SMALL)
+    assert outcome.returncode == 2
+    assert outcome.stderr.count("\n") == 1
+    assert "/dev/full/runs" in outcome.stderr
+
+
+def test_list_names_what_there_is(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("list")
+    assert outcome.returncode == 0
+    for word in ("table1", "table2", "learning_rates", "smoke", "mini", "paper"):
+        assert word in outcome.stdout
+
+
+def _wait(condition: Any, launcher: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert launcher.poll() is None, launcher.communicate()[0]
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)

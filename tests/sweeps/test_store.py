@@ -1,0 +1,108 @@
+"""The run store: identities, claims, checksums, states."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+
+from evlgen.errors import UserError
+from experiments import EXPERIMENTS
+from experiments.base import seeded
+from experiments.scales import evlgen
+from sweeps import store
+from sweeps.run import load, unique_runs
+
+
+def test_code_fingerprint_sees_what_decides() -> None:
+    source = 'def f(x):\n    """Doc."""\n    return x + 1  # why\n'
+    same = 'def f(x):\n    """Another text."""\n\n    return (x + 1)\n'
+    assert store.code_fingerprint(source) == store.code_fingerprint(same)
+    assert store.code_fingerprint(source) != store.code_fingerprint(source.replace("1", "2"))
+
+
+def test_run_id_depends_on_every_field() -> None:
+    base = evlgen("mini")
+    assert store.run_id(base) == store.run_id(evlgen("mini"))
+    others = [
+        seeded(base, 1),
+        dataclasses.replace(base, optim=dataclasses.replace(base.optim, lr=1.01e-3)),
+        dataclasses.replace(base, language="mini-llama"),
+    ]
+    assert len({store.run_id(config) for config in [base, *others]}) == 4
+
+
+def test_tables_share_runs_and_stage_one() -> None:
+    first, second = unique_runs(load("table1", "mini"), 3), unique_runs(load("table2", "mini"), 3)
+    # five rows and a stage 1; four rows, of which two and the stage 1 are the other table's
+    assert (len(first), len(second)) == (18, 15)
+    assert len(first.keys() & second.keys()) == 9
+    for runs in (first, second):
+        for place, config in enumerate(runs.values()):
+            if config.init_from is not None:
+                assert store.run_id(config.init_from) in list(runs)[:place]
+                assert config.init_from.seed == config.seed
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_every_experiment_exists_at_every_scale(name: str, scale: str) -> None:
+    experiment = load(name, scale)
+    assert experiment.name == name
+    assert len({row.label for row in experiment.rows}) == len(experiment.rows)
+
+
+def test_rows_of_a_table_see_the_same_data() -> None:
+    configs = {row.label: row.config for row in load("table1", "mini").rows}
+    full = [c for label, c in configs.items() if "104M" in label]
+    assert len({(c.data, c.optim.batch_size, c.evaluation, c.vision, c.seed) for c in full}) == 1
+    reduced = dict(configs["EVLGen, 11M, 150K"].data.pools)
+    assert "web" not in reduced
+    assert dict(full[0].data.pools)["web"] == 15 * dict(full[0].data.pools)["coco"]
+    assert reduced["ccs"] == 4 * reduced["coco"]
+
+
+def test_damage_is_named_and_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write_json(tmp_path / "result.json", {"metrics": {"gap": 1.0}})
+    assert store.read_json(tmp_path / "result.json") == {"metrics": {"gap": 1.0}}
+    assert store.status(tmp_path) == "complete"
+    text = (tmp_path / "result.json").read_text()
+    (tmp_path / "result.json").write_text(text.replace("1.0", "2.0"))
+    with pytest.raises(UserError, match=r"result\.json: damaged"):
+        store.read_json(tmp_path / "result.json")
+    assert store.status(tmp_path) == "damaged"
+    assert not store.is_complete(tmp_path)
+    assert "result.json: damaged" in capsys.readouterr().err
+    assert (tmp_path / "result.json.damaged").exists()
+    (tmp_path / "result.json").write_text(text[: len(text) // 2])
+    assert not store.is_complete(tmp_path)
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    held = store.claim(tmp_path)
+    assert held is not None
+    assert store.claim(tmp_path) is None
+    assert store.status(tmp_path) == "running"
+    held.release()
+    assert store.status(tmp_path) == "pending"
+    dead = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time() - 99}
+    (tmp_path / "claim.json").write_text(json.dumps(dead))  # the number is in use again, by another process
+    assert store.status(tmp_path) == "pending"
+    again = store.claim(tmp_path)
+    assert again is not None
+    assert [p.name for p in tmp_path.iterdir()] == ["claim.json"]
+
+
+def test_status_comes_from_files_alone(tmp_path: Path) -> None:
+    for name, state in (
+        ("checkpoint.pt", "interrupted"),
+        ("predictions.json", "trained"),
+        ("error.json", "failed"),
+    ):
+        (tmp_path / name).touch()
+        assert store.status(tmp_path) == state
