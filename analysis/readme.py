@@ -1,6 +1,6 @@
 """Put the tables under ``results/`` into README.md: ``python -m analysis.readme``.
 
-A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` and is the Markdown of ``results/NAME/mini``.
+A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` and is the first part of ``results/NAME/mini/table.md``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def with_tables(page: str, results: Path) -> str:
         table = results / name / "mini" / "table.md"
         if not table.exists():
             return found[0]
-        text = re.sub(r"^# ", "### ", table.read_text(), flags=re.MULTILINE).strip()
+        head = table.read_text().split("\n## ")[0]  # the rest, every seed and every difference, stays there
+        text = re.sub(r"^# ", "### ", head, flags=re.MULTILINE).strip()
         return f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (?P<name>\w+) -->.*?<!-- /(?P=name) -->", replace, page, flags=re.DOTALL)
