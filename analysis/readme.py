@@ -1,6 +1,7 @@
 """Put the tables under ``results/`` into README.md: ``python -m analysis.readme``.
 
-A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` and is the first part of ``results/NAME/mini/table.md``.
+A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; it is the first part of the Markdown in
+``results/NAME/mini``.
 """
 
 from __future__ import annotations

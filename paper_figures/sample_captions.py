@@ -26,7 +26,7 @@ from sweeps import store  # noqa: E402
 
 def draw(captions: dict[str, str], out: Path, rows: int = 2, columns: int = 6) -> None:
     """Images 0, 1, ... of ``coco_test``, each above a person's caption (black) and the model's (blue)."""
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.1 * rows))
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.5 * rows))
     pool = miniworld.pool("coco_test")
     for index, axis in enumerate(axes.flat):
         axis.imshow(pool.image(index), interpolation="nearest")
@@ -35,7 +35,7 @@ def draw(captions: dict[str, str], out: Path, rows: int = 2, columns: int = 6) -
         model = textwrap.fill(captions[str(index)], 30)
         axis.text(0, 67, person, va="top", fontsize=7, color="black")
         axis.text(0, 69 + 5.2 * (person.count("\n") + 1), model, va="top", fontsize=7, color="#0050c8")
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.08, wspace=0.08, hspace=0.55)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.2, wspace=0.08, hspace=0.62)
     out.parent.mkdir(exist_ok=True)
     figure.savefig(out, dpi=130)
 
