@@ -31,13 +31,6 @@ from evlgen.training import CONNECTOR, Progress, autocast
 from evlgen.vision import build_vision
 
 PREDICTIONS = "predictions.json"
-POOL_OF_SET = {
-    "coco": "coco_test",
-    "nocaps_in": "nocaps_in",
-    "nocaps_near": "nocaps_near",
-    "nocaps_out": "nocaps_out",
-    "flickr": "flickr",
-}
 
 
 def evaluate(
@@ -57,11 +50,11 @@ def evaluate(
         UserError: the run is not trained or is of the stage ``represent``, or a set does not exist.
     """
     for name, _ in config.evaluation.sets:
-        if name not in POOL_OF_SET and name not in miniworld.QUESTION_KINDS:
-            known = ", ".join([*POOL_OF_SET, *miniworld.QUESTION_KINDS])
+        if name not in miniworld.POOL_OF_SET and name not in miniworld.QUESTION_KINDS:
+            known = ", ".join([*miniworld.POOL_OF_SET, *miniworld.QUESTION_KINDS])
             raise UserError(f"evaluation.sets: no set {name!r}; there are: {known}")
     captioner = _load(config, folder, model)
-    total = sum(size * (1 if name in POOL_OF_SET else 2) for name, size in config.evaluation.sets)
+    total = sum(size * (1 if name in miniworld.POOL_OF_SET else 2) for name, size in config.evaluation.sets)
     done, started = 0, time.perf_counter()
 
     def advance(examples: int) -> None:
@@ -75,10 +68,10 @@ def evaluate(
     for name, size in config.evaluation.sets:
         if not size:
             continue
-        pool = POOL_OF_SET.get(name, name)
+        pool = miniworld.POOL_OF_SET.get(name, name)
         stored = features.load(features.ensure(pool, size, config.vision))[0]  # (size, tokens, width)
         order = np.arange(size)
-        if name in POOL_OF_SET:
+        if name in miniworld.POOL_OF_SET:
             captions[name] = _named(caption_all(captioner, config, stored, order, advance))
             continue
         questions = [miniworld.question(name, i).text for i in range(size)]

@@ -27,6 +27,7 @@ from queue import Empty
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -190,6 +191,11 @@ def _word_ids(vocabulary: dict[str, int], texts: list[str]) -> Tensor:
     return torch.from_numpy(ids)
 
 
+def _pixels(images: list[npt.NDArray[np.uint8]]) -> Tensor:
+    """(H, W, 3) uint8 images -> (B, 3, H, W) float32 in 0..1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
 def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining, report: Report) -> Contrast:
     """Train the image encoder; the same setup gives the same bits on one machine type with one thread."""
     torch.manual_seed(setup.seed)
@@ -210,7 +216,7 @@ def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining
             groups = _contrast_phrases(scene, rng, setup.negatives)
             phrases += groups
             owner += [place] * len(groups)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        pixels = _pixels(images)
         ids = _word_ids(vocabulary, list(itertools.chain.from_iterable(phrases)))
         loss = model(
             pixels,
@@ -282,14 +288,14 @@ def _weighted(
     return ids, weights
 
 
+def _padded(rows: list[Any]) -> Tensor:
+    """Lists of numbers of any lengths -> (rows, longest), zeros behind the shorter ones."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
 def document_loss(model: nn.Module, rows: list[tuple[list[int], list[float]]]) -> Tensor:
     """Weighted mean cross-entropy of the next word (nats) over a batch of documents of any lengths."""
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    weights = torch.zeros(len(rows), length)
-    for i, (row, weight) in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        weights[i, : len(row)] = torch.tensor(weight)
+    ids, weights = _padded([row for row, _ in rows]), _padded([weight for _, weight in rows])
     # padding stands behind the text, which a causal model never looks at: no mask needed
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -341,10 +347,7 @@ def answer_text(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: list[st
     rows = [list(row) for row in tokenizer(prompts)["input_ids"]]
     starts = [len(row) for row in rows]
     for _ in range(4):
-        length = max(map(len, rows))
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
+        ids = _padded(rows)
         logits = model(input_ids=ids, use_cache=False).logits
         for i, row in enumerate(rows):
             row.append(int(logits[i, len(row) - 1].argmax()))
@@ -413,10 +416,7 @@ def thing_features(model: MiniViT, first: int, last: int) -> tuple[Tensor, dict[
     features, values = [], []
     for start in range(first, last, 100):
         scenes = [pool.scene(i) for i in range(start, min(last, start + 100))]
-        pixels = (
-            torch.from_numpy(np.stack([miniworld.render(s) for s in scenes])).permute(0, 3, 1, 2).float()
-            / 255
-        )
+        pixels = _pixels([miniworld.render(s) for s in scenes])
         for scene, patches in zip(scenes, model(pixels)[:, 1:], strict=True):
             for thing, mask in zip(scene.things, miniworld.object_masks(scene), strict=True):
                 if thing.shape in miniworld.CONTAINERS:
@@ -463,9 +463,7 @@ def retrieval_card(model: Contrast, tokenizer: PreTrainedTokenizerFast, count: i
     """Percent of captions, and of phrases, whose own image ranks first among ``count`` unseen ones."""
     pool, vocabulary = miniworld.pool("probe"), tokenizer.get_vocab()
     scenes = [pool.scene(10_000 + i) for i in range(count)]
-    pixels = (
-        torch.from_numpy(np.stack([miniworld.render(s) for s in scenes])).permute(0, 3, 1, 2).float() / 255
-    )
+    pixels = _pixels([miniworld.render(s) for s in scenes])
     features = model.eval().vision(pixels)
     rngs = [miniworld._rng("retrieval", i) for i in range(count)]
     captions = _word_ids(vocabulary, [miniworld.caption(s, r) for s, r in zip(scenes, rngs, strict=True)])

@@ -625,12 +625,11 @@ def _score_answers(
 
 def _references(name: str, image: str) -> tuple[str, ...]:
     """Reference captions of an image of an evaluation set."""
-    pool = "coco_test" if name == "coco" else name
-    if pool not in miniworld.CAPTION_POOLS:
+    if name not in miniworld.POOL_OF_SET:
         raise UserError(
-            f"predictions: no captioning set {name!r}; there are: coco, {', '.join(NOCAPS)}, flickr"
+            f"predictions: no captioning set {name!r}; there are: {', '.join(miniworld.POOL_OF_SET)}"
         )
-    return tuple(miniworld.pool(pool).captions(_index(image)))
+    return tuple(miniworld.pool(miniworld.POOL_OF_SET[name]).captions(_index(image)))
 
 
 def _question(kind: str, name: str) -> miniworld.Question:

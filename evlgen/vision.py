@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evlgen.errors import UserError
+from evlgen.files import sha256_of
 
 WEIGHTS = Path(__file__).parent / "weights"  # the miniature's foundation models, shipped in the package
 
@@ -114,7 +114,7 @@ class FrozenVision:
 
 def file_hash(path: Path) -> str:
     """First 16 hex digits of the file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return sha256_of(path)[:16]
 
 
 def weights_file(name: str) -> Path:

@@ -34,7 +34,7 @@ class Scale:
         seeds: seeds of a run by default.
         updates: number of updates that stand for a thousand of the paper's.
         lr: peak learning rates, by part; see CALIBRATION.md for how the miniature's were found.
-        full, reduced: pools in the roles of the 104M and the 11M pairs.
+        data, reduced: pools in the roles of the 104M and the 11M pairs.
     """
 
     name: str
@@ -43,7 +43,6 @@ class Scale:
     batch_size: int
     lr: dict[str, float]
     warmup: float  # share of the updates
-    dropout: float
     tomeformer: TomeFormerConfig
     qformer: QFormerConfig
     vision: str
@@ -75,7 +74,6 @@ _MINI = Scale(
     batch_size=32,
     lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3},
     warmup=0.05,
-    dropout=0.0,
     tomeformer=_MINI_TOMEFORMER,
     qformer=_MINI_QFORMER,
     vision="mini-vit",
@@ -129,7 +127,6 @@ _PAPER = Scale(
     batch_size=1600,
     lr={"tomeformer": 1e-4, "qformer": 1e-4, "stage1": 1e-4},
     warmup=0.02,
-    dropout=0.1,
     tomeformer=TomeFormerConfig(init="bert-base-uncased"),
     qformer=QFormerConfig(init="bert-base-uncased"),
     vision="eva-clip-g",

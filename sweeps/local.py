@@ -40,9 +40,8 @@ class _Worker:
     task: Task | None = None
 
 
-Event = Callable[
-    [str, str, Any], None
-]  # kind ("start", "progress", "done", "failed", "blocked"), key, detail
+# kind ("start", "progress", "done", "failed", "blocked"), key, detail
+Event = Callable[[str, str, Any], None]
 
 
 def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
@@ -62,12 +61,14 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
                     outcome[task.key] = "blocked"
                     event("blocked", task.key, None)
             for worker in pool:
-                ready = [t for t in waiting if all(outcome.get(need) == "done" for need in t.needs)]
-                if worker.task is None and ready:
-                    worker.task = ready[0]
-                    waiting.remove(ready[0])
-                    worker.pipe.send((ready[0].function, ready[0].arguments))
-                    event("start", ready[0].key, None)
+                if worker.task is not None:
+                    continue
+                ready = (t for t in waiting if all(outcome.get(need) == "done" for need in t.needs))
+                worker.task = next(ready, None)
+                if worker.task is not None:
+                    waiting.remove(worker.task)
+                    worker.pipe.send((worker.task.function, worker.task.arguments))
+                    event("start", worker.task.key, None)
             busy = [w for w in pool if w.task is not None]
             if not busy:
                 continue

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from analysis.tables import write_tables
 from evlgen.config import RunConfig, from_json, with_value
+from evlgen.data import miniworld
 from evlgen.errors import UserError
 from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
 from experiments import EXPERIMENTS
@@ -250,17 +251,11 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
     scores = score_runs([predictions for _, _, predictions in trained.values()], scorer)
     for (run, (config, outcome, _)), scored in zip(trained.items(), scores, strict=True):
         metrics = {**outcome, **scored}
-        first = None if config.init_from is None else store.store_folder() / store.run_id(config.init_from)
-        earlier = (
-            None
-            if first is None
-            else store.read_json(first / "result.json") or store.read_json(first / "outcome.json")
-        )
-        if earlier is not None:  # the cost of stage 1 counts
-            seconds = earlier.get("metrics", earlier).get("train_seconds", 0.0)
-            metrics["total_seconds"] = metrics.get("train_seconds", 0.0) + seconds
-        elif "train_seconds" in metrics:
-            metrics["total_seconds"] = metrics["train_seconds"]
+        metrics["total_seconds"] = metrics["train_seconds"]
+        if config.init_from is not None:  # the cost of stage 1 counts
+            earlier = store.read_json(store.run_folder(config.init_from) / "outcome.json")
+            assert earlier is not None  # this run has started from it
+            metrics["total_seconds"] += earlier["train_seconds"]
         store.write_json(store.store_folder() / run / "result.json", {"id": run, "metrics": metrics})
 
 
@@ -277,7 +272,7 @@ def feature_needs(config: RunConfig) -> list[tuple[str, int, str, int]]:
     needs = [(pool, size, config.vision, config.data.views) for pool, size in config.data.pools if size]
     needs.append(("coco_val", config.evaluation.validation, config.vision, 1))
     needs += [
-        ("coco_test" if name == "coco" else name, size, config.vision, 1)
+        (miniworld.POOL_OF_SET.get(name, name), size, config.vision, 1)
         for name, size in config.evaluation.sets
         if size
     ]
@@ -338,22 +333,21 @@ class Display:
             if key not in self.bars:
                 self.bars[key] = self.progress.add_task(key, total=None, note="")
             if detail is not None:
-                loss = "" if detail.loss is None else f"loss {detail.loss:.3f} "
-                self.progress.update(
-                    self.bars[key],
-                    total=detail.steps,
-                    completed=detail.step,
-                    note=f"{detail.phase} {loss}{detail.rate:.0f}/s",
-                )
+                note = f"{detail.phase}{_pace(detail)}"
+                self.progress.update(self.bars[key], total=detail.steps, completed=detail.step, note=note)
         elif detail is not None and time.monotonic() - self.shown > 5:
             self.shown = time.monotonic()
-            loss = "" if detail.loss is None else f", loss {detail.loss:.3f}"
             where = f"{detail.phase} {detail.step}/{detail.steps}"
-            print(f"[{self._clock()}] {key} {where}{loss}, {detail.rate:.0f}/s", flush=True)
+            print(f"[{self._clock()}] {key} {where}{_pace(detail)}", flush=True)
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self.started)
         return f"{seconds // 60:02d}:{seconds % 60:02d}"
+
+
+def _pace(detail: Any) -> str:
+    loss = "" if detail.loss is None else f", loss {detail.loss:.3f}"
+    return f"{loss}, {detail.rate:.0f}/s"
 
 
 # ------------------------------------------------------------------------------------------- reporting
@@ -364,10 +358,7 @@ def collect(experiment: Experiment, seeds: int) -> dict[str, list[dict[str, Any]
     results: dict[str, list[dict[str, Any] | None]] = {}
     for row in experiment.rows:
         folders = [store.run_folder(seeded(row.config, seed)) for seed in range(seeds)]
-        results[row.label] = [
-            store.read_json(folder / "result.json") if store.is_complete(folder) else None
-            for folder in folders
-        ]
+        results[row.label] = [store.read_if_whole(folder / "result.json") for folder in folders]
     return results
 
 
@@ -438,13 +429,15 @@ def plan(experiment: Experiment, scale: str, seeds: int) -> None:
         "seconds",
         title=f"{experiment.title}, {scale}",
     )
-    total = 0.0
+    rates = measured_rates()
+    total, missing = 0.0, 0
     for run, config in runs.items():
         state = store.status(store.store_folder() / run)
-        seconds = estimated_seconds(config)
-        if state != "complete" and seconds is not None:
-            total += seconds
         samples = config.optim.steps * config.optim.batch_size
+        rate = rates.get(_shape(config))
+        if state != "complete":
+            missing += 1
+            total += 0.0 if rate is None else samples * rate
         table.add_row(
             run,
             config.stage,
@@ -452,34 +445,30 @@ def plan(experiment: Experiment, scale: str, seeds: int) -> None:
             f"{config.optim.steps:,}",
             f"{samples:,}",
             state,
-            "unknown" if seconds is None else f"{seconds:.0f}",
+            "unknown" if rate is None else f"{samples * rate:.0f}",
         )
     console.print(table)
-    missing = sum(store.status(store.store_folder() / run) != "complete" for run in runs)
     console.print(f"{missing} of {len(runs)} runs to execute; about {total:.0f} s of one process where known")
 
 
-def estimated_seconds(config: RunConfig) -> float | None:
-    """Seconds for a run, from the rate of a complete one of its shape; None if there is none."""
+def _shape(config: RunConfig) -> tuple[object, ...]:
+    """What a sample's cost depends on."""
+    return config.connector, config.stage, config.language
+
+
+def measured_rates() -> dict[tuple[object, ...], float]:
+    """Seconds a sample by shape of run, from one complete run of each in the store."""
+    rates: dict[tuple[object, ...], float] = {}
     root = store.store_folder()
     for path in sorted(root.glob("*/result.json")) if root.exists() else []:
         try:
             stored, result = store.read_json(path.with_name("config.json")), store.read_json(path)
         except UserError:
             continue
-        if stored is None or result is None:
-            continue
-        other = from_json(stored)
-        if (other.connector, other.stage, other.language) == (
-            config.connector,
-            config.stage,
-            config.language,
-        ):
-            share = (
-                config.optim.steps * config.optim.batch_size / (other.optim.steps * other.optim.batch_size)
-            )
-            return float(result["metrics"]["train_seconds"]) * share
-    return None
+        if stored is not None and result is not None:
+            metrics = result["metrics"]
+            rates.setdefault(_shape(from_json(stored)), metrics["train_seconds"] / metrics["samples"])
+    return rates
 
 
 def build_foundation(arguments: Arguments) -> int:

@@ -77,11 +77,9 @@ def run_folder(config: RunConfig) -> Path:
 # ------------------------------------------------------------------------------------------- results
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, with a checksum of the rest under ``sha256`` if it is an object."""
-    if isinstance(value, dict):
-        value = {k: v for k, v in value.items() if k != "sha256"}
-        value["sha256"] = _checksum(value)
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with a checksum of it under ``sha256``."""
+    value = {**value, "sha256": _checksum(value)}
     write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 

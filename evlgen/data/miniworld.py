@@ -67,9 +67,16 @@ NOISE = {"web": {"wrong": 0.20, "irrelevant": 0.10}, "ccs": {"wrong": 0.05, "irr
 # Share of the ten annotators of a question who answer with a synonym or with a mistake.
 DISAGREEMENT = {"synonym": 0.10, "mistake": 0.08}
 
-CAPTION_POOLS = ("coco_test", "nocaps_in", "nocaps_near", "nocaps_out", "flickr")
+# Captioning set, as experiments and tables name it -> the pool with its images.
+POOL_OF_SET = {
+    "coco": "coco_test",
+    "nocaps_in": "nocaps_in",
+    "nocaps_near": "nocaps_near",
+    "nocaps_out": "nocaps_out",
+    "flickr": "flickr",
+}
 QUESTION_KINDS = ("vqav2", "gqa", "okvqa")
-POOLS = ("web", "ccs", "coco", "coco_val", *CAPTION_POOLS, *QUESTION_KINDS, "foundation", "probe")
+POOLS = ("web", "ccs", "coco", "coco_val", *POOL_OF_SET.values(), *QUESTION_KINDS, "foundation", "probe")
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),

@@ -121,9 +121,8 @@ def test_killed_sweep_goes_on_to_the_same_bits(undisturbed: Sandbox, sandbox: Sa
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert sandbox.metrics() == undisturbed.metrics()
     for run in sandbox.metrics():
-        for name in ("connector.safetensors",):
-            ours, theirs = (box.folder / "runs" / run / name for box in (sandbox, undisturbed))
-            assert ours.read_bytes() == theirs.read_bytes()
+        ours, theirs = (box.folder / "runs" / run / "connector.safetensors" for box in (sandbox, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
     assert not list((sandbox.folder / "runs").rglob("*.tmp"))
     assert not list((sandbox.folder / "runs").rglob("claim.json"))
 
