@@ -33,24 +33,41 @@ TITLES = {
     "val_loss": "validation loss",
     "gap": "loss gap, shuffled images",
     "distinct_captions": "distinct captions, %",
+    "objects_right": "objects right, %",
+    "colours_right": "colours right, %",
     "cosine": "cosine over images",
     "effective_rank": "effective rank",
     "attention_entropy": "attention entropy",
     "train_seconds": "training, s",
     "total_seconds": "training with stage 1, s",
+    "peak_memory_gib": "peak memory of a run, GiB",
     "hours": "hours, 8 x A100",
 }
 # What tells a collapsed run from a sound one, and what a run costs: shown below the table where measured.
 DETAILS = (
     "val_loss",
     "gap",
+    "coco/objects_right",
+    "coco/colours_right",
     "distinct_captions",
     "cosine",
     "effective_rank",
     "attention_entropy",
     "train_seconds",
     "total_seconds",
+    "peak_memory_gib",
     "hours",
+)
+# The words of `evlgen.diagnostics.classify`, as a reader of a table needs them.
+STATES = {
+    "conditioned": "used",
+    "plateau": "not yet used",
+    "collapsed": "not used",
+    "undecided": "undecided",
+}
+STATES_NOTE = (
+    'The image is "used" where the loss gap is at least 0.1 nats at the end, "not yet used" where the run '
+    'ended on the plateau before that, loss or gap still moving, "not used" where nothing moves any more: collapse.'
 )
 DECIMALS = {"val_loss": 3, "gap": 3, "cosine": 3, "attention_entropy": 2}  # all others have one
 _MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with the first
@@ -109,7 +126,8 @@ Cells = dict[str, dict[str, Cell]]  # row label -> metric -> cell
 
 def _collect(experiment: Experiment, results: Results, expected: int) -> Cells:
     """The cells of all rows, with every metric that the experiment names, the paper has or a run gives."""
-    given = sorted({name for runs in results.values() for run in runs if run for name in run["metrics"]})
+    found = [run["metrics"] for runs in results.values() for run in runs if run]
+    given = sorted({name for run in found for name, value in run.items() if not isinstance(value, str)})
     of_paper = [name for row in experiment.rows for name in row.paper]
     metrics = list(dict.fromkeys((*experiment.metrics, *of_paper, *given)))
     cells: Cells = {}
@@ -176,8 +194,11 @@ def _markdown(experiment: Experiment, scale: str, results: Results, cells: Cells
     details = [name for name in DETAILS if name in known and name not in metrics]
     if details:
         lines += ["## Is the image used, and what did it cost", ""]
-        lines += _grid(["row", *map(title, details)], _rows(cells, details, _ours_or_paper))
-        lines += [""]
+        rows = _rows(cells, details, _ours_or_paper)
+        for row, label in zip(rows, cells, strict=True):
+            row.insert(1, _states(results.get(label, ())))
+        lines += _grid(["row", "the image is", *map(title, details)], rows)
+        lines += ["", STATES_NOTE, ""]
     lines += _comparisons(experiment, cells)
     lines += ["## Every seed", ""]
     lines += _grid(["row", *map(title, metrics)], _rows(cells, metrics, _every_seed))
@@ -203,6 +224,12 @@ def _paper(cell: Cell) -> str:
 
 def _ours_or_paper(cell: Cell, metric: str) -> str:
     return _ours(cell, metric) + (f" ({_paper(cell)})" if cell.paper is not None else "")
+
+
+def _states(runs: Sequence[Mapping[str, Any] | None]) -> str:
+    """What the diagnostics say of a row's runs: ``used`` or ``used / plateau / used``, one a seed."""
+    said = [STATES.get(str(run["metrics"].get("state")), "?") for run in runs if run]
+    return (said[0] if len(set(said)) == 1 else " / ".join(said)) if said else "?"
 
 
 def _every_seed(cell: Cell, metric: str) -> str:
@@ -325,7 +352,7 @@ def _latex(experiment: Experiment, scale: str, results: Results, cells: Cells, e
 def title(metric: str) -> str:
     """What a metric is called in a head of a table."""
     place, _, measure = metric.partition("/")
-    return f"{TITLES.get(place, place)} {measure}".strip()
+    return f"{TITLES.get(place, place)} {TITLES.get(measure, measure)}".strip()
 
 
 def _notes(experiment: Experiment, scale: str, results: Results, cells: Cells, expected: int) -> list[str]:

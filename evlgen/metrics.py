@@ -559,7 +559,9 @@ def score_runs(
     Keys: ``<set>/CIDEr``, ``/BLEU-4``, ``/ROUGE-L`` and ``/images`` for each captioning set, and for
     ``nocaps``, the three domains scored together as one set (where a run has all three); ``<set>/METEOR`` for
     the ``meteor_sets``;
-    ``distinct_captions``, the share of distinct captions on ``coco``; ``vqav2``, ``gqa``, ``okvqa``;
+    ``distinct_captions``, the share of distinct captions on ``coco``; ``coco/objects_right`` and
+    ``coco/colours_right``, how many of the objects named, and of the colours told with one, are true of the
+    scene (`evlgen.data.miniworld.check_caption`); ``vqav2``, ``gqa``, ``okvqa``;
     ``vqav2/yes-no``, ``/number`` and ``/other`` by type of answer; the same for ``vqav2_shuffled`` etc.;
     ``ptb_tokenizer``, 1 or 0 (no Java).
     All but the numbers of images and the last are percentages (CIDEr: times 100).
@@ -592,6 +594,7 @@ def score_runs(
         if "coco" in sets:
             distinct = {one_line(text).lower() for text in sets["coco"].values()}
             results[run]["distinct_captions"] = 100 * len(distinct) / len(sets["coco"])
+            results[run].update(_truth(sets["coco"]))
         for kind, answers in prediction.answers.items():
             results[run].update(_score_answers(kind, answers, question))
     if jobs:
@@ -601,6 +604,19 @@ def score_runs(
                 results[run].update({f"{name}/{metric}": score for metric, score in scores.items()})
                 results[run]["ptb_tokenizer"] = float(used.tokenizer == "ptb")
     return results
+
+
+def _truth(captions: Mapping[str, str]) -> dict[str, float]:
+    """What share of the objects that captions of ``coco`` name is there, and of the colours told of them."""
+    pool = miniworld.pool(miniworld.POOL_OF_SET["coco"])
+    checks = [
+        miniworld.check_caption(one_line(text), pool.scene(_index(image))) for image, text in captions.items()
+    ]
+    objects, colours = sum(c.named for c in checks), sum(c.colour_named for c in checks)
+    return {
+        "coco/objects_right": 100 * sum(c.shape_right for c in checks) / max(1, objects),
+        "coco/colours_right": 100 * sum(c.colour_right for c in checks) / max(1, colours),
+    }
 
 
 def _score_answers(

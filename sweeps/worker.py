@@ -28,7 +28,7 @@ def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int) ->
 
 def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     """Train and evaluate the run in the folder, and write its ``outcome.json``; it logs to ``log.txt``."""
-    from evlgen import evaluation, training
+    from evlgen import diagnostics, evaluation, training
     from evlgen.cpu import prepare_worker
     from evlgen.data.pairs import load_training_data
 
@@ -53,9 +53,12 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
         try:
             if store.read_if_whole(folder / "outcome.json") is None:
                 first = None if init_folder is None else Path(init_folder)
-                summary = training.train(config, folder, load_training_data(config), tell, first)
+                summary: dict[str, Any] = {}
+                summary |= training.train(config, folder, load_training_data(config), tell, first)
                 if config.stage == "caption" and config.evaluation.sets:
                     evaluation.evaluate(config, folder, tell)
+                summary["state"] = diagnostics.classify(training.read_metrics(folder))
+                summary["peak_memory_gib"] = peak_memory_mib() / 1024
                 store.write_json(
                     folder / "provenance.json",
                     provenance()

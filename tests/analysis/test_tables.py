@@ -28,15 +28,15 @@ EXPERIMENT = Experiment(
 )
 
 
-def run(**metrics: float) -> dict[str, Any]:
+def run(**metrics: float | str) -> dict[str, Any]:
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
     return {"id": "0" * 16, "metrics": named, "sha256": "0" * 64}
 
 
 RESULTS = {
     "first, 50% of data_a": [
-        run(vqav2=41.0, coco__CIDEr=100.0, gap=1.5, val_loss=0.5),
-        run(vqav2=42.0, coco__CIDEr=110.0, gap=1.25, val_loss=0.75),
+        run(vqav2=41.0, coco__CIDEr=100.0, gap=1.5, val_loss=0.5, state="conditioned"),
+        run(vqav2=42.0, coco__CIDEr=110.0, gap=1.25, val_loss=0.75, state="plateau"),
         run(vqav2=46.0, coco__CIDEr=120.0, gap=1.0, val_loss=math.nan),
     ],
     "second | #2": [run(vqav2=40.0, coco__CIDEr=104.0), None, run(vqav2=45.5, coco__CIDEr=90.0)],
@@ -186,3 +186,17 @@ def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="No space"):
         write_tables(EXPERIMENT, "mini", {}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_states_of_all_seeds(tmp_path: Path) -> None:
+    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    line = next(
+        line for line in markdown(tmp_path).splitlines() if "first" in line and " / not yet used / " in line
+    )
+    assert line.split("|")[2].strip() == "used / not yet used / ?"
+    assert ",state," not in (tmp_path / "table.csv").read_text()
+    same = {
+        EXPERIMENT.rows[0].label: [run(gap=0.5, state="conditioned"), run(gap=0.6, state="conditioned"), None]
+    }
+    write_tables(EXPERIMENT, "mini", same, tmp_path)
+    assert "| used | " in markdown(tmp_path)

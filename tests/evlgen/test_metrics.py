@@ -497,6 +497,12 @@ def test_score_runs(scorer: CaptionScorer) -> None:
     assert (worst["vqav2"], worst["gqa"], worst["okvqa"]) == (0, 0, 0)
     assert worst["distinct_captions"] == pytest.approx(100 / 12)
     assert best["distinct_captions"] == 100
+    assert (best["coco/objects_right"], best["coco/colours_right"]) == (100, 100)  # people tell the truth
+    scenes = [miniworld.pool("coco_test").scene(i) for i in range(12)]
+    red = sum(any((t.shape, t.colour) == ("ball", "red") for t in scene.things) for scene in scenes)
+    balls = sum(any(t.shape == "ball" for t in scene.things) for scene in scenes)
+    assert worst["coco/objects_right"] == pytest.approx(100 * balls / 12)
+    assert worst["coco/colours_right"] == pytest.approx(100 * red / 12)
     assert best["nocaps/images"] == 36
     assert best["coco/images"] == 12
     assert best["ptb_tokenizer"] == 1

@@ -20,7 +20,7 @@ SMALL = [
     *("table2", "--scale", "smoke", "--set", "evaluation.sets=[]", "--set", "optim.steps=12"),
     *("--set", "optim.checkpoint_every=3"),
 ]
-IGNORED = ("train_seconds", "total_seconds", "resumed_from")
+IGNORED = ("train_seconds", "total_seconds", "resumed_from", "peak_memory_gib")
 
 
 class Sandbox:
