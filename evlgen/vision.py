@@ -14,9 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evlgen.errors import UserError
+from evlgen.eva import EvaConfig, EvaViT, eva_state
 from evlgen.files import sha256_of
+from evlgen.pretrained import SOURCES, find_weights, load_checked, read_state
 
 WEIGHTS = Path(__file__).parent / "weights"  # the miniature's foundation models, shipped in the package
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels, for EVA-CLIP and CLIP (PAPER)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,24 @@ class FrozenVision:
         width: width of the features.
         tokens: number of feature vectors of one image, the class token among them.
         fingerprint: hash of the weights, part of every cache key.
+        mean, std: what pixels in 0..1 are normalised with, by channel.
     """
 
     model: nn.Module
     width: int
     tokens: int
     fingerprint: str
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @torch.no_grad()
     def encode(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, tokens, width) float32."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        features: Tensor = self.model(pixels)
-        return features
+        pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        weight = next(self.model.parameters())
+        features: Tensor = self.model(pixels.to(weight.device, weight.dtype))
+        return features.float().cpu()
 
 
 def file_hash(path: Path) -> str:
@@ -136,11 +145,33 @@ def build_vision(name: str) -> FrozenVision:
     Raises:
         UserError: unknown name, or its weights are missing.
     """
+    if name == "eva-clip-g":
+        return build_eva(find_weights(name), EvaConfig())
     if name != "mini-vit":
-        raise UserError(f"vision {name!r}: no such image encoder; there is: mini-vit")
+        raise UserError(
+            f"vision {name!r}: no such image encoder; there are: {', '.join(['mini-vit', *SOURCES])}"
+        )
     path = weights_file("mini-vit.safetensors")
     config = MiniViTConfig()
     model = MiniViT(config)
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     model.eval().requires_grad_(False)
     return FrozenVision(model, config.width, model.positions.shape[1], file_hash(path))
+
+
+def build_eva(path: Path, config: EvaConfig) -> FrozenVision:
+    """EVA-CLIP from LAVIS's file or a transformers BLIP-2 folder; fp16 on a GPU (PAPER), else float32.
+
+    Raises:
+        UserError: the weights cannot be read or are of another architecture.
+    """
+    with torch.device("meta"):
+        model = EvaViT(config)
+    state = eva_state(read_state(path), config)
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    model.to_empty(device=device).to(dtype)
+    load_checked(model, state, path)
+    model.eval().requires_grad_(False)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    fingerprint = "-".join(file_hash(file) for file in files)
+    return FrozenVision(model, config.width, 1 + config.grid**2, fingerprint, CLIP_MEAN, CLIP_STD)
