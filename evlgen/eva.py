@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evlgen.bert import join_heads, split_heads
 from evlgen.errors import UserError
 
 
@@ -97,12 +98,10 @@ class EvaAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).view(batch, tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, width / heads)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
-        out: Tensor = self.proj(attended)
+        parts = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.num_heads) for part in parts)
+        out: Tensor = self.proj(join_heads(F.scaled_dot_product_attention(query, key, value)))
         return out
 
 

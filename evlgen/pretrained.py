@@ -82,11 +82,23 @@ def load_checked(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     Raises:
         UserError: names the first key that is missing or of another shape, with both shapes.
     """
-    own = model.state_dict()
-    for key, value in own.items():
-        found = tuple(state[key].shape) if key in state else "none"
+    if (wrong := first_mismatch(model, state)) is not None:
+        key, found, wanted = wrong
+        shape = "none" if found is None else found
+        raise UserError(f"{path}: another architecture: {key} has shape {shape}, wanted {wanted}")
+    model.load_state_dict({key: state[key] for key in model.state_dict()})
+
+
+def first_mismatch(
+    model: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[str, tuple[int, ...] | None, tuple[int, ...]] | None:
+    """The first key of ``model`` that ``state`` lacks or has in another shape, None if it has them all.
+
+    Returns:
+        The key, its shape in ``state`` (None if it is missing), and the shape that ``model`` wants.
+    """
+    for key, value in model.state_dict().items():
+        found = tuple(state[key].shape) if key in state else None
         if found != tuple(value.shape):
-            raise UserError(
-                f"{path}: another architecture: {key} has shape {found}, wanted {tuple(value.shape)}"
-            )
-    model.load_state_dict({key: state[key] for key in own})
+            return key, found, tuple(value.shape)
+    return None

@@ -35,6 +35,7 @@ from evlgen.bert import (
 )
 from evlgen.config import QFormerConfig
 from evlgen.errors import UserError
+from evlgen.pretrained import first_mismatch
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, heads, N, D / heads)
 
@@ -234,12 +235,9 @@ class QFormer(nn.Module):
         Raises:
             UserError: a tensor is missing or has another shape; the message names the first one.
         """
-        for name, own in self.state_dict().items():
-            shape = tuple(state_dict[name].shape) if name in state_dict else None
-            if shape != tuple(own.shape):
-                raise UserError(
-                    f"stage 1 weights: {name} has shape {shape}, the config wants {tuple(own.shape)}"
-                )
+        if (wrong := first_mismatch(self, state_dict)) is not None:
+            name, shape, wanted = wrong
+            raise UserError(f"stage 1 weights: {name} has shape {shape}, the config wants {wanted}")
         self.load_state_dict({name: state_dict[name] for name in self.state_dict()})
 
 

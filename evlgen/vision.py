@@ -169,7 +169,7 @@ def build_eva(path: Path, config: EvaConfig) -> FrozenVision:
         model = EvaViT(config)
     state = eva_state(read_state(path), config)
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    model.to_empty(device=device).to(dtype)
+    model.to(dtype).to_empty(device=device)
     load_checked(model, state, path)
     model.eval().requires_grad_(False)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]

@@ -53,12 +53,14 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
         try:
             if store.read_if_whole(folder / "outcome.json") is None:
                 first = None if init_folder is None else Path(init_folder)
-                summary: dict[str, Any] = {}
-                summary |= training.train(config, folder, load_training_data(config), tell, first)
+                summary = training.train(config, folder, load_training_data(config), tell, first)
                 if config.stage == "caption" and config.evaluation.sets:
                     evaluation.evaluate(config, folder, tell)
-                summary["state"] = diagnostics.classify(training.read_metrics(folder))
-                summary["peak_memory_gib"] = peak_memory_mib() / 1024
+                peak = peak_memory_mib()
+                measured = {
+                    "state": diagnostics.classify(training.read_metrics(folder)),
+                    "peak_memory_gib": peak / 1024,
+                }
                 store.write_json(
                     folder / "provenance.json",
                     provenance()
@@ -66,10 +68,10 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
                         "seed": config.seed,
                         "started": started,
                         "wall_seconds": time.time() - started,
-                        "peak_memory_mib": peak_memory_mib(),
+                        "peak_memory_mib": peak,
                     },
                 )
-                store.write_json(folder / "outcome.json", summary)
+                store.write_json(folder / "outcome.json", {**summary, **measured})
         except Exception:
             traceback.print_exc()
             raise
