@@ -140,17 +140,16 @@ def weights_file(name: str) -> Path:
 
 @functools.lru_cache(maxsize=4)
 def build_vision(name: str) -> FrozenVision:
-    """The frozen image encoder called ``name``.
+    """The frozen image encoder called ``name``; a path names EVA-CLIP ViT-g/14 weights.
 
     Raises:
         UserError: unknown name, or its weights are missing.
     """
-    if name == "eva-clip-g":
-        return build_eva(find_weights(name), EvaConfig())
     if name != "mini-vit":
-        raise UserError(
-            f"vision {name!r}: no such image encoder; there are: {', '.join(['mini-vit', *SOURCES])}"
-        )
+        if name in SOURCES or Path(name).exists():
+            return build_eva(find_weights(name), EvaConfig())
+        known = ", ".join(["mini-vit", *SOURCES])
+        raise UserError(f"vision {name!r}: no such image encoder; there are: {known}, or a path")
     path = weights_file("mini-vit.safetensors")
     config = MiniViTConfig()
     model = MiniViT(config)

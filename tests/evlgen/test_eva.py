@@ -117,6 +117,17 @@ def test_frozen_encoder_normalises_as_transformers_does(tmp_path: Path) -> None:
     torch.testing.assert_close(frozen.encode(images), theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_a_path_names_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.pth"
+    torch.save(lavis(reference()), path)
+    with pytest.raises(
+        UserError, match=r"elsewhere\.pth: another architecture: cls_token .* wanted \(1, 1, 1408\)"
+    ):
+        build_vision(str(path))
+    with pytest.raises(UserError, match="no such image encoder"):
+        build_vision(str(tmp_path / "nowhere.pth"))
+
+
 def test_the_paper_scale_says_what_weights_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EVLGEN_WEIGHTS", raising=False)
     with pytest.raises(UserError, match=r"eva_vit_g\.pth is wanted and EVLGEN_WEIGHTS is not set"):
