@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Blip2VisionConfig, Blip2VisionModel, BlipImageProcessor
+from transformers import Blip2VisionConfig, Blip2VisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT, eva_state
@@ -111,8 +112,9 @@ def test_frozen_encoder_normalises_as_transformers_does(tmp_path: Path) -> None:
     assert (frozen.width, frozen.tokens) == (24, 17)
     assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
     images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
-    processor = BlipImageProcessor(do_resize=False)  # BLIP-2's own mean and deviation
-    pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+    # What BLIP-2's own processor does, which cannot be imported without torchvision.
+    normalised = (images / 255 - np.array(OPENAI_CLIP_MEAN)) / np.array(OPENAI_CLIP_STD)
+    pixels = torch.from_numpy(normalised).permute(0, 3, 1, 2).float()
     theirs = reference().float()(pixels, output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(frozen.encode(images), theirs, rtol=1e-4, atol=1e-4)
 
