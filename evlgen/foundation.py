@@ -8,7 +8,9 @@ from others that differ in one word (as NegCLIP does). A phrase is held against 
 log-sum-exp over patches, so it is never told where a thing is or which patches show it. The class token is
 trained with whole captions in the usual contrastive way. The text tower is dropped afterwards.
 
-The language models learn from texts alone (:func:`evlgen.data.miniworld.document`).
+The language models learn from texts alone (:func:`evlgen.data.miniworld.document`), and start from an
+induction circuit (:func:`induction_start`): a model of this size takes far longer than an hour to find one by
+itself, and without it never learns which noun goes with which colour.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, OPTForCausalLM, PreTrainedTokenizerFast
 
 from evlgen.cpu import prepare_worker
 from evlgen.data import miniworld
@@ -243,6 +245,7 @@ def pretrain_language(
     """Train ``mini-opt`` or ``mini-llama`` on documents; every batch holds documents of like length."""
     torch.manual_seed(setup.seed)
     model = mini_model(name, len(tokenizer))
+    induction_start(model)
     optimizer = _optimizer(model, setup.lr, setup.weight_decay)
     model.train()
     started = time.perf_counter()
@@ -271,6 +274,77 @@ def pretrain_language(
             rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
             report(name, step + 1, setup.steps, loss.item(), rate)
     return model.eval()
+
+
+@torch.no_grad()
+def induction_start(model: Any) -> None:
+    """Set the first head of the first two layers of an untrained LLM to an induction circuit, in place.
+
+    Olsson et al., "In-context Learning and Induction Heads" (2022): the head of layer 0 looks at the word
+    before and notes it; the head of layer 1 looks for the place whose note equals the present word, and
+    foretells the word that stood there. "the red boat ... red" -> "boat". Large language models form this
+    circuit early in training and read their context with it. Here it is given, everything else is random, and
+    all of it is trained.
+
+    With d the width of a head, the embedding is parted in three: dimensions [0, d) tell the position, [d, 2d)
+    take the note, the others tell the word. The numbers below were chosen such that on random words both
+    heads look mostly at the right place (``tests/evlgen/test_foundation.py``).
+
+    Raises:
+        TypeError: neither OPT nor LLaMA of transformers.
+    """
+    if not isinstance(model, OPTForCausalLM | LlamaForCausalLM):
+        raise TypeError(f"no induction circuit is known for a {type(model).__name__}")
+    opt = isinstance(model, OPTForCausalLM)
+    body: Any = model.model.decoder if opt else model.model
+    first, second = body.layers[0].self_attn, body.layers[1].self_attn
+    first_out, second_out = (a.out_proj if opt else a.o_proj for a in (first, second))
+    width, d = model.config.hidden_size, model.config.hidden_size // model.config.num_attention_heads
+    note, word = slice(d, 2 * d), slice(2 * d, width)
+    words = body.embed_tokens.weight
+    words[:, note] = 0
+    for head in (first, second):
+        head.q_proj.weight[:d] = 0
+        head.k_proj.weight[:d] = 0
+        head.v_proj.weight[:d] = 0
+
+    # Layer 0: the query of a place is the key of the place before it.
+    if opt:
+        words *= 3  # beside the positions
+        words[:, :d] = 0
+        positions = body.embed_positions.weight
+        frequency = torch.logspace(math.log10(2.0), math.log10(0.1), d // 2)
+        angle = torch.arange(len(positions))[:, None] * frequency
+        positions *= 0.1
+        positions[:, :d] = 0.09 * torch.stack([angle.cos(), angle.sin()], -1).flatten(1)
+        positions[:, note] = 0
+        first.k_proj.weight[:d, :d] = 2 * torch.eye(d)
+        cos, sin = frequency.cos(), frequency.sin()
+        for i in range(d // 2):  # turn each pair of the query back by one place
+            pair = slice(2 * i, 2 * i + 2)
+            turn = torch.tensor([[cos[i], sin[i]], [-sin[i], cos[i]]])
+            first.q_proj.weight[pair, pair] = 2 * turn
+        note_gain, match_gain, compared = 0.06, 2.2, torch.arange(d)
+    else:
+        words[:, 0] = 0.04  # the same in every word: rotary positions need something to turn
+        frequency, half = body.rotary_emb.inv_freq, d // 2
+        fast = 4 * (frequency > 0.08)
+        first.k_proj.weight[:half, 0] = fast
+        first.q_proj.weight[:half, 0] = fast * torch.cos(frequency)
+        first.q_proj.weight[half:d, 0] = -fast * torch.sin(frequency)
+        slow = torch.nonzero(frequency < 0.03).flatten()  # hardly turned over the length of a text
+        note_gain, match_gain, compared = 0.02, 1.6, torch.cat([slow, slow + half])
+    read = torch.linalg.qr(torch.randn(width - 2 * d, width - 2 * d))[0][:d]  # (d, words): what a note keeps
+    first.v_proj.weight[:d, word] = read
+    first_out.weight[:, :d] = 0
+    first_out.weight[note, :d] = note_gain * torch.eye(d)
+
+    # Layer 1: the query is the present word, the key is the note of the word before, the value is the word.
+    second.q_proj.weight[compared, word] = match_gain * read[compared]
+    second.k_proj.weight[compared, d + compared] = match_gain
+    second.v_proj.weight[:d, word] = read
+    second_out.weight[:, :d] = 0
+    second_out.weight[word, :d] = 0.05 * read.T
 
 
 def _weighted(
@@ -363,8 +437,9 @@ def language_card(model: nn.Module, tokenizer: PreTrainedTokenizerFast, count: i
     """What the language model knows, on documents it has not read.
 
     Returns perplexity of a caption without context, behind notes of the same scene and behind notes of
-    another one, and the share of questions answered right from the notes, by kind, with the notes of
-    another scene beside it (the level of guessing).
+    another one; the percent of nouns right where a caption has just told a colour (binding: which thing of
+    the notes has this colour?); and the percent of questions answered right from the notes, by kind, with
+    the notes of another scene beside it (the level of guessing).
     """
     card: dict[str, float] = {}
     pool = miniworld.pool("probe")
@@ -385,6 +460,7 @@ def language_card(model: nn.Module, tokenizer: PreTrainedTokenizerFast, count: i
             losses[name].append(F.cross_entropy(logits[start - 1 : -1], torch.tensor(row[start:])).item())
     for name, values in losses.items():
         card[f"caption perplexity, {name}"] = math.exp(float(np.mean(values)))
+    card["noun behind a colour, from notes"] = 100 * _noun_binding(model, tokenizer, count)
     for kind in miniworld.QUESTION_KINDS:
         right, guessed = 0, 0
         for first in range(0, count, 100):
@@ -402,6 +478,30 @@ def language_card(model: nn.Module, tokenizer: PreTrainedTokenizerFast, count: i
         card[f"{kind} from notes"] = 100 * right / count
         card[f"{kind} from another scene's notes"] = 100 * guessed / count
     return card
+
+
+@torch.no_grad()
+def _noun_binding(model: Any, tokenizer: PreTrainedTokenizerFast, count: int) -> float:
+    """Share of colours in ``count`` captions, each behind its scene's notes, whose likeliest next word names
+    a thing of that colour in the scene (only where the caption goes on with a noun)."""
+    words = {i: miniworld.CANONICAL.get(word, word) for word, i in tokenizer.get_vocab().items()}
+    nouns = {*miniworld.SHAPES, *miniworld.CONTAINERS}
+    pool = miniworld.pool("probe")
+    right = asked = 0
+    for index in range(count):
+        rng = miniworld._rng("binding", index)
+        scene = pool.scene(index)
+        head = miniworld.note(scene, rng) + "\n"
+        start = len(tokenizer(head)["input_ids"])
+        ids = tokenizer(head + miniworld.caption(scene, rng))["input_ids"]
+        likeliest = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].argmax(-1)
+        for place in range(start, len(ids) - 1):
+            colour = words[ids[place]]
+            if colour in miniworld.COLOURS and words[ids[place + 1]] in nouns:
+                asked += 1
+                guess = words[int(likeliest[place])]
+                right += any(thing.shape == guess and thing.colour == colour for thing in scene.things)
+    return right / asked
 
 
 @torch.no_grad()

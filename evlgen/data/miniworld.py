@@ -987,7 +987,7 @@ def version() -> str:
 
 # ---------------------------------------------------------------------------------- checking captions
 
-_CANONICAL = {
+CANONICAL = {  # a synonym -> the shape or colour it stands for
     said: word for word, ways in SYNONYMS.items() if word in (*SHAPES, *CONTAINERS, *COLOURS) for said in ways
 }
 
@@ -1007,7 +1007,7 @@ def check_caption(text: str, scene: Scene) -> CaptionCheck:
     named = shape_right = colour_named = colour_right = 0
     colour: str | None = None
     for word in text.split():
-        canonical = _CANONICAL.get(word, word)
+        canonical = CANONICAL.get(word, word)
         if canonical in COLOURS:
             colour = canonical
             continue

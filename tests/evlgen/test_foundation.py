@@ -64,6 +64,7 @@ def test_shipped_language_models_read_their_context(name: str) -> None:
     card = foundation.language_card(language.model, language.tokenizer, 100)
     assert card["caption perplexity, notes"] < 0.7 * card["caption perplexity, alone"]
     assert card["caption perplexity, other notes"] > card["caption perplexity, alone"]
+    assert card["noun behind a colour, from notes"] > 90
     for kind in ("vqav2", "okvqa"):
         assert card[f"{kind} from notes"] > card[f"{kind} from another scene's notes"] + 10
     # two relations deep is hard for four layers: the card's 500 questions are enough to see it, 100 are not
@@ -112,6 +113,27 @@ def _fits(phrase: str, thing: miniworld.Thing) -> bool:
     return all(
         any(word == f or word in miniworld.SYNONYMS.get(f, ()) for f in facts) for word in phrase.split()
     )
+
+
+@pytest.mark.parametrize("name", ["mini-opt", "mini-llama"])
+def test_induction_start_copies(name: str) -> None:
+    """On random words said twice, the first head looks one word back, the second behind the word's twin."""
+    torch.manual_seed(1)
+    model = foundation.mini_model(name, 300).eval()
+    foundation.induction_start(model)
+    model.set_attn_implementation("eager")
+    once = torch.randint(3, 300, (8, 30))
+    with torch.no_grad():
+        attention = model(input_ids=torch.cat([once, once], 1), output_attentions=True).attentions
+    back, match = attention[0][:, 0], attention[1][:, 0]  # each (8, 60, 60)
+    assert back.diagonal(-1, 1, 2).mean() > 0.85
+    assert match.diagonal(-29, 1, 2)[:, 1:].mean() > 0.4
+    assert attention[1][:, 1].diagonal(-29, 1, 2).mean() < 0.1  # other heads are as random as ever
+
+
+def test_induction_start_refuses_other_models() -> None:
+    with pytest.raises(TypeError, match="Linear"):
+        foundation.induction_start(torch.nn.Linear(2, 2))
 
 
 def test_document_loss_weighs_answers() -> None:
