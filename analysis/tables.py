@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.statistics import Difference, Interval, mean_interval, paired_difference
+from evlgen.diagnostics import Rules
 from evlgen.files import write_atomic
 from experiments.base import Experiment
 
@@ -66,9 +67,9 @@ STATES = {
     "undecided": "undecided",
 }
 STATES_NOTE = (
-    'The image is "used" where the loss gap is at least 0.1 nats at the end, "not yet used" where the run '
-    'ended on the plateau before that, loss or gap still moving, "not used" where '
-    "nothing moves any more: collapse."
+    f'The image is "used" where the loss gap is at least {Rules().conditioned:g} nats at the end, '
+    '"not yet used" where the run ended on the plateau before that, loss or gap still moving, '
+    '"not used" where nothing moves any more: collapse.'
 )
 DECIMALS = {"val_loss": 3, "gap": 3, "cosine": 3, "attention_entropy": 2}  # all others have one
 _MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with the first
