@@ -33,7 +33,8 @@ class Scale:
     Attributes:
         seeds: seeds of a run by default.
         updates: number of updates that stand for a thousand of the paper's.
-        lr: peak learning rates, by part; see CALIBRATION.md for how the miniature's were found.
+        lr, warmup: peak learning rates, and shares of the updates that warm up to them, by part; see
+            CALIBRATION.md for how the miniature's were found.
         data, reduced: pools in the roles of the 104M and the 11M pairs.
     """
 
@@ -42,7 +43,7 @@ class Scale:
     updates: float
     batch_size: int
     lr: dict[str, float]
-    warmup: float  # share of the updates
+    warmup: dict[str, float]
     tomeformer: TomeFormerConfig
     qformer: QFormerConfig
     vision: str
@@ -73,7 +74,7 @@ _MINI = Scale(
     updates=1.6,
     batch_size=32,
     lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3},
-    warmup=0.05,
+    warmup={"tomeformer": 0.15, "qformer": 0.15, "stage1": 0.15},
     tomeformer=_MINI_TOMEFORMER,
     qformer=_MINI_QFORMER,
     vision="mini-vit",
@@ -126,7 +127,7 @@ _PAPER = Scale(
     updates=1000.0,
     batch_size=1600,
     lr={"tomeformer": 1e-4, "qformer": 1e-4, "stage1": 1e-4},
-    warmup=0.02,
+    warmup={"tomeformer": 0.02, "qformer": 0.02, "stage1": 0.02},
     tomeformer=TomeFormerConfig(init="bert-base-uncased"),
     qformer=QFormerConfig(init="bert-base-uncased"),
     vision="eva-clip-g",
@@ -166,7 +167,7 @@ def get(name: str) -> Scale:
 def evlgen(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
     """EVLGen: TomeFormer, one stage, ``steps`` thousand updates of the paper."""
     chosen = get(scale)
-    return _captioner(chosen, chosen.tomeformer, language, pairs, steps, chosen.lr["tomeformer"])
+    return _run(chosen, "tomeformer", chosen.tomeformer, language, pairs, steps)
 
 
 def blip2_single_stage(
@@ -174,7 +175,7 @@ def blip2_single_stage(
 ) -> RunConfig:
     """BLIP-2's Q-Former tied to the LLM from the start ("stage 2 only")."""
     chosen = get(scale)
-    return _captioner(chosen, chosen.qformer, language, pairs, steps, chosen.lr["qformer"])
+    return _run(chosen, "qformer", chosen.qformer, language, pairs, steps)
 
 
 def blip2(
@@ -194,17 +195,17 @@ def blip2_stage1(scale: str, *, pairs: Pairs = "104M", steps: int = 250) -> RunC
     """BLIP-2's stage 1: the Q-Former learns from images and texts (ITC, ITM, LM), no LLM."""
     chosen = get(scale)
     return dataclasses.replace(
-        _captioner(chosen, chosen.qformer, "opt", pairs, steps, chosen.lr["stage1"]),
+        _run(chosen, "stage1", chosen.qformer, "opt", pairs, steps),
         stage="represent",
         language="",
         evaluation=EvalConfig(validation=chosen.evaluation.validation),
     )
 
 
-def _captioner(
-    scale: Scale, connector: ConnectorConfig, language: Language, pairs: Pairs, steps: int, lr: float
+def _run(
+    scale: Scale, part: str, connector: ConnectorConfig, language: Language, pairs: Pairs, steps: int
 ) -> RunConfig:
-    updates = max(2, round(steps * scale.updates))
+    updates, lr = max(2, round(steps * scale.updates)), scale.lr[part]
     data = scale.data if pairs == "104M" else dataclasses.replace(scale.data, pools=scale.reduced)
     return RunConfig(
         connector=connector,
@@ -217,7 +218,7 @@ def _captioner(
             lr=lr,
             warmup_lr=lr / 100,
             min_lr=lr / 10,
-            warmup_steps=max(1, round(updates * scale.warmup)),
+            warmup_steps=max(1, round(updates * scale.warmup[part])),
             clip_norm=0.0 if scale.name == "paper" else 1.0,
             precision="fp16" if scale.name == "paper" else "fp32",
             eval_every=max(1, updates // 10),
