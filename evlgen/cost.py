@@ -58,39 +58,65 @@ def full_macs(module: nn.Module, *inputs: Tensor) -> int:
     return int(counter.get_total_flops()) // 2  # the counter takes a MAC for two operations
 
 
-def training_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """MACs of all matrix products in one forward and backward pass.
+@dataclass(frozen=True)
+class StepCost:
+    """What a forward and a backward pass cost.
 
-    Backward goes to the parameters that are trained and to the inputs that require a gradient: a frozen
-    module costs one product there for two in a trained one.
+    Attributes:
+        output: shape of the output.
+        linear_macs: see `linear_macs`.
+        full_macs: see `full_macs`.
+        training_macs: all matrix products forward and backward. Backward goes to the parameters that are
+            trained and to the inputs that require a gradient: a frozen module costs one product there for
+            two in a trained one.
+        activations: bytes kept for the backward pass, parameters not among them: the tensors that autograd
+            saves, each memory once, inputs too where it needs them. What a pass allocates only for a moment
+            is not in it, so the peak is somewhat higher. On the meta device attention runs in its plain form,
+            whose probabilities are kept; the fused kernels of a GPU keep less.
     """
-    with FlopCounterMode(display=False) as counter:
-        output = _on_meta(module)(*_all_on_meta(inputs))
-        output.backward(torch.empty_like(output))
-    return int(counter.get_total_flops()) // 2
+
+    output: torch.Size
+    linear_macs: int
+    full_macs: int
+    training_macs: int
+    activations: int
 
 
-def activation_bytes(module: nn.Module, *inputs: Tensor) -> int:
-    """Bytes that one forward pass keeps for the backward pass, parameters not among them.
+def step_cost(
+    module: nn.Module, *inputs: Tensor, include: Callable[[str], bool] = lambda name: True
+) -> StepCost:
+    """Counts one forward and one backward pass, in the module's mode (training or not) and dtype.
 
-    Counted are the tensors that autograd saves, each memory once, inputs too where it needs them. What a
-    pass allocates only for a moment is not in it, so the peak is somewhat higher. On the meta device attention
-    runs in its plain form, whose probabilities are kept; the fused kernels of a GPU keep less.
+    Args:
+        inputs, include: as of `linear_macs`.
     """
     module = _on_meta(module)
-    owned = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # holds them, or an address could come up twice
+    kept = _Kept(module)
+    with FlopCounterMode(display=False) as counter:
+        saved = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
+        with _linear_counter(module, include) as linear, saved:
+            output: Tensor = module(*_all_on_meta(inputs))
+        forward = int(counter.get_total_flops()) // 2
+        activations = kept.bytes()
+        output.backward(torch.empty_like(output))
+    return StepCost(output.shape, linear(), forward, int(counter.get_total_flops()) // 2, activations)
 
-    def pack(tensor: Tensor) -> Tensor:
+
+class _Kept:
+    """The memory that autograd saves, parameters and buffers of ``module`` left out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.owned = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
+        self.storages: dict[int, torch.UntypedStorage] = {}  # holds them, or an address could come up twice
+
+    def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            kept[storage._cdata] = storage
+        if storage._cdata not in self.owned:
+            self.storages[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(*_all_on_meta(inputs))
-    del output
-    return sum(storage.nbytes() for storage in kept.values())
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.storages.values())
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
@@ -158,7 +184,12 @@ def connector_macs(config: ConnectorConfig, tokens: int) -> int:
         tokens: image tokens, the class token among them.
     """
     connector, image = meta_connector(config), image_features(config, tokens)
-    return linear_macs(connector, image, include=lambda name: name != "input_projection")
+    return linear_macs(connector, image, include=is_counted)
+
+
+def is_counted(name: str) -> bool:
+    """Whether the paper's convention counts a connector's linear layer of this name."""
+    return name.startswith("layers.")
 
 
 def meta_connector(config: ConnectorConfig) -> TomeFormer | QFormer:
@@ -202,13 +233,23 @@ class Stage1(nn.Module):
             return stage1_losses(self.connector, self.norm(features), ids, mask, decode_id).total
 
 
+def with_text_branch(config: RunConfig) -> QFormerConfig:
+    """The Q-Former of a run of stage 1, with the vocabulary of the scale: BERT's, or the miniature's.
+
+    Raises:
+        UserError: the connector is another one.
+    """
+    if not isinstance(config.connector, QFormerConfig):
+        raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
+    words = len(mini_tokenizer()) if config.data.world == "miniworld" else BERT_VOCABULARY
+    return dataclasses.replace(config.connector, vocab_size=words + 1)  # [DEC]
+
+
 @dataclass(frozen=True)
 class Stage1Macs:
     """MACs for one sample of the parts that the passes of stage 1 are made of.
 
     Attributes:
-        step: linear layers of the Q-Former in one forward pass of `evlgen.qformer.stage1_losses`, its two
-            contrastive projections and matching head among them; the vocabulary is not.
         image: keys and values of all cross-attentions out of the image.
         queries: the queries through all layers, but for ``image``.
         text: the text through all layers.
@@ -216,7 +257,6 @@ class Stage1Macs:
         vocabulary: the text's logits over the vocabulary.
     """
 
-    step: int
     image: int
     queries: int
     text: int
@@ -232,8 +272,8 @@ def stage1_macs(config: QFormerConfig, tokens: int, text_tokens: int) -> Stage1M
         text_tokens: tokens of each text.
     """
     with torch.device("meta"):
-        stage1 = Stage1(config, text_tokens).eval()
-        qformer, features = stage1.connector, torch.empty(2, tokens, config.encoder_width)
+        qformer = QFormer(config).eval()
+        features = torch.empty(1, tokens, config.encoder_width)
         ids = torch.zeros(1, text_tokens, dtype=torch.int64)
         mask = torch.ones(1, text_tokens, dtype=torch.bool)
 
@@ -242,12 +282,11 @@ def stage1_macs(config: QFormerConfig, tokens: int, text_tokens: int) -> Stage1M
             call()
         return count()
 
-    image = qformer.project_image(features[:1])
+    image = qformer.project_image(features)
     _, cache = qformer.see(image, 1)
     generation = counted(lambda: qformer.write(cache, ids, mask), lambda name: name == "generation_dense")
     return Stage1Macs(
-        step=linear_macs(stage1, features) // len(features),
-        image=counted(lambda: qformer.project_image(features[:1])),
+        image=counted(lambda: qformer.project_image(features)),
         queries=counted(lambda: qformer.see(image, 1)),
         text=counted(lambda: qformer.write(cache, ids, mask)) - generation,
         generation=generation,
@@ -339,7 +378,8 @@ class RunCost:
 
     Attributes:
         soft_tokens: length of the soft prompt; 0 in stage 1, which has none.
-        macs: of the connector, by the paper's convention (`connector_macs`); in stage 1 `Stage1Macs.step`.
+        macs: of the connector, by the paper's convention (`connector_macs`); in stage 1 all its linear
+            layers in one pass of `evlgen.qformer.stage1_losses`, the vocabulary not among them.
         full_macs: all matrix products of the trained part: also attention, merging, projections, heads.
         trained, vision, language: parameters; the last two are frozen.
         activations: bytes that the trained part keeps for its backward pass.
@@ -376,46 +416,50 @@ def run_cost(config: RunConfig) -> RunCost:
     Raises:
         UserError: image encoder or language model are of an unknown architecture, or do not fit.
     """
-    text, connector = config.data.max_text_tokens, config.connector
-    dtype = torch.float32 if config.optim.precision == "fp32" else torch.float16
-    vision, vision_macs, tokens = _vision_cost(config.vision)
-    if config.stage == "represent":
-        assert isinstance(connector, QFormerConfig)
-        words = len(mini_tokenizer()) if config.data.world == "miniworld" else BERT_VOCABULARY
-        connector = dataclasses.replace(connector, vocab_size=words + 1)  # [DEC]
-        with torch.device("meta"):
-            stage1 = Stage1(connector, text).to(dtype)
-        pair = image_features(connector, tokens).expand(2, -1, -1).to(dtype)
-        return RunCost(
-            soft_tokens=0,
-            macs=stage1_macs(connector, tokens, text).step,
-            full_macs=full_macs(stage1, pair) // 2,
-            trained=count_parameters(stage1),
-            vision=vision,
-            language=0,
-            activations=activation_bytes(stage1, pair) // 2,
-            language_activations=0,
-            vision_macs=vision_macs,
-            trained_macs=training_macs(stage1, pair) // 2,
-            language_macs=0,
-        )
+    half = config.optim.precision != "fp32"
+    connector = with_text_branch(config) if config.stage == "represent" else config.connector
+    return _run_cost(connector, config.vision, config.language, config.data.max_text_tokens, half)
+
+
+@functools.cache
+def _run_cost(connector: ConnectorConfig, vision: str, language: str, text: int, half: bool) -> RunCost:
+    dtype = torch.float16 if half else torch.float32
+    encoder, pixels, tokens = meta_vision(vision)
     features = image_features(connector, tokens).to(dtype)
-    llm = meta_language(config.language)
-    trained = trained_part(connector, llm.get_input_embeddings().embedding_dim).to(dtype)
-    soft_tokens = meta_connector(connector)(features.float()).shape[1]
-    # in front of the text: soft prompt and beginning of sequence; its last token predicts nothing
-    language_activations, language_macs = _language_cost(config.language, soft_tokens + text, text, dtype)
+    if isinstance(connector, QFormerConfig) and connector.vocab_size:
+        with torch.device("meta"):
+            trained: nn.Module = Stage1(connector, text).to(dtype)
+        pair = step_cost(trained, features.expand(2, -1, -1))
+        step = StepCost(
+            pair.output,
+            pair.linear_macs // 2,
+            pair.full_macs // 2,
+            pair.training_macs // 2,
+            pair.activations // 2,
+        )
+        soft_tokens = language_parameters = language_activations = language_macs = 0
+    else:
+        llm = meta_language(language)
+        width = llm.get_input_embeddings().embedding_dim
+        trained = trained_part(connector, width).to(dtype)
+        step = step_cost(trained, features, include=lambda name: is_counted(name.removeprefix("1.")))
+        soft_tokens = step.output[1]
+        # in front of the text: soft prompt and beginning of sequence; its last token predicts nothing
+        inputs = torch.empty(1, soft_tokens + text, width, device="meta", dtype=dtype, requires_grad=True)
+        reading = step_cost(_Reader(llm.to(dtype), text), inputs)
+        language_parameters = count_parameters(llm)
+        language_activations, language_macs = reading.activations, reading.training_macs
     return RunCost(
         soft_tokens=soft_tokens,
-        macs=connector_macs(connector, tokens),
-        full_macs=full_macs(trained, features),
+        macs=step.linear_macs,
+        full_macs=step.full_macs,
         trained=count_parameters(trained),
-        vision=vision,
-        language=count_parameters(llm),
-        activations=activation_bytes(trained, features),
+        vision=count_parameters(encoder),
+        language=language_parameters,
+        activations=step.activations,
         language_activations=language_activations,
-        vision_macs=vision_macs,
-        trained_macs=training_macs(trained, features),
+        vision_macs=full_macs(encoder, pixels),
+        trained_macs=step.training_macs,
         language_macs=language_macs,
     )
 
@@ -429,22 +473,6 @@ def trained_part(config: ConnectorConfig, language_width: int) -> nn.Sequential:
             connector,
             nn.Linear(config.width, language_width),
         )
-
-
-@functools.cache
-def _vision_cost(name: str) -> tuple[int, int, int]:
-    """Parameters, MACs of a forward pass, tokens."""
-    model, pixels, tokens = meta_vision(name)
-    return count_parameters(model), full_macs(model, pixels), tokens
-
-
-@functools.cache
-def _language_cost(name: str, length: int, text_tokens: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes kept and MACs of a forward and backward pass over ``length`` embeddings."""
-    reader = _Reader(meta_language(name).to(dtype), text_tokens)
-    width = reader.language.get_input_embeddings().embedding_dim
-    inputs = torch.empty(1, length, width, device="meta", dtype=dtype, requires_grad=True)
-    return activation_bytes(reader, inputs), training_macs(reader, inputs)
 
 
 # ----------------------------------------------------------------------------------------------- hours
