@@ -1,7 +1,7 @@
 """A training step of each connector beside a plain reference: ``python benchmarks/steps.py --help``.
 
-Ours and the reference start from the same weights and take turns, step by step, so that whatever else the machine
-does hits both alike. Memory is measured in a process for each.
+Ours and the reference start from the same weights and take turns, step by step, so that whatever else the
+machine does hits both alike. Memory is measured in a process for each.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import tyro
@@ -35,6 +34,7 @@ from evlgen.model import Connector, build_connector
 from evlgen.training import autocast, build_optimizer
 from experiments.scales import get
 
+ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"paper": 257, "mini": 65}
 BATCHES = {("paper", "cpu"): 4, ("paper", "cuda"): 200, ("mini", "cpu"): 32, ("mini", "cuda"): 1024}
 
