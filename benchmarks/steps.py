@@ -75,17 +75,13 @@ class Case:
     def flop(self) -> int:
         """Operations of one step's matrix products, forward and backward."""
         connector = build_connector(self.config).train()
-        return (
-            2
-            * self.batch
-            * step_cost(connector, image_features(self.config, TOKENS[self.scale])).training_macs
-        )
+        image = image_features(self.config, TOKENS[self.scale])
+        return 2 * self.batch * step_cost(connector, image).training_macs
 
     def features(self, device: torch.device) -> Tensor:
         """(batch, N, D_in) of noise."""
-        return torch.randn(
-            self.batch, *image_features(self.config, TOKENS[self.scale]).shape[1:], device=device
-        )
+        _, tokens, width = image_features(self.config, TOKENS[self.scale]).shape
+        return torch.randn(self.batch, tokens, width, device=device)
 
 
 def build(case: Case, device: torch.device) -> tuple[Connector, nn.Module]:

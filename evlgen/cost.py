@@ -152,7 +152,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
 
 
 def _all_on_meta(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.to("meta").requires_grad_(tensor.requires_grad) for tensor in inputs)
+    return tuple(tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for tensor in inputs)
 
 
 class _FullTexts(TorchDispatchMode):

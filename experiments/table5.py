@@ -213,8 +213,8 @@ def _stage1(row: Row, cost: RunCost) -> Part:
     notes = [
         f"Linear layers for one sample with texts of {text} tokens, [CLS] and the end among them. The LM "
         "head is its dense layer and the vocabulary; this project's pass has the dense layer and the small "
-        "heads of ITC and ITM (0.03 G together at the paper's sizes) in every count. It is not known what the "
-        "paper's 36.7 G count."
+        "heads of ITC and ITM (0.03 G together at the paper's sizes) in every count. It is not known what "
+        "the paper's 36.7 G count."
     ]
     if row.config.data.world != "miniworld":
         name = min(countings, key=lambda name: abs(countings[name] / GIGA - PAPER_STAGE1))
@@ -223,8 +223,8 @@ def _stage1(row: Row, cost: RunCost) -> Part:
         notes.append(
             f'Nearest comes "{name}", {off:+.2f} G, but nothing says that the authors counted so: "LAVIS, '
             f'with the LM head" would give 36.7 G, too, with a text of {length:.1f} tokens. This '
-            f"project's pass is {cost.macs / GIGA - PAPER_STAGE1:+.1f} G away because it shares work, for the "
-            "same losses."
+            f"project's pass is {cost.macs / GIGA - PAPER_STAGE1:+.1f} G away because it shares work, for "
+            "the same losses."
         )
     return Part(
         "Stage 1, counted in several ways",
