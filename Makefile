@@ -1,5 +1,6 @@
 # Each target sets up .venv/ by itself; nothing but Python 3.10 or later (with venv and pip) is needed.
 #   make table2                      Table 2 of the paper in miniature (make table1: Table 1)
+#   make table5                      costs, counted without training (ARGS="--scale paper": the paper's)
 #   make table2 ARGS="--scale smoke" whatever sweeps/run.py takes
 #   make test                        linters, types and tests
 # PYTHON chooses the interpreter; pip's own settings (PIP_EXTRA_INDEX_URL and others) are respected, for
@@ -26,13 +27,13 @@ PIP := $(BIN)/python -m pip install --no-compile --no-input --disable-pip-versio
 # Of all that pip says, what takes long; errors go their own way.
 BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p; s/^Installing coll.*/  installing/p'
 
-.PHONY: help table1 table2 foundation test lint format clean
+.PHONY: help table1 table2 table5 foundation test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
-table1 table2 foundation: $(BASE)
+table1 table2 table5 foundation: $(BASE)
 	@$(BIN)/python sweeps/run.py $@ $(ARGS)
 
 # One thread a worker: the tests run side by side.

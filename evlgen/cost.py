@@ -1,23 +1,36 @@
-"""What a connector costs: multiply-accumulates (MACs) and parameters, counted on the real modules.
+"""What a run costs: multiply-accumulates (MACs), parameters, memory and hours, counted on the real modules.
 
 Everything runs on torch's meta device: shapes only, no memory and no arithmetic, so that the paper's sizes
-are counted in a moment on any machine.
+are counted in seconds on any machine, without weights.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from evlgen.config import ConnectorConfig, TomeFormerConfig
-from evlgen.qformer import QFormer
+from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig
+from evlgen.errors import UserError
+from evlgen.eva import EvaConfig, EvaViT
+from evlgen.language import mini_model, mini_tokenizer
+from evlgen.qformer import QFormer, stage1_losses
 from evlgen.tomeformer import TomeFormer
+from evlgen.vision import MiniViT, MiniViTConfig
+
+BERT_VOCABULARY = 30_522
+
+# -------------------------------------------------------------------------------- counting on any module
 
 
 def linear_macs(
@@ -30,18 +43,9 @@ def linear_macs(
         include: given a linear layer's name within ``module``, whether it counts.
     """
     module = _on_meta(module)
-    macs = 0
-
-    def count(linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs
-        assert isinstance(linear, nn.Linear)
-        macs += output.numel() * linear.in_features
-
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear) and include(name):
-            part.register_forward_hook(count)
-    _run(module, inputs)
-    return macs
+    with torch.no_grad(), _linear_counter(module, include) as count:
+        module(*_all_on_meta(inputs))
+    return count()
 
 
 def full_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -49,9 +53,125 @@ def full_macs(module: nn.Module, *inputs: Tensor) -> int:
 
     Beside the linear layers these are the attention's two products and the similarities of token merging.
     """
-    with FlopCounterMode(display=False) as counter:
-        _run(_on_meta(module), inputs)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _on_meta(module)(*_all_on_meta(inputs))
     return int(counter.get_total_flops()) // 2  # the counter takes a MAC for two operations
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a forward and a backward pass cost.
+
+    Attributes:
+        output: shape of the output.
+        linear_macs: see `linear_macs`.
+        full_macs: see `full_macs`.
+        training_macs: all matrix products forward and backward. Backward goes to the parameters that are
+            trained and to the inputs that require a gradient: a frozen module costs one product there for
+            two in a trained one.
+        activations: bytes kept for the backward pass, parameters not among them: the tensors that autograd
+            saves, each memory once, inputs too where it needs them. What a pass allocates only for a moment
+            is not in it, so the peak is somewhat higher. On the meta device attention runs in its plain form,
+            whose probabilities are kept; the fused kernels of a GPU keep less.
+    """
+
+    output: torch.Size
+    linear_macs: int
+    full_macs: int
+    training_macs: int
+    activations: int
+
+
+def step_cost(
+    module: nn.Module, *inputs: Tensor, include: Callable[[str], bool] = lambda name: True
+) -> StepCost:
+    """Counts one forward and one backward pass, in the module's mode (training or not) and dtype.
+
+    Args:
+        inputs, include: as of `linear_macs`.
+    """
+    module = _on_meta(module)
+    kept = _Kept(module)
+    with FlopCounterMode(display=False) as counter:
+        saved = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
+        with _linear_counter(module, include) as linear, saved:
+            output: Tensor = module(*_all_on_meta(inputs))
+        forward = int(counter.get_total_flops()) // 2
+        activations = kept.bytes()
+        output.backward(torch.empty_like(output))
+    return StepCost(output.shape, linear(), forward, int(counter.get_total_flops()) // 2, activations)
+
+
+class _Kept:
+    """The memory that autograd saves, parameters and buffers of ``module`` left out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.owned = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
+        self.storages: dict[int, torch.UntypedStorage] = {}  # holds them, or an address could come up twice
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.owned:
+            self.storages[storage._cdata] = storage
+        return tensor
+
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+
+def count_parameters(module: nn.Module, trainable: bool = False) -> int:
+    """Number of parameters, or of those that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+@contextmanager
+def _linear_counter(module: nn.Module, include: Callable[[str], bool]) -> Iterator[Callable[[], int]]:
+    """Inside, the linear layers of ``module`` count their MACs; the value gives the sum so far."""
+    macs = 0
+
+    def count(linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs
+        assert isinstance(linear, nn.Linear)
+        macs += output.numel() * linear.in_features
+
+    hooks = [
+        part.register_forward_hook(count)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and include(name)
+    ]
+    yield lambda: macs
+    for hook in hooks:
+        hook.remove()
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A copy of the module on the meta device; the module itself stays as it is."""
+    if all(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        return module
+    return copy.deepcopy(module).to("meta")
+
+
+def _all_on_meta(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for tensor in inputs)
+
+
+class _FullTexts(TorchDispatchMode):
+    """Answers what meta tensors cannot know as it is where no text has padding.
+
+    A truth value read from a tensor is true, a whole number is the length of the texts.
+    """
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else self.length
+        return func(*args, **(kwargs or {}))
+
+
+# ------------------------------------------------------------------------------------------- connectors
 
 
 def connector_macs(config: ConnectorConfig, tokens: int) -> int:
@@ -64,7 +184,12 @@ def connector_macs(config: ConnectorConfig, tokens: int) -> int:
         tokens: image tokens, the class token among them.
     """
     connector, image = meta_connector(config), image_features(config, tokens)
-    return linear_macs(connector, image, include=lambda name: name != "input_projection")
+    return linear_macs(connector, image, include=is_counted)
+
+
+def is_counted(name: str) -> bool:
+    """Whether the paper's convention counts a connector's linear layer of this name."""
+    return name.startswith("layers.")
 
 
 def meta_connector(config: ConnectorConfig) -> TomeFormer | QFormer:
@@ -81,16 +206,304 @@ def image_features(config: ConnectorConfig, tokens: int) -> Tensor:
     return torch.empty(1, tokens, width, device="meta")
 
 
-def count_parameters(module: nn.Module, trainable: bool = False) -> int:
-    """Number of parameters, or of those that are trained."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+# ---------------------------------------------------------------------------------------------- stage 1
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy of the module on the meta device; the module itself stays as it is."""
-    return copy.deepcopy(module).to("meta")
+class Stage1(nn.Module):
+    """LayerNorm and Q-Former with text branch: image features (B, N, D_in) -> the loss of stage 1.
+
+    Every text has ``text_tokens`` tokens. A negative needs a second pair, so B is 2 at least; per sample only
+    the contrastive similarities depend on B, by B * queries * embed_dim.
+    """
+
+    def __init__(self, config: QFormerConfig, text_tokens: int) -> None:
+        super().__init__()
+        if not config.vocab_size:
+            raise UserError("stage 1 needs a Q-Former with a text branch: set vocab_size")
+        self.norm = nn.LayerNorm(config.encoder_width)
+        self.connector = QFormer(config)
+        self.text_tokens = text_tokens
+
+    def forward(self, features: Tensor) -> Tensor:
+        shape = (len(features), self.text_tokens)
+        ids = torch.zeros(shape, dtype=torch.int64, device=features.device)
+        mask = torch.ones(shape, dtype=torch.bool, device=features.device)
+        decode_id = self.connector.config.vocab_size - 1
+        with _FullTexts(self.text_tokens):
+            return stage1_losses(self.connector, self.norm(features), ids, mask, decode_id).total
 
 
-@torch.no_grad()
-def _run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    return module(*(tensor.to("meta") for tensor in inputs))
+def with_text_branch(config: RunConfig) -> QFormerConfig:
+    """The Q-Former of a run of stage 1, with the vocabulary of the scale: BERT's, or the miniature's.
+
+    Raises:
+        UserError: the connector is another one.
+    """
+    if not isinstance(config.connector, QFormerConfig):
+        raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
+    words = len(mini_tokenizer()) if config.data.world == "miniworld" else BERT_VOCABULARY
+    return dataclasses.replace(config.connector, vocab_size=words + 1)  # [DEC]
+
+
+@dataclass(frozen=True)
+class Stage1Macs:
+    """MACs for one sample of the parts that the passes of stage 1 are made of.
+
+    Attributes:
+        image: keys and values of all cross-attentions out of the image.
+        queries: the queries through all layers, but for ``image``.
+        text: the text through all layers.
+        generation: the dense layer of the generation head.
+        vocabulary: the text's logits over the vocabulary.
+    """
+
+    image: int
+    queries: int
+    text: int
+    generation: int
+    vocabulary: int
+
+
+def stage1_macs(config: QFormerConfig, tokens: int, text_tokens: int) -> Stage1Macs:
+    """Counted on the real parts; ``config`` needs a vocabulary.
+
+    Args:
+        tokens: image tokens, the class token among them.
+        text_tokens: tokens of each text.
+    """
+    with torch.device("meta"):
+        qformer = QFormer(config).eval()
+        features = torch.empty(1, tokens, config.encoder_width)
+        ids = torch.zeros(1, text_tokens, dtype=torch.int64)
+        mask = torch.ones(1, text_tokens, dtype=torch.bool)
+
+    def counted(call: Callable[[], Any], include: Callable[[str], bool] = lambda name: True) -> int:
+        with torch.no_grad(), _linear_counter(qformer, include) as count:
+            call()
+        return count()
+
+    image = qformer.project_image(features)
+    _, cache = qformer.see(image, 1)
+    generation = counted(lambda: qformer.write(cache, ids, mask), lambda name: name == "generation_dense")
+    return Stage1Macs(
+        image=counted(lambda: qformer.project_image(features)),
+        queries=counted(lambda: qformer.see(image, 1)),
+        text=counted(lambda: qformer.write(cache, ids, mask)) - generation,
+        generation=generation,
+        vocabulary=text_tokens * config.width * config.vocab_size,
+    )
+
+
+# ------------------------------------------------------------------------------------- frozen models
+
+
+def meta_vision(name: str) -> tuple[nn.Module, Tensor, int]:
+    """The image encoder called ``name`` on the meta device, an image for it, and its number of tokens.
+
+    Raises:
+        UserError: its architecture is not known here.
+    """
+    with torch.device("meta"):
+        if name == "mini-vit":
+            mini = MiniViTConfig()
+            model: nn.Module = MiniViT(mini)
+            size, grid = mini.image_size, mini.image_size // 8
+        elif name == "eva-clip-g":
+            eva = EvaConfig()
+            model, size, grid = EvaViT(eva), eva.image_size, eva.grid
+        else:
+            raise UserError(f"vision {name!r}: its cost is not known; it is of mini-vit and eva-clip-g")
+        pixels = torch.empty(1, 3, size, size)
+    return model.eval().requires_grad_(False), pixels, 1 + grid**2
+
+
+def meta_language(name: str) -> Any:
+    """The language model called ``name`` on the meta device, a transformers causal LM.
+
+    Raises:
+        UserError: its architecture is not known here.
+    """
+    opt = {"opt-2.7b": (2560, 32, 32), "opt-6.7b": (4096, 32, 32)}  # width, layers, heads
+    llama = {"vicuna-7b": (4096, 11008, 32, 32), "vicuna-13b": (5120, 13824, 40, 40)}
+    with torch.device("meta"):
+        if name in ("mini-opt", "mini-llama"):
+            model: Any = mini_model(name, len(mini_tokenizer()))
+        elif name in opt:
+            width, layers, heads = opt[name]
+            model = OPTForCausalLM(
+                OPTConfig(
+                    hidden_size=width,
+                    word_embed_proj_dim=width,
+                    ffn_dim=4 * width,
+                    num_hidden_layers=layers,
+                    num_attention_heads=heads,
+                )
+            )
+        elif name in llama:
+            width, intermediate, layers, heads = llama[name]
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    hidden_size=width,
+                    intermediate_size=intermediate,
+                    num_hidden_layers=layers,
+                    num_attention_heads=heads,
+                )
+            )
+        else:
+            known = ", ".join(["mini-opt", "mini-llama", *opt, *llama])
+            raise UserError(f"language {name!r}: its cost is not known; it is of {known}")
+    return model.eval().requires_grad_(False)
+
+
+class _Reader(nn.Module):
+    """A language model over a soft prompt and a text: (B, P + T - 1, D_llm) -> logits of the text."""
+
+    def __init__(self, language: Any, text_tokens: int) -> None:
+        super().__init__()
+        self.language, self.text_tokens = language, text_tokens
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with _FullTexts(self.text_tokens):
+            hidden = self.language.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+            logits: Tensor = self.language.get_output_embeddings()(hidden[:, -self.text_tokens :])
+        return logits
+
+
+# ----------------------------------------------------------------------------------------- whole runs
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run costs, for one sample where nothing else is said.
+
+    Attributes:
+        soft_tokens: length of the soft prompt; 0 in stage 1, which has none.
+        macs: of the connector, by the paper's convention (`connector_macs`); in stage 1 all its linear
+            layers in one pass of `evlgen.qformer.stage1_losses`, the vocabulary not among them.
+        full_macs: all matrix products of the trained part: also attention, merging, projections, heads.
+        trained, vision, language: parameters; the last two are frozen.
+        activations: bytes that the trained part keeps for its backward pass.
+        language_activations: the same of the frozen language model, which gradients pass through.
+        vision_macs: image encoder, forward.
+        trained_macs: trained part, forward and backward.
+        language_macs: language model, forward, and backward to its inputs.
+    """
+
+    soft_tokens: int
+    macs: int
+    full_macs: int
+    trained: int
+    vision: int
+    language: int
+    activations: int
+    language_activations: int
+    vision_macs: int
+    trained_macs: int
+    language_macs: int
+
+    @property
+    def step_flop(self) -> int:
+        """Floating-point operations of a training step for one sample, two for each MAC."""
+        return 2 * (self.vision_macs + self.trained_macs + self.language_macs)
+
+
+def run_cost(config: RunConfig) -> RunCost:
+    """Counts one training step of a run (not of the one it starts from).
+
+    Texts are taken as long as they may be (``data.max_text_tokens``). Activations are in the run's precision;
+    mixed precision is taken for 2 bytes everywhere, although it keeps norms and softmax in 4.
+
+    Raises:
+        UserError: image encoder or language model are of an unknown architecture, or do not fit.
+    """
+    half = config.optim.precision != "fp32"
+    connector = with_text_branch(config) if config.stage == "represent" else config.connector
+    return _run_cost(connector, config.vision, config.language, config.data.max_text_tokens, half)
+
+
+@functools.cache
+def _run_cost(connector: ConnectorConfig, vision: str, language: str, text: int, half: bool) -> RunCost:
+    dtype = torch.float16 if half else torch.float32
+    encoder, pixels, tokens = meta_vision(vision)
+    features = image_features(connector, tokens).to(dtype)
+    if isinstance(connector, QFormerConfig) and connector.vocab_size:
+        with torch.device("meta"):
+            trained: nn.Module = Stage1(connector, text).to(dtype)
+        pair = step_cost(trained, features.expand(2, -1, -1))
+        step = StepCost(
+            pair.output,
+            pair.linear_macs // 2,
+            pair.full_macs // 2,
+            pair.training_macs // 2,
+            pair.activations // 2,
+        )
+        soft_tokens = language_parameters = language_activations = language_macs = 0
+    else:
+        llm = meta_language(language)
+        width = llm.get_input_embeddings().embedding_dim
+        trained = trained_part(connector, width).to(dtype)
+        step = step_cost(trained, features, include=lambda name: is_counted(name.removeprefix("1.")))
+        soft_tokens = step.output[1]
+        # in front of the text: soft prompt and beginning of sequence; its last token predicts nothing
+        inputs = torch.empty(1, soft_tokens + text, width, device="meta", dtype=dtype, requires_grad=True)
+        reading = step_cost(_Reader(llm.to(dtype), text), inputs)
+        language_parameters = count_parameters(llm)
+        language_activations, language_macs = reading.activations, reading.training_macs
+    return RunCost(
+        soft_tokens=soft_tokens,
+        macs=step.linear_macs,
+        full_macs=step.full_macs,
+        trained=count_parameters(trained),
+        vision=count_parameters(encoder),
+        language=language_parameters,
+        activations=step.activations,
+        language_activations=language_activations,
+        vision_macs=full_macs(encoder, pixels),
+        trained_macs=step.training_macs,
+        language_macs=language_macs,
+    )
+
+
+def trained_part(config: ConnectorConfig, language_width: int) -> nn.Sequential:
+    """What captioning trains, on the meta device: LayerNorm, connector, projection; as `CaptionModel`."""
+    connector = meta_connector(config).train()
+    with torch.device("meta"):
+        return nn.Sequential(
+            nn.LayerNorm(image_features(config, 1).shape[-1]),
+            connector,
+            nn.Linear(config.width, language_width),
+        )
+
+
+# ----------------------------------------------------------------------------------------------- hours
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Accelerators that share a batch.
+
+    Attributes:
+        peak: operations a second of one of them, as its maker states it.
+    """
+
+    name: str
+    number: int
+    peak: float
+
+
+A100S = Devices("A100", 8, 312e12)  # PAPER: 8 x A100-80G; dense fp16 on tensor cores
+
+
+def utilisation(flop: float, seconds: float, devices: Devices) -> float:
+    """Share of the peak that is used where ``flop`` operations take ``seconds`` (MFU)."""
+    return flop / (seconds * devices.number * devices.peak)
+
+
+def step_seconds(flop: float, devices: Devices, used: float) -> float:
+    """Seconds of a step of ``flop`` operations at a share ``used`` of the peak."""
+    return flop / (devices.number * devices.peak * used)
+
+
+def training_hours(steps: int, seconds: float) -> float:
+    """Hours of ``steps`` steps of ``seconds`` each."""
+    return steps * seconds / 3600

@@ -30,12 +30,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from analysis.counts import write_counts
 from analysis.tables import write_tables
 from evlgen.config import RunConfig, from_json, with_value
 from evlgen.data import miniworld
 from evlgen.errors import UserError
 from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
-from experiments import EXPERIMENTS
+from experiments import COUNTED, EXPERIMENTS
 from experiments.base import Experiment, seeded
 from experiments.scales import NAMES as SCALES
 from sweeps import local, store
@@ -106,7 +107,9 @@ def _dispatch(arguments: Arguments) -> int:
     for one in names:
         experiment = load(one, arguments.scale, arguments.set, arguments.rows)
         seeds = arguments.seeds or experiment.seeds
-        if arguments.command == "status":
+        if one in COUNTED and arguments.command != "show":
+            count(experiment, arguments)
+        elif arguments.command == "status":
             show_status(experiment, arguments.scale, seeds)
         elif arguments.command == "show":
             print_table(arguments.scale, experiment.name)
@@ -162,6 +165,21 @@ def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:
                 runs.setdefault(store.run_id(config.init_from), config.init_from)
             runs.setdefault(store.run_id(config), config)
     return runs
+
+
+def count(experiment: Experiment, arguments: Arguments) -> None:
+    """An experiment that trains nothing: make its table, or say whether it is there."""
+    changed = "-changed" if arguments.set or arguments.rows else ""
+    folder = store.results_folder() / (experiment.name + changed) / arguments.scale
+    if arguments.command == "status" or arguments.dry_run:
+        there = "is there" if (folder / "table.csv").exists() else "is not made yet; it takes half a minute"
+        console.print(f"{experiment.name}, {arguments.scale}: counted, nothing to train; its table {there}")
+        return
+    write_counts(
+        importlib.import_module(EXPERIMENTS[experiment.name]).count(experiment, arguments.scale), folder
+    )
+    print_table(arguments.scale, folder.parent.name)
+    console.print(f"table in {os.path.relpath(folder)}/")
 
 
 # -------------------------------------------------------------------------------------------- sweeping

@@ -1,0 +1,1 @@
+"""How fast the connectors are: see README.md here."""

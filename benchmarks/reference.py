@@ -1,0 +1,162 @@
+"""Plain references: what one gets from transformers and ToMe's published algorithm, without further thought.
+
+They take the weights of this project's connectors and compute the same (the tests say so): a benchmark then
+compares two ways to compute one thing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, Blip2QFormerConfig, Blip2QFormerModel
+
+from evlgen.bert import CrossAttention, FeedForward, SelfAttention
+from evlgen.config import QFormerConfig, TomeFormerConfig
+from evlgen.merging import merge_schedule
+from evlgen.qformer import QFormer
+from evlgen.tomeformer import TomeFormer
+
+
+class ReferenceTomeFormer(nn.Module):
+    """``BertModel`` with eager attention; a hook takes the keys; merging before feed-forward."""
+
+    def __init__(self, config: TomeFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = merge_schedule(config.num_layers, config.r)
+        self.projection = nn.Linear(config.input_width, config.width)
+        self.bert = BertModel(
+            BertConfig(
+                vocab_size=2,
+                hidden_size=config.width,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.intermediate,
+                max_position_embeddings=config.max_positions,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+                attn_implementation="eager",
+            ),
+            add_pooling_layer=False,
+        )
+        self.keys: list[Tensor] = []
+        for layer in self.bert.encoder.layer:
+            layer.attention.self.key.register_forward_hook(lambda module, args, out: self.keys.append(out))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D_in) -> (B, N_out, D)."""
+        x = self.bert.embeddings(inputs_embeds=self.projection(features))
+        for layer, r in zip(self.bert.encoder.layer, self.schedule, strict=True):
+            x = layer.attention(x)[0]
+            key = self.keys.pop().unflatten(-1, (self.config.num_heads, -1)).mean(2)  # (B, N, D / heads)
+            x = merge(x, key, r, self.config.class_token)
+            x = layer.feed_forward_chunk(x)
+        return x
+
+    @torch.no_grad()
+    def load(self, ours: TomeFormer) -> None:
+        """Copy the weights of a TomeFormer."""
+        self.projection.load_state_dict(ours.input_projection.state_dict())
+        embeddings = self.bert.embeddings
+        embeddings.position_embeddings.weight.copy_(ours.positions)
+        embeddings.token_type_embeddings.weight[0] = ours.token_type[0]
+        embeddings.LayerNorm.load_state_dict(ours.norm.state_dict())
+        for theirs, layer in zip(self.bert.encoder.layer, ours.layers, strict=True):
+            _copy_attention(theirs.attention, layer.attention)
+            _copy_feed_forward(theirs.intermediate, theirs.output, layer.feed_forward)
+
+
+def merge(x: Tensor, metric: Tensor, r: int, class_token: bool) -> Tensor:
+    """ToMe's bipartite soft matching and plain mean, as its paper describes them: gather and scatter.
+
+    Args:
+        x: (B, N, D).
+        metric: (B, N, C).
+    """
+    if r == 0:
+        return x
+    with torch.no_grad():
+        metric = metric / metric.norm(dim=-1, keepdim=True)
+        scores = metric[:, ::2] @ metric[:, 1::2].transpose(-1, -2)  # (B, even, odd)
+        if class_token:
+            scores[:, 0] = -torch.inf
+        best, link = scores.max(-1)
+        order = best.argsort(dim=-1, descending=True)[..., None]  # (B, even, 1)
+        merged, unmerged = order[:, :r], order[:, r:].sort(dim=1)[0]
+        target = link[..., None].gather(1, merged)  # (B, r, 1)
+    width = x.shape[-1]
+    even, odd = x[:, ::2], x[:, 1::2]
+    kept = even.gather(1, unmerged.expand(-1, -1, width))
+    moved = even.gather(1, merged.expand(-1, -1, width))
+    odd = odd.scatter_reduce(1, target.expand(-1, -1, width), moved, reduce="mean")
+    return torch.cat([kept, odd], 1)
+
+
+class ReferenceQFormer(nn.Module):
+    """``Blip2QFormerModel`` with eager attention and BLIP-2's learnt queries, as in stage 2."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
+        self.model = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=config.width,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.intermediate,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+                encoder_hidden_size=config.encoder_width,
+                cross_attention_frequency=config.cross_attention_every,
+                attn_implementation="eager",
+            )
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D_in) -> (B, Q, D)."""
+        queries = self.queries.expand(len(features), -1, -1)
+        output: Tensor = self.model(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
+        return output
+
+    @torch.no_grad()
+    def load(self, ours: QFormer) -> None:
+        """Copy the weights of a Q-Former without text branch."""
+        self.queries.copy_(ours.queries[None])
+        self.model.layernorm.load_state_dict(ours.norm.state_dict())
+        for theirs, layer in zip(self.model.encoder.layer, ours.layers, strict=True):
+            _copy_attention(theirs.attention, layer.attention)
+            if layer.cross is not None:
+                _copy_cross_attention(theirs.crossattention, layer.cross)
+            _copy_feed_forward(theirs.intermediate_query, theirs.output_query, layer.feed_forward)
+
+
+def _self_attention(theirs: Any) -> Any:
+    """transformers calls it ``self`` in BERT and ``attention`` in BLIP-2."""
+    return theirs.self if hasattr(theirs, "self") else theirs.attention
+
+
+def _copy_attention(theirs: Any, ours: SelfAttention) -> None:
+    inner = _self_attention(theirs)
+    for name, parameter in ours.query_key_value.named_parameters():
+        for role, part in zip(("query", "key", "value"), parameter.chunk(3), strict=True):
+            getattr(getattr(inner, role), name).copy_(part)
+    theirs.output.dense.load_state_dict(ours.out.state_dict())
+    theirs.output.LayerNorm.load_state_dict(ours.norm.state_dict())
+
+
+def _copy_cross_attention(theirs: Any, ours: CrossAttention) -> None:
+    inner = _self_attention(theirs)
+    inner.query.load_state_dict(ours.query.state_dict())
+    for name, parameter in ours.key_value.named_parameters():
+        for role, part in zip(("key", "value"), parameter.chunk(2), strict=True):
+            getattr(getattr(inner, role), name).copy_(part)
+    theirs.output.dense.load_state_dict(ours.out.state_dict())
+    theirs.output.LayerNorm.load_state_dict(ours.norm.state_dict())
+
+
+def _copy_feed_forward(up: Any, down: Any, ours: FeedForward) -> None:
+    up.dense.load_state_dict(ours.up.state_dict())
+    down.dense.load_state_dict(ours.down.state_dict())
+    down.LayerNorm.load_state_dict(ours.norm.state_dict())

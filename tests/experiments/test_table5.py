@@ -1,0 +1,85 @@
+"""Table 5 at a small scale, its countings and schedules at the paper's."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from analysis.counts import write_counts
+from evlgen.config import TomeFormerConfig
+from evlgen.cost import Stage1Macs
+from evlgen.merging import token_counts
+from experiments import table5
+
+
+def test_schedules() -> None:
+    config = TomeFormerConfig()
+    schedules = table5.merge_schedules(config, 257)
+    assert len(schedules) == 22 + 9 + 3
+    assert schedules["r = 19"] == [19] * 12
+    assert schedules["r = (19, -1)"] == list(reversed(schedules["r = (19, +1)"]))
+    assert schedules["as early as possible"] == [128, 64, 32, 4] + [0] * 8  # 257 -> 129 -> 65 -> 33 -> 29
+    assert token_counts(257, table5.cut(schedules["r = 19"], 257, True))[-1] == 29
+    assert table5.cut([19] * 12, 257, True) == [19] * 12
+    # the last layer has 26 tokens: half of the 25 that are no class token
+    assert table5.cut([21] * 12, 257, True) == [21] * 11 + [12]
+    # without a class token, all 26
+    assert table5.cut([21] * 12, 257, False) == [21] * 11 + [13]
+    bent = dataclasses.replace(config, r=(19, 1))
+    assert table5.merge_schedules(bent, 257)["every second layer"][:2] == [0, 36]  # of 228 - 12 / 2 a layer
+
+
+def test_countings_of_stage1() -> None:
+    macs = Stage1Macs(image=1000, queries=100, text=10, generation=1, vocabulary=2)
+    countings = table5.stage1_countings(macs, ours=7)
+    assert countings["this project, with the LM head"] == 9
+    # ITC: queries, image, text; ITM: three of all; LM: text
+    assert countings["LAVIS, ITC + 3 x ITM + LM"] == 4 * 1100 + 5 * 10
+    assert countings["LAVIS, with the LM head"] == 4 * 1100 + 5 * 10 + 3
+    assert countings["LAVIS, ITM counted once"] == 2 * 1100 + 3 * 10
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("table5")
+    experiment = table5.build("smoke")
+    rows = tuple(row for row in experiment.rows if "Vicuna" not in row.label)
+    write_counts(table5.count(dataclasses.replace(experiment, rows=rows), "smoke"), folder)
+    return folder
+
+
+def test_csv(table: Path) -> None:
+    lines = list(csv.DictReader((table / "table.csv").open()))
+    assert list(lines[0]) == ["row", "metric", "mean", "ci_low", "ci_high", "n_seeds", "paper"]
+    assert all(line["mean"] == line["ci_low"] == line["ci_high"] for line in lines)
+    assert {line["n_seeds"] for line in lines} == {"1"}
+    by_hand = sum(n * 4 * 96**2 + (n - 12) * 2 * 96 * 384 for n in (65, 53, 41, 29)) / 1e9
+    (macs,) = [x for x in lines if x["row"] == "EVLGen, OPT-2.7B" and x["metric"] == "macs"]
+    assert float(macs["mean"]) == pytest.approx(by_hand, rel=1e-5)
+    assert macs["paper"] == "11.9"
+
+
+def test_sheet_and_pages(table: Path) -> None:
+    rows = {line["schedule"]: line for line in csv.DictReader((table / "schedules.csv").open())}
+    assert rows["r = 12"]["tokens"] == "65 53 41 29 17"
+    assert rows["r = 12"]["cut"] == "no"
+    assert rows["r = 21"]["tokens"] == "65 44 23 12 6"  # ToMe's: 23 tokens can lose 11, then 12 can lose 5
+    assert rows["r = 21"]["cut"] == "yes"
+    page = (table / "table.md").read_text()
+    assert "| EVLGen, OPT-2.7B | 0.017 (paper: 11.9) |" in page
+    assert "Hours" not in page  # only the paper's scale has a rate to calibrate
+    assert (table / "table.tex").read_text().count("\\begin{tabular}") == 4
+
+
+def test_committed_figures_of_the_paper() -> None:
+    path = Path(__file__).parents[2] / "results" / "table5" / "paper" / "table.csv"
+    found = {(x["row"], x["metric"]): x for x in csv.DictReader(path.open())}
+    assert round(float(found["EVLGen, OPT-2.7B", "macs"]["mean"]), 3) == 11.877
+    assert round(float(found["BLIP-2, stage 2, OPT-2.7B", "macs"]["mean"]), 3) == 6.279
+    assert found["BLIP-2, stage 1", "macs"]["paper"] == "36.7"
+    assert float(found["EVLGen, 104M, 250K", "hours"]["mean"]) == 133
+    assert float(found["EVLGen, 104M, 150K", "hours"]["mean"]) == pytest.approx(79.8)
+    assert found["BLIP-2, two stages, 104M, 250K + 80K", "hours"]["paper"] == "234"
