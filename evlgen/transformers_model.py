@@ -9,8 +9,8 @@ A finished run captions a photo::
     print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 
 Each of the three has ``save_pretrained(folder)``, all into the same folder. It then holds everything, the
-frozen parts as well, and needs neither the run nor `EVLGEN_WEIGHTS`; to keep the trained parts alone, keep the
-run's ``connector.safetensors``. With this module imported the three are read again by their own
+frozen parts as well, and needs neither the run nor ``EVLGEN_WEIGHTS``; to keep the trained parts alone, keep
+the run's ``connector.safetensors``. With this module imported the three are read again by their own
 ``from_pretrained`` or by ``AutoModelForImageTextToText``, ``AutoImageProcessor`` and ``AutoTokenizer``::
 
     model = EVLGenForConditionalGeneration.from_pretrained(folder)
@@ -38,6 +38,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    BatchFeature,
     GenerationConfig,
     GenerationMixin,
     OPTConfig,
@@ -45,7 +46,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import CausalLMOutput
 
 from evlgen.config import TomeFormerConfig, from_json, to_json
@@ -63,7 +64,7 @@ _ENCODERS: dict[str, tuple[Any, Any]] = {
 }
 
 
-class EVLGenConfig(PretrainedConfig):  # type: ignore[misc]
+class EVLGenConfig(PretrainedConfig):
     """What `EVLGenForConditionalGeneration` is made of; the defaults are the paper's, with OPT-2.7B.
 
     Args:
@@ -117,11 +118,11 @@ class _SpecialTokens:
     pad_token_id: int | None
 
 
-class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """`CaptionModel` with its frozen image encoder and LLM, all of them submodules.
 
-    The frozen parts need no gradient and stay in eval mode. Loaded in half precision, they are stored so, while
-    the trained parts stay in float32 (PAPER: encoder and LLM in fp16). Gradient checkpointing is not supported.
+    The frozen parts need no gradient and stay in eval mode. Loading in half precision is for them alone; the
+    trained parts stay in float32 (PAPER: encoder and LLM in fp16). Gradient checkpointing is refused.
 
     Raises:
         UserError: the configuration is wrong.
@@ -129,7 +130,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     config_class = EVLGenConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["caption_model"]  # noqa: RUF012
 
@@ -194,7 +195,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         size = self.config.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size):
             raise UserError(
-                f"pixel_values of shape {tuple(pixel_values.shape)}: this model wants (batch, 3, {size}, {size})"
+                f"pixel_values: shape {tuple(pixel_values.shape)}, the model wants (batch, 3, {size}, {size})"
             )
         with torch.no_grad():
             features = self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
@@ -212,8 +213,8 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
         Args:
             pixel_values: (B, 3, S, S), of `EVLGenImageProcessor`.
-            input_ids: (B, T) int64 text tokens, without the beginning-of-sequence token, which is put where the
-                LLM wants it.
+            input_ids: (B, T) int64 text tokens, without the beginning-of-sequence token, which is put where
+                the LLM wants it.
             attention_mask: (B, T), 1 at text and 0 at padding, which is behind the text.
             labels: (B, T), `input_ids` with -100 where no loss is wanted; padding never has one.
 
@@ -241,7 +242,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).to(wide), labels.flatten())
         return CausalLMOutput(loss=loss, logits=logits)
 
-    def generate(
+    def generate(  # type: ignore[override]  # as transformers' own image-text models
         self,
         pixel_values: Tensor,
         input_ids: Tensor | None = None,
@@ -255,7 +256,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             pixel_values: (B, 3, S, S), of `EVLGenImageProcessor`.
             input_ids: (B, T) int64 prompts, without the beginning-of-sequence token; None: a caption.
             attention_mask: (B, T), 1 at the prompt and 0 at padding, which is in front of it.
-            generation_config: None: the model's own, which comes from the run (PAPER: beam 5, 8 to 30 tokens).
+            generation_config: None: the model's own, that of the run (PAPER: beam 5, 8 to 30 tokens).
             kwargs: as of `transformers`' ``generate``: ``num_beams``, ``max_new_tokens``, ``do_sample``, ...
 
         Returns:
@@ -285,17 +286,21 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """As of `transformers` (``dtype``, ``device_map``, ...).
 
         Raises:
             UserError: the weights are not whole; `transformers` would draw random ones for what is missing.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        name = pretrained_model_name_or_path
+        loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
-            raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+            raise UserError(f"{name}: {len(missing)} tensors are missing, the first is {missing[0]}")
         model.freeze()  # transformers gives every tensor that it loads a gradient
         return (model, info) if wants_info else model
 
@@ -374,7 +379,7 @@ def from_run(
 # ------------------------------------------------------------------------------------ image processor
 
 
-class EVLGenImageProcessor(BaseImageProcessor):  # type: ignore[misc]
+class EVLGenImageProcessor(BaseImageProcessor):
     """Images of any size -> pixels for the image encoder: bicubic to a square, scaled, normalised (PAPER).
 
     Args:
@@ -422,8 +427,8 @@ class EVLGenImageProcessor(BaseImageProcessor):  # type: ignore[misc]
             raise UserError(f"image {index}: is empty, {picture.width} x {picture.height} pixels")
         picture = picture.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
         scaled = np.asarray(picture, dtype=np.float32) / 255
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
-        return ((scaled - mean) / std).transpose(2, 0, 1)
+        mean, std = (np.array(each, dtype=np.float32) for each in (self.image_mean, self.image_std))
+        return ((scaled - mean) / std).transpose(2, 0, 1).astype(np.float32, copy=False)
 
 
 def _as_picture(image: Any, index: int) -> Image.Image:
