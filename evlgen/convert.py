@@ -1,8 +1,8 @@
 """Published checkpoints as ours: ``python -m evlgen.convert CHECKPOINT OUT``; see ``--help``.
 
-Understood are the authors' EVLGen (their fork of LAVIS), BLIP-2 of both stages as LAVIS saves it, and BLIP-2
-as `transformers` saves it. What is frozen in these models is not part of the outcome; it comes from the
-weights that the run's ``vision`` and ``language`` name.
+Understood are the authors' EVLGen (as their fork of LAVIS saves it), BLIP-2 of both stages as LAVIS saves it,
+and BLIP-2 as `transformers` saves it. What is frozen in these models is not part of the outcome: it is what
+the run's ``vision`` and ``language`` name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ LANGUAGES = {
     ("llm_proj", 4096): "vicuna-7b",
     ("llm_proj", 5120): "vicuna-13b",
     ("t5_proj", 2048): "flan-t5-xl",
-    ("t5_proj", 4096): "flan-t5-xxl",
     ("language_projection", 2560): "opt-2.7b",
 }
 PROJECTIONS = ("opt_proj", "llm_proj", "t5_proj", "language_projection")
@@ -135,6 +134,7 @@ def _layout(state: Mapping[str, Tensor], path: Path) -> Layout:
 
 def checkpoint_names(connector: ConnectorConfig, layout: Layout, projection: str) -> Names:
     """Where each tensor of our model is found in a checkpoint."""
+    # transformers computes this norm with its encoder's eps (1e-6), LAVIS with 1e-5, as we do
     norm = "vision_model.post_layernorm" if layout == "transformers" else "ln_vision"
     inside = tomeformer_names(connector) if isinstance(connector, TomeFormerConfig) else {}
     if isinstance(connector, QFormerConfig):

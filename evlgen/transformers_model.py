@@ -72,7 +72,7 @@ class EVLGenConfig(PretrainedConfig):
         vision: ``kind`` (``eva-vit`` or ``mini-vit``) and the fields of that encoder's configuration.
         text_config: of the causal LLM, a configuration of `transformers` or its fields with ``model_type``.
         prompting: how the LLM is prompted: ``bos_position`` (see `FrozenLanguage`), and the token ids
-            ``bos``, ``pad`` and ``newline``, which ends a caption.
+            ``bos``, ``pad`` and ``end``, which ends a caption.
     """
 
     model_type = "evlgen"
@@ -100,7 +100,7 @@ class EVLGenConfig(PretrainedConfig):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config
         # OPT's tokenizer: </s> begins a text, <pad> is 1, and 50118 is the newline.
-        self.prompting = prompting or {"bos_position": "after_prompt", "bos": 2, "pad": 1, "newline": 50118}
+        self.prompting = prompting or {"bos_position": "after_prompt", "bos": 2, "pad": 1, "end": 50118}
         super().__init__(**kwargs)
 
     @property
@@ -150,7 +150,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig(
             bos_token_id=config.prompting["bos"],
             pad_token_id=config.prompting["pad"],
-            eos_token_id=config.prompting["newline"],
+            eos_token_id=config.prompting["end"],
         )
         self.post_init()
         self.freeze()
@@ -160,7 +160,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prompting, llm = self.config.prompting, self.language_model
         tokenizer = cast(Any, _SpecialTokens(prompting["bos"], prompting["pad"]))
         width = llm.get_input_embeddings().embedding_dim
-        return FrozenLanguage(llm, tokenizer, width, prompting["bos_position"], prompting["newline"], "")
+        return FrozenLanguage(llm, tokenizer, width, prompting["bos_position"], prompting["end"], "")
 
     def freeze(self) -> None:
         """The image encoder and the LLM need no gradient and are in eval mode."""
@@ -198,7 +198,8 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"pixel_values: shape {tuple(pixel_values.shape)}, the model wants (batch, 3, {size}, {size})"
             )
         with torch.no_grad():
-            features = self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
+            weight = next(self.vision.parameters())
+            features = self.vision(pixel_values.to(weight.device, weight.dtype))
         return self.caption_model.soft_prompt(features.to(self.caption_model.norm.weight.dtype))
 
     def forward(
@@ -232,8 +233,9 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         # `inputs` leaves the last token out, for it foretells nothing there; here it does
         inputs = self.caption_model.inputs(self.soft_prompt(pixel_values), F.pad(input_ids, (0, 1)))
-        hidden = self.language_model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        logits = self.get_output_embeddings()(hidden[:, -(input_ids.shape[1] + 1) :])  # (B, 1 + T, V)
+        keep = input_ids.shape[1] + 1  # the head is for these positions only
+        output = self.language_model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep)
+        logits = output.logits[:, -keep:]  # (B, 1 + T, V)
         loss = None
         if labels is not None:
             if attention_mask is not None:
@@ -361,7 +363,7 @@ def from_run(
             "bos_position": language.bos_position,
             "bos": tokenizer.bos_token_id,
             "pad": tokenizer.pad_token_id,
-            "newline": language.newline_id,
+            "end": language.newline_id,
         },
     )
     with torch.device("meta"):  # every part is replaced
@@ -372,6 +374,8 @@ def from_run(
     model.generation_config.num_beams = run.evaluation.beams
     model.generation_config.min_new_tokens = run.evaluation.min_length
     model.generation_config.max_new_tokens = run.evaluation.max_length
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)  # the parts may have been on different ones
     processor = EVLGenImageProcessor(config.image_size, vision.mean, vision.std)
     return model.eval(), processor, tokenizer
 

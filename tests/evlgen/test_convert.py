@@ -391,7 +391,7 @@ def test_command_line(
 
 
 @pytest.mark.parametrize("layout", ["evlgen", "lavis", "transformers"])
-def test_paper_scale(tmp_path: Path, layout: Layout) -> None:
+def test_paper_scale(tmp_path: Path, layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
     """The default configurations, in their real shapes: views of one number, which take no room."""
     connector = TomeFormerConfig() if layout == "evlgen" else QFormerConfig()
     projection = "language_projection" if layout == "transformers" else "opt_proj"
@@ -412,3 +412,8 @@ def test_paper_scale(tmp_path: Path, layout: Layout) -> None:
     assert converted.connector == connector
     assert {name: tuple(tensor.shape) for name, tensor in converted.tensors.items()} == shapes
     assert converted.language == "opt-2.7b"
+
+    state |= {f"{projection}.weight": torch.zeros(9, 768), f"{projection}.bias": torch.zeros(9)}
+    path = save_as_lavis(tmp_path / "paper.pth", state)
+    assert main([str(path), str(tmp_path / "out")]) == 2
+    assert "which LLM has width 9? name it with --language" in capsys.readouterr().err

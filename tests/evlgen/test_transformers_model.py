@@ -51,7 +51,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         **to_json(EvaConfig(42, 14, tiny.WIDTH, num_layers=1, num_heads=2, intermediate=16)),
     },
 }
-PROMPTING = {"bos_position": "first", "bos": 1, "pad": 0, "newline": 3}
+PROMPTING = {"bos_position": "first", "bos": 1, "pad": 0, "end": 3}
 TOKENIZER = word_tokenizer([tiny.WORDS])
 SIZES = {"vocab_size": len(TOKENIZER), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "max_position_embeddings": 64}
@@ -151,7 +151,7 @@ def test_generate(architecture: str, bos_position: str) -> None:
             TOKENIZER,
             16,
             bos_position,  # type: ignore[arg-type]
-            PROMPTING["newline"],  # type: ignore[arg-type]
+            PROMPTING["end"],  # type: ignore[arg-type]
             "",
         ),
         tiny.WIDTH,
