@@ -17,6 +17,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, Blip2QFormerCon
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from evlgen.config import QFormerConfig
+from evlgen.convert import qformer_names
 from evlgen.errors import UserError
 from evlgen.qformer import QFormer, hard_negatives, image_text_similarity, stage1_losses
 
@@ -73,32 +74,12 @@ def as_transformers(model: QFormer) -> Blip2QFormerModel:
             attn_implementation="eager",
         )
     )
-    state = {"layernorm.weight": model.norm.weight, "layernorm.bias": model.norm.bias}
-
-    def put(name: str, module: torch.nn.Module) -> None:
-        state.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
-
-    for i, layer in enumerate(model.layers):
-        to = f"encoder.layer.{i}"
-        for kind in ("weight", "bias"):
-            fused = layer.attention.query_key_value.get_parameter(kind).chunk(3)
-            for role, part in zip(("query", "key", "value"), fused, strict=True):
-                state[f"{to}.attention.attention.{role}.{kind}"] = part
-        put(f"{to}.attention.output.dense", layer.attention.out)
-        put(f"{to}.attention.output.LayerNorm", layer.attention.norm)
-        if layer.cross is not None:
-            put(f"{to}.crossattention.attention.query", layer.cross.query)
-            for kind in ("weight", "bias"):
-                fused = layer.cross.key_value.get_parameter(kind).chunk(2)
-                for role, part in zip(("key", "value"), fused, strict=True):
-                    state[f"{to}.crossattention.attention.{role}.{kind}"] = part
-            put(f"{to}.crossattention.output.dense", layer.cross.out)
-            put(f"{to}.crossattention.output.LayerNorm", layer.cross.norm)
-        for feed, suffix in ((layer.feed_forward, "_query"), (layer.text_feed_forward, "")):
-            assert feed is not None
-            put(f"{to}.intermediate{suffix}.dense", feed.up)
-            put(f"{to}.output{suffix}.dense", feed.down)
-            put(f"{to}.output{suffix}.LayerNorm", feed.norm)
+    names = qformer_names(config, "transformers")
+    state = {}
+    for ours, tensor in model.state_dict().items():
+        keys = [key.removeprefix("qformer.") for key in names[ours] if key.startswith("qformer.")]
+        if keys:  # the queries, the words and the heads are not in there
+            state |= dict(zip(keys, tensor.chunk(len(keys)), strict=True))
     other.double().load_state_dict(state)
     return other.eval()
 
