@@ -63,7 +63,7 @@ class FrozenLanguage:
     """
 
     model: Any  # a transformers language model: PreTrainedModel does not type generate()
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Any  # a transformers tokenizer
     width: int
     bos_position: BosPosition
     end_id: int
@@ -152,7 +152,7 @@ def build_language(name: str) -> FrozenLanguage:
     return _mini_language(name) if name in _MINI else _large_language(_folder(name))
 
 
-def text_tokenizer(name: str) -> tuple[PreTrainedTokenizerFast, int]:
+def text_tokenizer(name: str) -> tuple[Any, int]:
     """Tokenizer of the language model ``name`` and the token that ends a text, without loading its weights.
 
     Raises:
@@ -215,8 +215,14 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
     tokenizer, end_id = load_tokenizer(path, config)
     model_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     model = load_transformers(model_class, path, config, dtype or _default_dtype(config.model_type))
+    if getattr(model, "_is_stateful", False):
+        raise UserError(
+            f"{path}: {config.model_type!r} is a recurrent model, which beam search cannot branch"
+        )
     # A folder may come with settings of its own, such as a repetition penalty: only a run's settings count.
-    start = model.config.decoder_start_token_id if is_encoder_decoder else None
+    start = getattr(config, "decoder_start_token_id", None)
+    if is_encoder_decoder and start is None:
+        start = tokenizer.pad_token_id  # T5's convention
     model.generation_config = GenerationConfig(decoder_start_token_id=start)
     return FrozenLanguage(
         model=model,
@@ -231,17 +237,13 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
 
 
 def _default_dtype(model_type: str) -> torch.dtype:
-    """OPT was trained in fp16 (PAPER: run in it), the others in bf16; T5 overflows in fp16."""
+    """On a GPU OPT runs in fp16 (PAPER), the others in bf16 as they were trained (T5 overflows in fp16)."""
     if not torch.cuda.is_available():
         return torch.float32
-    if model_type == "opt":
-        return torch.float16
-    if torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32 if model_type in _ENCODER_DECODERS else torch.float16
+    return torch.float16 if model_type == "opt" else torch.bfloat16
 
 
-def load_tokenizer(path: Path, config: Any) -> tuple[PreTrainedTokenizerFast, int]:
+def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
     """The tokenizer in a model's folder, with a padding token, and the id that ends a text.
 
     Args:

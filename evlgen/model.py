@@ -7,10 +7,11 @@ training mode of a model here are those of the trained parts alone, so nothing c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,33 +84,33 @@ class CaptionModel(nn.Module):
         length = text_ids.shape[1]
         labelled = text_mask.flatten().nonzero()[:, 0]
         # Of a decoder, position P - 1 + t foretells text token t; T5's writes from its first position on.
-        if self.language.has_plain_head:
-            hidden = self.read(prompt, text_ids).last_hidden_state[:, -length:]  # (B, T, D_llm)
-            logits = self.language.model.get_output_embeddings()(
-                hidden.flatten(0, 1).index_select(0, labelled)  # the (K, D_llm) that have a label
-            )
-        else:
-            logits = self.read(prompt, text_ids, with_head=True).logits[:, -length:]  # (B, T, V)
-            logits = logits.flatten(0, 1).index_select(0, labelled)
+        with self._precision():
+            if self.language.has_plain_head:
+                hidden = self.read(prompt, text_ids).last_hidden_state[:, -length:]  # (B, T, D_llm)
+                hidden = hidden.flatten(0, 1).index_select(0, labelled)  # the (K, D_llm) that have a label
+                logits = self.language.model.get_output_embeddings()(hidden)
+            else:
+                logits = self.read(prompt, text_ids, with_head=True).logits[:, -length:]  # (B, T, V)
+                logits = logits.flatten(0, 1).index_select(0, labelled)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.cross_entropy(logits, text_ids.flatten().index_select(0, labelled), reduction="none")
 
     def read(self, prompt: Tensor, text_ids: Tensor, with_head: bool = False, **options: Any) -> Any:
-        """What the language model makes of a prompt (B, N_out, D_llm) and a text (B, T), without padding mask.
+        """What the language model makes of a prompt (B, N_out, D_llm) and a text (B, T).
 
         Args:
             with_head: up to the logits; an encoder-decoder always gives them.
             options: of the model's forward, such as ``output_attentions``.
 
         Returns:
-            The output of `transformers`; the last T positions (an encoder-decoder's only ones) foretell the text.
+            The output of `transformers`. Its last T positions foretell the text.
         """
         llm = self.language.model
         if self.language.is_encoder_decoder:
-            start = F.pad(text_ids[:, :-1], (1, 0), value=llm.config.decoder_start_token_id)
+            shifted = F.pad(text_ids[:, :-1], (1, 0), value=llm.generation_config.decoder_start_token_id)
             inputs, _ = self._ask(prompt, [[]] * len(prompt))
-            return llm(inputs_embeds=inputs, decoder_input_ids=start, use_cache=False, **options)
+            return llm(inputs_embeds=inputs, decoder_input_ids=shifted, use_cache=False, **options)
         body = llm if with_head else llm.base_model
         return body(inputs_embeds=self.inputs(prompt, text_ids), use_cache=False, **options)
 
@@ -124,6 +125,16 @@ class CaptionModel(nn.Module):
             (B, P + T - 1, D_llm): the last token of the longest text predicts nothing.
         """
         return torch.cat([self._prefix(prompt), self._embed(text_ids[:, :-1])], 1)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the trained parts run in mixed precision, a language model in fp16 or bf16 keeps its own.
+
+        The two may differ: T5 overflows in fp16.
+        """
+        dtype, device = self.language.model.dtype, self.norm.weight.device.type
+        if dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(device):
+            return torch.autocast(device, dtype)
+        return contextlib.nullcontext()
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(..., T) ids -> (..., T, D_llm)."""
@@ -151,10 +162,9 @@ class CaptionModel(nn.Module):
             features: (B, N, D_in).
         """
         with evaluating(self):
-            prompt, mask = self._ask(self.soft_prompt(features), [[]] * len(features))
-            return self._generate(
-                prompt, mask, evaluation.beams, evaluation.min_length, evaluation.max_length, 1.0
-            )
+            soft, lengths = self.soft_prompt(features), (evaluation.min_length, evaluation.max_length)
+            with self._precision():
+                return self._generate(*self._ask(soft, [[]] * len(soft)), evaluation.beams, *lengths, 1.0)
 
     def answer(self, features: Tensor, questions: Sequence[str], evaluation: EvalConfig) -> list[str]:
         """Short answers (PAPER: "Question: {} Short answer:", beam 5, 1 to 10 tokens, length penalty 0).
@@ -164,8 +174,9 @@ class CaptionModel(nn.Module):
         """
         with evaluating(self):
             rows = self.language.tokenizer([PROMPT.format(q) for q in questions], add_special_tokens=False)
-            prompt, mask = self._ask(self.soft_prompt(features), rows["input_ids"])
-            return self._generate(prompt, mask, evaluation.beams, 1, evaluation.answer_max_length, 0.0)
+            soft, lengths = self.soft_prompt(features), (1, evaluation.answer_max_length)
+            with self._precision():
+                return self._generate(*self._ask(soft, rows["input_ids"]), evaluation.beams, *lengths, 0.0)
 
     def _ask(self, prompt: Tensor, questions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """All that is read before the first word is written: (B, P + L, D_llm) and its mask (B, P + L).
@@ -209,7 +220,7 @@ class CaptionModel(nn.Module):
                     use_cache=True,
                 )
                 cache.batch_repeat_interleave(beams)
-        generated = llm.generate(
+        generated = llm.generate(  # with embeddings as the prompt, only new tokens are returned
             inputs_embeds=prompt,
             attention_mask=mask,
             **options,
@@ -226,9 +237,8 @@ class CaptionModel(nn.Module):
         )
         if self.language.is_encoder_decoder:
             generated = generated[:, 1:]  # the token that its decoder starts from
-        end, rows = self.language.end_id, []
-        for row in generated.tolist():  # with embeddings as the prompt, only new tokens are returned
-            rows.append(row[: row.index(end)] if end in row else row)
+        end = self.language.end_id
+        rows = [[*itertools.takewhile(lambda token: token != end, row)] for row in generated.tolist()]
         return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
@@ -289,7 +299,7 @@ class RepresentModel(nn.Module):
 Model = CaptionModel | RepresentModel
 
 
-@contextmanager
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside, the former mode afterwards."""
     training = model.training

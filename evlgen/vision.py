@@ -210,9 +210,10 @@ class ClipViT(nn.Module):
         model: a `CLIPVisionModel` that was built without the last layer.
     """
 
-    def __init__(self, model: CLIPVisionModel) -> None:
+    def __init__(self, model: CLIPVisionModel, image_size: int) -> None:
         super().__init__()
         self.model = model
+        self.image_size = image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) normalised float -> (B, 1 + (S / patch)^2, width), class token first.
@@ -220,7 +221,7 @@ class ClipViT(nn.Module):
         Raises:
             UserError: images of another size than the configuration's.
         """
-        check_size(pixels, self.model.config.image_size)
+        check_size(pixels, self.image_size)
         features: Tensor = self.model(pixels).last_hidden_state
         return features
 
@@ -245,4 +246,5 @@ def build_clip(path: Path, dtype: torch.dtype | None = None) -> FrozenVision:
     model = load_transformers(CLIPVisionModel, path, config, dtype or default).to(device)
     fingerprint = tensors_hash(model.state_dict())[:16]
     tokens = 1 + (config.image_size // config.patch_size) ** 2
-    return FrozenVision(ClipViT(model), config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD)
+    frozen = ClipViT(model, config.image_size)
+    return FrozenVision(frozen, config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD)
