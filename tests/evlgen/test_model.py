@@ -110,7 +110,7 @@ def blip2_of(model: CaptionModel) -> Blip2ForConditionalGeneration:
         num_query_tokens=connector.config.num_queries,
         image_token_index=len(language.tokenizer) - 1,  # no text of these tests has it
     )
-    blip = Blip2ForConditionalGeneration(config)
+    blip = Blip2ForConditionalGeneration(config).double()
     for parameter in blip.vision_model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # transformers starts it at next to nothing
     blip.language_model = language.model
