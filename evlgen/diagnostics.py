@@ -86,24 +86,25 @@ def attention_to_prompt(
 ) -> Attention:
     """Attention of the positions that write text over the soft tokens, averaged over layers and heads.
 
+    Of an encoder-decoder it is the cross-attention of the decoder, over what the encoder made of them.
+
     Args:
         prompt: (B, N_out, D_llm); N_out at least 2.
         text_ids, text_mask: as of `CaptionModel.loss`.
     """
     llm, tokens = model.language.model, prompt.shape[1]
     first = 1 if model.language.bos_position == "first" else 0
-    inputs = model.inputs(prompt, text_ids)
-    prefix = inputs.shape[1] - (text_ids.shape[1] - 1)
     before = llm.config._attn_implementation
     llm.set_attn_implementation("eager")  # the others do not give their probabilities
     try:
-        layers = llm.base_model(inputs_embeds=inputs, use_cache=False, output_attentions=True).attentions
+        output = model.read(prompt, text_ids, output_attentions=True)
     finally:
         llm.set_attn_implementation(before)
     entropy, mass = [], []
-    for probabilities in layers:  # (B, heads, P + T - 1, P + T - 1)
-        writing = probabilities[:, :, prefix - 1 :, first : first + tokens].double()  # (B, heads, T, N_out)
-        total = writing.sum(-1)  # (B, heads, T)
+    layers = output.cross_attentions if model.language.is_encoder_decoder else output.attentions
+    for probabilities in layers:  # (B, heads, P + T - 1, P + T - 1), cross-attention: (B, heads, T, P)
+        writing = probabilities[:, :, -text_ids.shape[1] :, first : first + tokens].double()
+        total = writing.sum(-1)  # (B, heads, T), from (B, heads, T, N_out)
         share = writing / total[..., None].clamp(min=1e-12)
         chosen = text_mask[:, None].expand_as(total)
         entropy.append(torch.special.entr(share).sum(-1)[chosen].mean())

@@ -55,16 +55,18 @@ class EvaViT(nn.Module):
         Raises:
             UserError: images of another size than the configuration's.
         """
-        size = self.config.image_size
-        if pixels.shape[-2:] != (size, size):
-            raise UserError(
-                f"images of {tuple(pixels.shape[-2:])} pixels: this encoder wants ({size}, {size})"
-            )
+        check_size(pixels, self.config.image_size)
         patches = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)  # (B, patches, width)
         x = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], 1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def check_size(pixels: Tensor, size: int) -> None:
+    """Raise a `UserError` unless the images are ``size`` pixels high and wide."""
+    if pixels.shape[-2:] != (size, size):
+        raise UserError(f"images of {tuple(pixels.shape[-2:])} pixels: this encoder wants ({size}, {size})")
 
 
 class EvaBlock(nn.Module):

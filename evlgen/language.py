@@ -5,37 +5,71 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from evlgen.errors import UserError
+from evlgen.pretrained import (
+    find_weights,
+    first_line,
+    load_transformers,
+    names,
+    read_config,
+    weights_fingerprint,
+)
 from evlgen.vision import file_hash, weights_file
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
+_MINI = ("mini-opt", "mini-llama")
+_ENCODER_DECODERS = ("t5", "mt5")
+_PLAIN_HEADS = ("opt", "llama")
+
 
 @dataclass(frozen=True)
 class FrozenLanguage:
-    """A frozen causal language model.
+    """A frozen language model, and what decides how it is spoken to.
+
+    A decoder reads the soft prompt, then the question if there is one, and writes on. An encoder-decoder (T5)
+    reads soft prompt and question, closed by ``</s>``, in its encoder; its decoder writes.
 
     Attributes:
         width: width of its token embeddings, the soft prompt's width.
         bos_position: where the beginning-of-sequence token goes: ``first`` (in front of the soft prompt),
-            ``after_prompt`` (between the soft prompt and the text, as LAVIS does for OPT) or ``none``.
-        newline_id: the token that ends a caption and an answer.
+            ``after_prompt`` (between the soft prompt and the text, as LAVIS does for OPT and LLaMA) or
+            ``none`` (T5, GPT-2). It never carries a label: the loss is on the text alone (PAPER). LAVIS's own
+            loop scores OPT's, too, which knows nothing of the image.
+        end_id: the token that ends a caption and an answer: a newline, for an encoder-decoder ``</s>``.
         fingerprint: hash of the weights.
+        is_encoder_decoder: see above.
+        has_plain_head: logits are the output embeddings times the last hidden state, and nothing else, so
+            that they can be computed where there is a label only.
     """
 
-    model: Any  # a transformers causal LM: PreTrainedModel does not type generate()
-    tokenizer: PreTrainedTokenizerFast
+    model: Any  # a transformers language model: PreTrainedModel does not type generate()
+    tokenizer: Any  # a transformers tokenizer
     width: int
     bos_position: BosPosition
-    newline_id: int
+    end_id: int
     fingerprint: str
+    is_encoder_decoder: bool = False
+    has_plain_head: bool = True
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -105,21 +139,47 @@ def mini_model(name: str, vocab_size: int) -> nn.Module:
     raise UserError(f"language {name!r}: no such language model; there are: mini-opt, mini-llama")
 
 
-@functools.lru_cache(maxsize=4)
 def build_language(name: str) -> FrozenLanguage:
-    """The frozen language model called ``name``, in eval mode, with its tokenizer.
+    """The frozen language model called ``name``, in eval mode, with its tokenizer; the same object each time.
+
+    Args:
+        name: of the miniature or of `evlgen.pretrained.SOURCES`, or the folder of any decoder-only model of
+            `transformers` or of a T5. Large ones run in fp16 or bf16 on a GPU, in float32 without one.
 
     Raises:
-        UserError: unknown name, or its weights are missing.
+        UserError: unknown name, or its weights are missing or unfit.
     """
+    return _mini_language(name) if name in _MINI else _large_language(_folder(name))
+
+
+def text_tokenizer(name: str) -> tuple[Any, int]:
+    """Tokenizer of the language model ``name`` and the token that ends a text, without loading its weights.
+
+    Raises:
+        UserError: as `build_language`.
+    """
+    if name in _MINI:
+        tokenizer = mini_tokenizer()
+        return tokenizer, closing_newline(tokenizer, name)
+    path = _folder(name)
+    return load_tokenizer(path, read_config(path))
+
+
+def _folder(name: str) -> Path:
+    if name not in names("language") and not Path(name).expanduser().is_dir():
+        known = ", ".join([*_MINI, *names("language")])
+        raise UserError(f"language {name!r}: no such language model; there are: {known}, or a folder")
+    return find_weights(name)
+
+
+@functools.cache
+def _mini_language(name: str) -> FrozenLanguage:
     tokenizer = mini_tokenizer()
     model = mini_model(name, len(tokenizer))
     path = weights_file(f"{name}.safetensors")
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()}, strict=False)
     model.eval().requires_grad_(False)
-    newline = tokenizer.convert_tokens_to_ids("\n")
-    assert isinstance(newline, int)
-    return FrozenLanguage(model, tokenizer, 96, "first", newline, file_hash(path))
+    return FrozenLanguage(model, tokenizer, 96, "first", closing_newline(tokenizer, name), file_hash(path))
 
 
 @functools.cache
@@ -129,3 +189,111 @@ def mini_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path), bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
+
+
+# ---------------------------------------------------------------------------- models of `transformers`
+
+
+@functools.lru_cache(maxsize=1)  # there is seldom room for two
+def _large_language(path: Path) -> FrozenLanguage:
+    return load_language(path)
+
+
+def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguage:
+    """A language model from its folder (``config.json``, weights, tokenizer), on the CPU.
+
+    Args:
+        dtype: None is what the machine runs it in, see `build_language`.
+
+    Raises:
+        UserError: the folder lacks something, cannot be read, or is not of a language model.
+    """
+    config = read_config(path)
+    is_encoder_decoder = bool(config.is_encoder_decoder)
+    if is_encoder_decoder and config.model_type not in _ENCODER_DECODERS:
+        raise UserError(f"{path}: of the encoder-decoders only T5 is supported, not {config.model_type!r}")
+    tokenizer, end_id = load_tokenizer(path, config)
+    model_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    model = load_transformers(model_class, path, config, dtype or _default_dtype(config.model_type))
+    if getattr(model, "_is_stateful", False):
+        raise UserError(
+            f"{path}: {config.model_type!r} is a recurrent model, which beam search cannot branch"
+        )
+    # A folder may come with settings of its own, such as a repetition penalty: only a run's settings count.
+    start = getattr(config, "decoder_start_token_id", None)
+    if is_encoder_decoder and start is None:
+        start = tokenizer.pad_token_id  # T5's convention
+    model.generation_config = GenerationConfig(decoder_start_token_id=start)
+    return FrozenLanguage(
+        model=model,
+        tokenizer=tokenizer,
+        width=model.get_input_embeddings().weight.shape[1],
+        bos_position="after_prompt" if _adds_bos(tokenizer) and not is_encoder_decoder else "none",
+        end_id=end_id,
+        fingerprint=weights_fingerprint(path),
+        is_encoder_decoder=is_encoder_decoder,
+        has_plain_head=config.model_type in _PLAIN_HEADS,
+    )
+
+
+def _default_dtype(model_type: str) -> torch.dtype:
+    """On a GPU OPT runs in fp16 (PAPER), the others in bf16 as they were trained (T5 overflows in fp16)."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.float16 if model_type == "opt" else torch.bfloat16
+
+
+def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
+    """The tokenizer in a model's folder, with a padding token, and the id that ends a text.
+
+    Args:
+        config: the model's, from `evlgen.pretrained.read_config`.
+
+    Raises:
+        UserError: there is none that can be read, or it has no token that could end a text.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, config=config, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a missing package, a damaged file, a class that does not exist
+        raise UserError(
+            f"{path}: its tokenizer cannot be loaded ({first_line(error)}); tokenizer.json, vocab.json with "
+            "merges.txt, or tokenizer.model is wanted; for the last one, pip install 'evlgen[llm]'"
+        ) from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.vocab_size:
+        # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{path}: its tokenizer has neither of the tokens pad, unk and eos")
+    if not config.is_encoder_decoder:
+        return tokenizer, closing_newline(tokenizer, str(path))
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: its tokenizer has no eos token")
+    return tokenizer, tokenizer.eos_token_id
+
+
+def closing_newline(tokenizer: Any, where: str) -> int:
+    """The token that a newline behind a word becomes.
+
+    A newline on its own will not do: SentencePiece puts a space in front of it.
+
+    Raises:
+        UserError: there is no such token; ``where`` names the tokenizer.
+    """
+    words = ("a", "dog", "left")
+    plain = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+    closed = tokenizer([word + "\n" for word in words], add_special_tokens=False)["input_ids"]
+    ends = {row[-1] if row[:-1] == start else None for row, start in zip(closed, plain, strict=True)}
+    end = ends.pop()
+    if ends or end is None or end == tokenizer.unk_token_id:
+        raise UserError(f"{where}: its tokenizer has no token for a newline, which ends a caption")
+    assert isinstance(end, int)
+    return end
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a")["input_ids"][0] == bos

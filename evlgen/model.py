@@ -7,11 +7,11 @@ training mode of a model here are those of the trained parts alone, so nothing c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from evlgen.data.miniworld import PROMPT
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
 from evlgen.language import FrozenLanguage, build_language, mini_tokenizer
+from evlgen.pretrained import tensors_hash
 from evlgen.qformer import QFormer, Stage1Losses, image_text_similarity, stage1_losses
 from evlgen.tomeformer import TomeFormer
 
@@ -80,18 +81,41 @@ class CaptionModel(nn.Module):
         Args:
             prompt: (B, N_out, D_llm).
         """
-        inputs = self.inputs(prompt, text_ids)  # (B, P + T - 1, D_llm)
-        hidden = self.language.model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        # Position P - 1 + t foretells text token t: (B, T, D_llm), then the (K, D_llm) that have a label
-        hidden = hidden[:, -text_ids.shape[1] :]
+        length = text_ids.shape[1]
         labelled = text_mask.flatten().nonzero()[:, 0]
-        logits = self.language.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, labelled))
+        # Of a decoder, position P - 1 + t foretells text token t; T5's writes from its first position on.
+        with self._precision():
+            if self.language.has_plain_head:
+                hidden = self.read(prompt, text_ids).last_hidden_state[:, -length:]  # (B, T, D_llm)
+                hidden = hidden.flatten(0, 1).index_select(0, labelled)  # the (K, D_llm) that have a label
+                logits = self.language.model.get_output_embeddings()(hidden)
+            else:
+                logits = self.read(prompt, text_ids, with_head=True).logits[:, -length:]  # (B, T, V)
+                logits = logits.flatten(0, 1).index_select(0, labelled)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.cross_entropy(logits, text_ids.flatten().index_select(0, labelled), reduction="none")
 
+    def read(self, prompt: Tensor, text_ids: Tensor, with_head: bool = False, **options: Any) -> Any:
+        """What the language model makes of a prompt (B, N_out, D_llm) and a text (B, T).
+
+        Args:
+            with_head: up to the logits; an encoder-decoder always gives them.
+            options: of the model's forward, such as ``output_attentions``.
+
+        Returns:
+            The output of `transformers`. Its last T positions foretell the text.
+        """
+        llm = self.language.model
+        if self.language.is_encoder_decoder:
+            shifted = F.pad(text_ids[:, :-1], (1, 0), value=llm.generation_config.decoder_start_token_id)
+            inputs, _ = self._ask(prompt, [[]] * len(prompt))
+            return llm(inputs_embeds=inputs, decoder_input_ids=shifted, use_cache=False, **options)
+        body = llm if with_head else llm.base_model
+        return body(inputs_embeds=self.inputs(prompt, text_ids), use_cache=False, **options)
+
     def inputs(self, prompt: Tensor, text_ids: Tensor) -> Tensor:
-        """What the language model reads: beginning-of-sequence token, soft prompt (P positions), text.
+        """What a decoder reads: beginning-of-sequence token, soft prompt (P positions), text.
 
         Args:
             prompt: (B, N_out, D_llm).
@@ -101,6 +125,16 @@ class CaptionModel(nn.Module):
             (B, P + T - 1, D_llm): the last token of the longest text predicts nothing.
         """
         return torch.cat([self._prefix(prompt), self._embed(text_ids[:, :-1])], 1)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the trained parts run in mixed precision, a language model in fp16 or bf16 keeps its own.
+
+        The two may differ: T5 overflows in fp16.
+        """
+        dtype, device = self.language.model.dtype, self.norm.weight.device.type
+        if dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(device):
+            return torch.autocast(device, dtype)
+        return contextlib.nullcontext()
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(..., T) ids -> (..., T, D_llm)."""
@@ -128,11 +162,9 @@ class CaptionModel(nn.Module):
             features: (B, N, D_in).
         """
         with evaluating(self):
-            prefix = self._prefix(self.soft_prompt(features))
-            mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-            return self._generate(
-                prefix, mask, evaluation.beams, evaluation.min_length, evaluation.max_length, 1.0
-            )
+            soft, lengths = self.soft_prompt(features), (evaluation.min_length, evaluation.max_length)
+            with self._precision():
+                return self._generate(*self._ask(soft, [[]] * len(soft)), evaluation.beams, *lengths, 1.0)
 
     def answer(self, features: Tensor, questions: Sequence[str], evaluation: EvalConfig) -> list[str]:
         """Short answers (PAPER: "Question: {} Short answer:", beam 5, 1 to 10 tokens, length penalty 0).
@@ -141,10 +173,21 @@ class CaptionModel(nn.Module):
             features: (B, N, D_in), one image a question.
         """
         with evaluating(self):
-            prefix = self._prefix(self.soft_prompt(features))
             rows = self.language.tokenizer([PROMPT.format(q) for q in questions], add_special_tokens=False)
-            prompt, mask = self._append_left_padded(prefix, rows["input_ids"])
-            return self._generate(prompt, mask, evaluation.beams, 1, evaluation.answer_max_length, 0.0)
+            soft, lengths = self.soft_prompt(features), (1, evaluation.answer_max_length)
+            with self._precision():
+                return self._generate(*self._ask(soft, rows["input_ids"]), evaluation.beams, *lengths, 0.0)
+
+    def _ask(self, prompt: Tensor, questions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """All that is read before the first word is written: (B, P + L, D_llm) and its mask (B, P + L).
+
+        Args:
+            prompt: (B, N_out, D_llm).
+            questions: token ids; an encoder-decoder's are closed by ``</s>``, an empty one, too (LAVIS).
+        """
+        if self.language.is_encoder_decoder:
+            questions = [[*row, self.language.end_id] for row in questions]
+        return self._append_left_padded(self._prefix(prompt), questions)
 
     def _append_left_padded(self, prefix: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Prefix (B, P, D) and texts, padded in front: (B, P + L, D) and their mask (B, P + L)."""
@@ -152,7 +195,8 @@ class CaptionModel(nn.Module):
         lengths = torch.tensor([len(row) for row in rows], device=device)
         longest = int(lengths.max())
         padded = [list(row) + [0] * (longest - len(row)) for row in rows]
-        right = torch.cat([prefix, self._embed(torch.tensor(padded, device=device))], 1)  # padding behind
+        ids = torch.tensor(padded, dtype=torch.long, device=device)  # (B, L)
+        right = torch.cat([prefix, self._embed(ids)], 1)  # padding behind
         place = torch.arange(right.shape[1], device=device) - (longest - lengths)[:, None]  # (B, P + L)
         source = (place % right.shape[1])[..., None].expand_as(right)  # a rotation brings it to the front
         return right.gather(1, source), (place >= 0).long()
@@ -162,37 +206,39 @@ class CaptionModel(nn.Module):
     ) -> list[str]:
         """Beam search after a prompt of embeddings (B, P, D_llm) with its mask (B, P), padding in front."""
         llm, tokenizer = self.language.model, self.language.tokenizer
-        cache = DynamicCache(config=llm.config)
-        if prompt.shape[1] > 1:
-            # The beams of an example share its prompt: it is read once, not once a beam.
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            llm.base_model(
-                inputs_embeds=prompt[:, :-1],
-                attention_mask=mask[:, :-1],
-                position_ids=positions[:, :-1],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache.batch_repeat_interleave(beams)
-        generated = llm.generate(
+        options: dict[str, Any] = {}
+        if not self.language.is_encoder_decoder:
+            cache = options["past_key_values"] = DynamicCache(config=llm.config)
+            if prompt.shape[1] > 1:
+                # The beams of an example share its prompt: it is read once, not once a beam.
+                positions = (mask.cumsum(1) - 1).clamp(min=0)
+                llm.base_model(
+                    inputs_embeds=prompt[:, :-1],
+                    attention_mask=mask[:, :-1],
+                    position_ids=positions[:, :-1],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                cache.batch_repeat_interleave(beams)
+        generated = llm.generate(  # with embeddings as the prompt, only new tokens are returned
             inputs_embeds=prompt,
             attention_mask=mask,
-            past_key_values=cache,
+            **options,
             generation_config=GenerationConfig(
                 num_beams=beams,
                 do_sample=False,
                 min_new_tokens=shortest,
                 max_new_tokens=longest,
                 length_penalty=length_penalty,
-                eos_token_id=self.language.newline_id,
+                eos_token_id=self.language.end_id,
                 pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=tokenizer.bos_token_id,
             ),
         )
-        rows = []
-        for row in generated.tolist():  # with embeddings as the prompt, only new tokens are returned
-            end = row.index(self.language.newline_id) if self.language.newline_id in row else len(row)
-            rows.append(row[:end])
+        if self.language.is_encoder_decoder:
+            generated = generated[:, 1:]  # the token that its decoder starts from
+        end = self.language.end_id
+        rows = [[*itertools.takewhile(lambda token: token != end, row)] for row in generated.tolist()]
         return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
@@ -253,7 +299,7 @@ class RepresentModel(nn.Module):
 Model = CaptionModel | RepresentModel
 
 
-@contextmanager
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside, the former mode afterwards."""
     training = model.training
@@ -392,8 +438,4 @@ def parameter_counts(model: Model) -> dict[str, int]:
 
 def weights_checksum(module: Any) -> str:
     """Hex SHA-256 over names and bytes of all parameters and buffers: equal only for equal bits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash(module.state_dict())

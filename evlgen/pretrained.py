@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from evlgen.errors import UserError
+from evlgen.files import sha256_of
+
+Role = Literal["vision", "language"]
 
 
 @dataclass(frozen=True)
 class Source:
     """Sub-path below ``EVLGEN_WEIGHTS`` and, for the message, where a user gets the weights."""
 
+    role: Role
     path: str
     origin: str
 
 
 SOURCES = {
-    "eva-clip-g": Source("eva_vit_g.pth", "LAVIS's model zoo, or the folder of Salesforce/blip2-opt-2.7b"),
+    "eva-clip-g": Source(
+        "vision", "eva_vit_g.pth", "LAVIS's model zoo, or the folder of Salesforce/blip2-opt-2.7b"
+    ),
+    "clip-vit-l": Source("vision", "clip-vit-large-patch14", "the folder of openai/clip-vit-large-patch14"),
+    "opt-2.7b": Source("language", "opt-2.7b", "the folder of facebook/opt-2.7b"),
+    "opt-6.7b": Source("language", "opt-6.7b", "the folder of facebook/opt-6.7b"),
+    "vicuna-7b": Source("language", "vicuna-7b-v1.1", "the folder of lmsys/vicuna-7b-v1.1"),
+    "vicuna-13b": Source("language", "vicuna-13b-v1.1", "the folder of lmsys/vicuna-13b-v1.1"),
+    "flan-t5-xl": Source("language", "flan-t5-xl", "the folder of google/flan-t5-xl"),
 }
+
+
+def names(role: Role) -> list[str]:
+    """The names of the weights that play a role."""
+    return [name for name, source in SOURCES.items() if source.role == role]
 
 
 def find_weights(name: str) -> Path:
@@ -52,8 +72,12 @@ def find_weights(name: str) -> Path:
     )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """Tensors of a .pth file (no pickled code), a .safetensors file, or a folder of the latter.
+
+    Args:
+        prefix: of safetensors, only the tensors whose names begin with it are read, if any does: a model's
+            image encoder is read without its language model.
 
     Raises:
         UserError: it holds no such file, or cannot be read as tensors.
@@ -61,19 +85,108 @@ def read_state(path: Path) -> dict[str, Tensor]:
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: no .safetensors file in this folder")
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            if file.suffix == ".safetensors":
-                part = load_file(file)
-            else:
-                part = torch.load(file, map_location="cpu", weights_only=True)
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise UserError(f"{file}: not a readable weights file; fetch it again") from error
+    if files[0].suffix != ".safetensors":
+        with _reading(path):
+            part = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(part, dict):
-            raise UserError(f"{file}: holds no dictionary of tensors")
-        state |= part.get("model", part)
-    return state
+            raise UserError(f"{path}: holds no dictionary of tensors")
+        return dict(part.get("model", part))
+    owner: dict[str, Any] = {}
+    for file in files:
+        with _reading(file):
+            opened = safe_open(file, framework="pt")
+            owner |= dict.fromkeys(opened.keys(), opened)
+    wanted = [key for key in owner if key.startswith(prefix)] or list(owner)
+    with _reading(path):
+        return {key: owner[key].get_tensor(key) for key in wanted}
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what a damaged weights file raises into one line."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{file}: not a readable weights file; fetch it again") from error
+
+
+# ------------------------------------------------------------------------ models of `transformers`
+
+
+def read_config(path: Path) -> Any:
+    """The `transformers` configuration of a model's folder.
+
+    Raises:
+        UserError: there is no ``config.json``, or it is of no known architecture.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: not a folder of a model: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}/config.json: no model that transformers knows ({first_line(error)})"
+        ) from error
+
+
+def load_transformers(model_class: Any, path: Path, config: Any, dtype: torch.dtype) -> Any:
+    """A model of `transformers` from its folder, frozen and in eval mode; nothing is fetched or executed.
+
+    Safetensors are preferred; ``pytorch_model*.bin`` is read as tensors only (``weights_only``).
+
+    Args:
+        model_class: has ``from_pretrained``.
+        config: from `read_config`, or a part of it.
+
+    Raises:
+        UserError: no weights, weights that cannot be read, or weights of another architecture.
+    """
+    if not any(any(path.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+        raise UserError(f"{path}: no weights in this folder (*.safetensors or pytorch_model*.bin)")
+    try:
+        model, report = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are reported
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever file it is that cannot be read
+        raise UserError(f"{path}: its weights cannot be loaded ({first_line(error)})") from error
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"{path}: another architecture: {key} has shape {tuple(found)}, wanted {tuple(wanted)}"
+        )
+    for key in sorted(report["missing_keys"]):
+        raise UserError(f"{path}: another architecture: {key} is missing")
+    return model.eval().requires_grad_(False)
+
+
+def weights_fingerprint(path: Path) -> str:
+    """16 hex digits that stand for the names and bytes of the weights files in a folder."""
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    text = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names and bytes of tensors: equal only for equal bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------ state dicts
 
 
 def load_checked(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

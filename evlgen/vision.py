@@ -12,11 +12,20 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPVisionModel
 
 from evlgen.errors import UserError
-from evlgen.eva import EvaConfig, EvaViT, eva_state
+from evlgen.eva import EvaConfig, EvaViT, check_size, eva_state
 from evlgen.files import sha256_of
-from evlgen.pretrained import SOURCES, find_weights, load_checked, read_state
+from evlgen.pretrained import (
+    find_weights,
+    load_checked,
+    load_transformers,
+    names,
+    read_config,
+    read_state,
+    tensors_hash,
+)
 
 WEIGHTS = Path(__file__).parent / "weights"  # the miniature's foundation models, shipped in the package
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels, for EVA-CLIP and CLIP (PAPER)
@@ -140,16 +149,24 @@ def weights_file(name: str) -> Path:
 
 @functools.lru_cache(maxsize=4)
 def build_vision(name: str) -> FrozenVision:
-    """The frozen image encoder called ``name``; a path names EVA-CLIP ViT-g/14 weights.
+    """The frozen image encoder called ``name``; a path names CLIP's folder or EVA-CLIP ViT-g/14 weights.
 
     Raises:
         UserError: unknown name, or its weights are missing.
     """
-    if name != "mini-vit":
-        if name in SOURCES or Path(name).exists():
-            return build_eva(find_weights(name), EvaConfig())
-        known = ", ".join(["mini-vit", *SOURCES])
+    if name == "mini-vit":
+        return _build_mini()
+    if name not in names("vision") and not Path(name).expanduser().exists():
+        known = ", ".join(["mini-vit", *names("vision")])
         raise UserError(f"vision {name!r}: no such image encoder; there are: {known}, or a path")
+    path = find_weights(name)
+    is_clip = name == "clip-vit-l" or (
+        (path / "config.json").is_file() and read_config(path).model_type in ("clip", "clip_vision_model")
+    )
+    return build_clip(path) if is_clip else build_eva(path, EvaConfig())
+
+
+def _build_mini() -> FrozenVision:
     path = weights_file("mini-vit.safetensors")
     config = MiniViTConfig()
     model = MiniViT(config)
@@ -158,19 +175,76 @@ def build_vision(name: str) -> FrozenVision:
     return FrozenVision(model, config.width, model.positions.shape[1], file_hash(path))
 
 
+def _device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    """Where and in what precision a large encoder runs: fp16 on a GPU (PAPER), else float32."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.float16
+    return torch.device("cpu"), torch.float32
+
+
 def build_eva(path: Path, config: EvaConfig) -> FrozenVision:
     """EVA-CLIP from LAVIS's file or a transformers BLIP-2 folder; fp16 on a GPU (PAPER), else float32.
+
+    Of a BLIP-2 folder only the image encoder is read, and only what is read goes into the fingerprint.
 
     Raises:
         UserError: the weights cannot be read or are of another architecture.
     """
     with torch.device("meta"):
         model = EvaViT(config)
-    state = eva_state(read_state(path), config)
-    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    state = eva_state(read_state(path, prefix="vision_model."), config)
+    device, dtype = _device_and_dtype()
     model.to(dtype).to_empty(device=device)
     load_checked(model, state, path)
     model.eval().requires_grad_(False)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    fingerprint = "-".join(file_hash(file) for file in files)
+    fingerprint = tensors_hash({key: state[key] for key in model.state_dict()})[:16]
     return FrozenVision(model, config.width, 1 + config.grid**2, fingerprint, CLIP_MEAN, CLIP_STD)
+
+
+class ClipViT(nn.Module):
+    """CLIP's image encoder without its last layer: pixels -> features of the second-to-last (BLIP-2).
+
+    No final LayerNorm is applied: the trained one of the captioner takes its place.
+
+    Args:
+        model: a `CLIPVisionModel` that was built without the last layer.
+    """
+
+    def __init__(self, model: CLIPVisionModel, image_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.image_size = image_size
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised float -> (B, 1 + (S / patch)^2, width), class token first.
+
+        Raises:
+            UserError: images of another size than the configuration's.
+        """
+        check_size(pixels, self.image_size)
+        features: Tensor = self.model(pixels).last_hidden_state
+        return features
+
+
+def build_clip(path: Path, dtype: torch.dtype | None = None) -> FrozenVision:
+    """CLIP from the folder of a whole CLIP or of its image encoder; ViT-L/14 gives (257, 1024) an image.
+
+    Args:
+        dtype: None is fp16 on a GPU, else float32.
+
+    Raises:
+        UserError: the folder is not CLIP's, or its weights cannot be read.
+    """
+    config = read_config(path)
+    if config.model_type not in ("clip", "clip_vision_model"):
+        raise UserError(f"{path}: is a model of type {config.model_type!r}, wanted clip")
+    config = getattr(config, "vision_config", config)
+    if config.num_hidden_layers < 2:
+        raise UserError(f"{path}: has {config.num_hidden_layers} layers: there is no second-to-last one")
+    config.num_hidden_layers -= 1  # the last one is neither read nor run
+    device, default = _device_and_dtype()
+    model = load_transformers(CLIPVisionModel, path, config, dtype or default).to(device)
+    fingerprint = tensors_hash(model.state_dict())[:16]
+    tokens = 1 + (config.image_size // config.patch_size) ** 2
+    frozen = ClipViT(model, config.image_size)
+    return FrozenVision(frozen, config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD)

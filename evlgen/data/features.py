@@ -70,7 +70,7 @@ def ensure(pool: str, size: int, vision: str, views: int = 1) -> Path:
         raise UserError(f"pool {pool!r}: {size} images in {views} views; there must be at least one of each")
     encoder = build_vision(vision)
     images = miniworld.pool(pool)
-    name = f"{pool}-{size}x{views}-{vision}-{encoder.fingerprint}-{miniworld.version()}.npy"
+    name = f"{pool}-{size}x{views}-{Path(vision).name}-{encoder.fingerprint}-{miniworld.version()}.npy"
     path = cache_folder() / "features" / name
     if _is_good(path):
         return path

@@ -18,7 +18,7 @@ from evlgen.config import DataConfig, RunConfig
 from evlgen.data import features, miniworld
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
 from evlgen.errors import UserError
-from evlgen.language import build_language, mini_tokenizer
+from evlgen.language import text_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def encode_texts(
     Args:
         tokenizer: a transformers tokenizer; special tokens are left out.
         max_tokens: tokens of a text, the closing one among them.
-        end_id: id of the closing token ("\\n").
+        end_id: id of the closing token: a newline, or ``</s>`` for an encoder-decoder.
 
     Returns:
         (texts, max_tokens) int32 ids, padded with the tokenizer's padding id, and (texts,) int32 lengths.
@@ -173,24 +173,23 @@ def _load(data: DataConfig, validation: int, vision: str, language: str) -> Trai
         raise UserError(f"data.world {data.world!r}: no such world; there is: miniworld")
     if not any(size for _, size in data.pools):
         raise UserError("data.pools: there is no pair in any pool")
-    tokenizer = build_language(language).tokenizer if language else mini_tokenizer()
+    tokenizer, end_id = text_tokenizer(language or "mini-opt")  # stage 1 of the miniature has the same
     pools = tuple(
-        _miniworld_pairs(name, size, vision, data.views, tokenizer, data.max_text_tokens)
+        _miniworld_pairs(name, size, vision, data.views, tokenizer, end_id, data.max_text_tokens)
         for name, size in data.pools
         if size
     )
-    held_out = _miniworld_pairs("coco_val", validation, vision, 1, tokenizer, data.max_text_tokens)
+    held_out = _miniworld_pairs("coco_val", validation, vision, 1, tokenizer, end_id, data.max_text_tokens)
     return TrainingData(pools, held_out, len(tokenizer), _fingerprint((*pools, held_out)))
 
 
 def _miniworld_pairs(
-    name: str, size: int, vision: str, views: int, tokenizer: Any, max_tokens: int
+    name: str, size: int, vision: str, views: int, tokenizer: Any, end_id: int, max_tokens: int
 ) -> PairPool:
     stored = features.load(features.ensure(name, size, vision, views))
     pool = miniworld.pool(name)
     captions = [pool.captions(i) for i in range(size)]
-    newline = tokenizer.convert_tokens_to_ids("\n")
-    ids, lengths = encode_texts(tokenizer, [text for row in captions for text in row], max_tokens, newline)
+    ids, lengths = encode_texts(tokenizer, [text for row in captions for text in row], max_tokens, end_id)
     each = len(captions[0])
     # (images * captions, L) -> (images, captions, L)
     return PairPool(name, stored, ids.reshape(size, each, max_tokens), lengths.reshape(size, each))

@@ -83,6 +83,27 @@ def test_both_forms_of_the_file_give_transformers_features(tmp_path: Path, form:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
+def test_of_a_blip2_folder_only_the_image_encoder_is_read(tmp_path: Path) -> None:
+    """Two shards, as the published folder has."""
+    model, language = reference(), torch.ones(1000, 1000)
+    state = {f"vision_model.{key}": value.clone() for key, value in model.state_dict().items()}
+    keys = sorted(state)
+    save_file({key: state[key] for key in keys[:9]}, tmp_path / "model-00001-of-00002.safetensors")
+    rest = {key: state[key] for key in keys[9:]} | {"language_model.x": language}
+    save_file(rest, tmp_path / "model-00002-of-00002.safetensors")
+    read = read_state(tmp_path, prefix="vision_model.")
+    assert sorted(read) == keys
+    assert all(torch.equal(read[key], state[key]) for key in keys)
+    before = build_eva(tmp_path, TINY).fingerprint
+    save_file(rest | {"language_model.x": language + 1}, tmp_path / "model-00002-of-00002.safetensors")
+    assert build_eva(tmp_path, TINY).fingerprint == before
+    save_file(rest | {keys[9]: state[keys[9]] + 1}, tmp_path / "model-00002-of-00002.safetensors")
+    assert build_eva(tmp_path, TINY).fingerprint != before
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"?" * 50)
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors: not a readable weights file"):
+        build_eva(tmp_path, TINY)
+
+
 def test_another_architecture_names_key_and_both_shapes(tmp_path: Path) -> None:
     path = tmp_path / "eva_vit_g.pth"
     torch.save(lavis(reference()), path)

@@ -110,7 +110,7 @@ def blip2_of(model: CaptionModel) -> Blip2ForConditionalGeneration:
         num_query_tokens=connector.config.num_queries,
         image_token_index=len(language.tokenizer) - 1,  # no text of these tests has it
     )
-    blip = Blip2ForConditionalGeneration(config)
+    blip = Blip2ForConditionalGeneration(config).double()
     for parameter in blip.vision_model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # transformers starts it at next to nothing
     blip.language_model = language.model
@@ -153,7 +153,7 @@ def test_loss_and_captions_equal_those_of_transformers_blip2():
             num_beams=3,
             min_new_tokens=4,
             max_new_tokens=7,
-            eos_token_id=frozen.newline_id,
+            eos_token_id=frozen.end_id,
             pad_token_id=0,
         )
     newest = generated[:, prompt.shape[1] :] if generated.shape[1] > 7 else generated
@@ -237,11 +237,11 @@ def test_parameter_counts_tell_trained_from_frozen():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lengths_count_generated_tokens_only(architecture):
     model = tiny.caption_model(architecture=architecture)
-    prefer(model, model.language.newline_id, 1e3)
+    prefer(model, model.language.end_id, 1e3)
     assert [len(text.split()) for text in model.caption(tiny.features(2), DECODING)] == [4, 4]
     assert [len(text.split()) for text in model.answer(tiny.features(2), QUESTIONS[:2], DECODING)] == [1, 1]
     model = tiny.caption_model(architecture=architecture)
-    prefer(model, model.language.newline_id, -1e3)
+    prefer(model, model.language.end_id, -1e3)
     assert [len(text.split()) for text in model.caption(tiny.features(2), DECODING)] == [7, 7]
     assert [len(text.split()) for text in model.answer(tiny.features(2), QUESTIONS[:2], DECODING)] == [5, 5]
 
@@ -271,7 +271,7 @@ def test_answers_equal_plain_generation_from_the_whole_sequence(architecture, bo
             min_new_tokens=1,
             max_new_tokens=5,
             length_penalty=0.0,
-            eos_token_id=model.language.newline_id,
+            eos_token_id=model.language.end_id,
             pad_token_id=0,
         )
         with torch.no_grad():
@@ -287,7 +287,7 @@ def test_answers_equal_plain_generation_from_the_whole_sequence(architecture, bo
 
 def test_beam_search_is_exact_when_the_beam_is_as_wide_as_the_vocabulary():
     model = tiny.caption_model(dtype=torch.float64)
-    prefer(model, model.language.newline_id, -1e3)
+    prefer(model, model.language.end_id, -1e3)
     size = len(model.language.tokenizer)
     decoding = dataclasses.replace(DECODING, beams=size, min_length=1, max_length=2)
     features, embed = tiny.features(1, torch.float64), model.language.model.get_input_embeddings()
@@ -310,7 +310,7 @@ def test_beam_search_is_exact_when_the_beam_is_as_wide_as_the_vocabulary():
 
 def test_more_beams_find_more_likely_captions():
     model = tiny.caption_model(dtype=torch.float64)
-    prefer(model, model.language.newline_id, -1e3)  # captions of the same length
+    prefer(model, model.language.end_id, -1e3)  # captions of the same length
     features = tiny.features(8, torch.float64)
     scores = []
     for beams in (1, 5):
