@@ -1,4 +1,4 @@
-"""Pre-training of the miniature's foundation models: its EVA-CLIP, its OPT and its Vicuna.
+"""Pre-training of the miniature's foundation models: its EVA-CLIP, its OPT, its Vicuna and its BERT.
 
 ``python sweeps/run.py foundation`` makes them from nothing; the results are shipped in ``evlgen/weights/``.
 
@@ -10,7 +10,8 @@ trained with whole captions in the usual contrastive way. The text tower is drop
 
 The language models learn from texts alone (:func:`evlgen.data.miniworld.document`), and start from an
 induction circuit (:func:`induction_start`): a model of this size takes far longer than an hour to find one by
-itself, and without it never learns which noun goes with which colour.
+itself, and without it never learns which noun goes with which colour. BERT, from which the connectors start
+as the paper's do, learns from the same kind of texts by masked words.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +35,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, LlamaForCausalLM, OPTForCausalLM, PreTrainedTokenizerFast
 
 from evlgen.cpu import prepare_worker
 from evlgen.data import miniworld
 from evlgen.data.miniworld import Scene, Thing
 from evlgen.errors import UserError
-from evlgen.language import mini_model, word_tokenizer
+from evlgen.language import MASK_ID, mini_bert_config, mini_model, word_tokenizer
 from evlgen.vision import WEIGHTS, MiniViT, MiniViTConfig, file_hash
 
 Report = Callable[[str, int, int, float, float], None]  # phase, step, steps, loss, items a second
@@ -67,6 +68,18 @@ class LanguagePretraining:
     weight_decay: float = 0.05
     head_weight: float = 0.3  # of a document's first part, which nothing foretells
     answer_weight: float = 5.0  # of short answers, a word among many
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MaskedPretraining:
+    steps: int = 2500
+    batch_size: int = 32
+    lr: float = 2e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.05
+    masked: float = 0.25  # share of the words
+    max_words: int = 128
     seed: int = 0
 
 
@@ -248,22 +261,10 @@ def pretrain_language(
     induction_start(model)
     optimizer = _optimizer(model, setup.lr, setup.weight_decay)
     model.train()
-    started = time.perf_counter()
-    group = 16  # batches drawn together and sorted by length, so that little is padding
-    order = np.random.default_rng(setup.seed)
     offset = 100_000_000 if name == "mini-llama" else 0  # the two have read different texts
-    batches: list[list[tuple[list[int], list[float]]]] = []
-    for step in range(setup.steps):
-        if not batches:
-            first = offset + step * setup.batch_size
-            indices = range(first, first + group * setup.batch_size)
-            rows = sorted(
-                (_weighted(tokenizer, *miniworld.document(i), setup) for i in indices),
-                key=lambda r: len(r[0]),
-            )
-            batches = [rows[i : i + setup.batch_size] for i in range(0, len(rows), setup.batch_size)]
-            batches = [batches[i] for i in order.permutation(len(batches))]
-        rows = batches.pop()
+    batches = _batches_by_length(lambda i: _weighted(tokenizer, *miniworld.document(i), setup), offset, setup)
+    started = time.perf_counter()
+    for step, rows in enumerate(batches):
         _set_lr(optimizer, step, setup.steps, setup.warmup_steps, setup.lr)
         loss = document_loss(model, rows)
         optimizer.zero_grad()
@@ -274,6 +275,75 @@ def pretrain_language(
             rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
             report(name, step + 1, setup.steps, loss.item(), rate)
     return model.eval()
+
+
+def pretrain_bert(
+    tokenizer: PreTrainedTokenizerFast, setup: MaskedPretraining, report: Report
+) -> BertForMaskedLM:
+    """Train ``mini-bert`` to tell masked words of documents (Devlin et al., 2019), ``<unk>`` being the mask.
+
+    Of the words that are asked for, 80% are masked, 10% are another word, 10% stay.
+    """
+    torch.manual_seed(setup.seed)
+    generator = torch.Generator().manual_seed(setup.seed)
+    model = BertForMaskedLM(mini_bert_config(len(tokenizer)))
+    optimizer = _optimizer(model, setup.lr, setup.weight_decay)
+    model.train()
+
+    def read(index: int) -> tuple[list[int], None]:
+        return tokenizer("".join(miniworld.document(200_000_000 + index)))["input_ids"][
+            : setup.max_words
+        ], None
+
+    started = time.perf_counter()
+    for step, rows in enumerate(_batches_by_length(read, 0, setup)):
+        _set_lr(optimizer, step, setup.steps, setup.warmup_steps, setup.lr)
+        loss = masked_loss(model, _padded([row for row, _ in rows]), setup.masked, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 25 == 0 or step == setup.steps - 1:
+            rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
+            report("mini-bert", step + 1, setup.steps, loss.item(), rate)
+    return model.eval()
+
+
+def masked_loss(model: BertForMaskedLM, ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Mean cross-entropy (nats) of the words asked for, ``share`` of all; (B, L) ids, 0 is padding."""
+    masked, asked = mask_words(ids, share, model.config.vocab_size, generator)
+    hidden = model.bert(input_ids=masked, attention_mask=(ids != 0).long()).last_hidden_state
+    return F.cross_entropy(model.cls(hidden[asked]), ids[asked])
+
+
+def mask_words(
+    ids: Tensor, share: float, vocab_size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(B, L) ids -> ids with some of them replaced, and a bool mask of those that are asked for."""
+    draw = torch.rand(ids.shape, generator=generator)
+    asked = (draw < share) & (ids > 2)  # no padding, no special tokens
+    other = torch.randint(3, vocab_size, ids.shape, generator=generator)
+    masked = torch.where(asked & (draw < 0.8 * share), MASK_ID, ids)
+    return torch.where(asked & (draw >= 0.9 * share), other, masked), asked
+
+
+def _batches_by_length(
+    read: Callable[[int], tuple[list[int], Any]], offset: int, setup: LanguagePretraining | MaskedPretraining
+) -> Iterator[list[tuple[list[int], Any]]]:
+    """``setup.steps`` batches of documents; each holds documents of like length, so that little is padding.
+
+    Args:
+        read: number of a document -> its word ids, and whatever belongs to them.
+        offset: number of the first document.
+    """
+    group = 16  # batches drawn together and sorted by length
+    order = np.random.default_rng(setup.seed)
+    for start in range(0, setup.steps, group):
+        first = offset + start * setup.batch_size
+        rows = sorted(map(read, range(first, first + group * setup.batch_size)), key=lambda row: len(row[0]))
+        batches = [rows[i : i + setup.batch_size] for i in range(0, len(rows), setup.batch_size)]
+        drawn = [batches[i] for i in order.permutation(len(batches))]
+        yield from reversed(drawn[-(setup.steps - start) :])
 
 
 @torch.no_grad()
@@ -481,6 +551,28 @@ def language_card(model: nn.Module, tokenizer: PreTrainedTokenizerFast, count: i
 
 
 @torch.no_grad()
+def masked_card(
+    model: BertForMaskedLM, tokenizer: PreTrainedTokenizerFast, count: int, setup: MaskedPretraining
+) -> dict[str, float]:
+    """Percent of masked words told right, and their perplexity, in ``count`` documents it has not read."""
+    generator = torch.Generator().manual_seed(1)
+    right, asked_for, loss = 0, 0, 0.0
+    for first in range(0, count, 50):
+        texts = ["".join(miniworld.document(300_000_000 + i)) for i in range(first, first + 50)]
+        ids = _padded([row[: setup.max_words] for row in tokenizer(texts)["input_ids"]])
+        masked, asked = mask_words(ids, setup.masked, model.config.vocab_size, generator)
+        hidden = model.bert(input_ids=masked, attention_mask=(ids != 0).long()).last_hidden_state
+        logits = model.cls(hidden[asked])
+        loss += float(F.cross_entropy(logits, ids[asked], reduction="sum"))
+        right += int((logits.argmax(-1) == ids[asked]).sum())
+        asked_for += int(asked.sum())
+    return {
+        "masked words right": 100 * right / asked_for,
+        "masked words, perplexity": math.exp(loss / asked_for),
+    }
+
+
+@torch.no_grad()
 def _noun_binding(model: Any, tokenizer: PreTrainedTokenizerFast, count: int) -> float:
     """Share of colours in ``count`` captions, each behind its scene's notes, whose likeliest next word names
     a thing of that colour in the scene (only where the caption goes on with a noun)."""
@@ -592,18 +684,20 @@ class Budget:
 
     vision: VisionPretraining
     language: LanguagePretraining
+    masked: MaskedPretraining
     card: int
 
 
 BUDGETS = {
-    "mini": Budget(VisionPretraining(), LanguagePretraining(), 1000),
+    "mini": Budget(VisionPretraining(), LanguagePretraining(), MaskedPretraining(), 1000),
     "smoke": Budget(
         VisionPretraining(steps=4, batch_size=8, warmup_steps=2),
         LanguagePretraining(steps=4, batch_size=8, warmup_steps=2),
+        MaskedPretraining(steps=4, batch_size=8, warmup_steps=2),
         100,
     ),
 }
-NAMES = ("mini-vit", "mini-opt", "mini-llama")
+NAMES = ("mini-vit", "mini-opt", "mini-llama", "mini-bert")  # the longest first
 
 
 def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any]:
@@ -616,6 +710,8 @@ def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any
         contrast = pretrain_vision(tokenizer, budget.vision, report)
         model: nn.Module = contrast.vision
         setup: Any = budget.vision
+    elif name == "mini-bert":
+        model, setup = pretrain_bert(tokenizer, budget.masked, report), budget.masked
     else:
         model = pretrain_language(name, tokenizer, budget.language, report)
         setup = budget.language
@@ -625,8 +721,8 @@ def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any
         key: value.half().contiguous() if value.is_floating_point() else value
         for key, value in model.state_dict().items()
     }
-    if name != "mini-vit":
-        state.pop("lm_head.weight", None)  # tied to the word embeddings
+    for tied in ("lm_head.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"):
+        state.pop(tied, None)  # to the word embeddings, or to another bias
     save_file(state, path)
     model.load_state_dict(
         {key: value.float() for key, value in state.items()}, strict=False
@@ -634,6 +730,8 @@ def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any
     with torch.random.fork_rng():
         if isinstance(model, MiniViT):
             figures = vision_card(model, 3 * budget.card, budget.card) | retrieval_card(contrast, tokenizer)
+        elif isinstance(model, BertForMaskedLM):
+            figures = masked_card(model, tokenizer, budget.card, budget.masked)
         else:
             figures = language_card(model, tokenizer, max(100, budget.card // 100 * 50))
     return {
@@ -704,6 +802,7 @@ def card_page(cards: dict[str, Any]) -> str:
         "mini-vit": "image encoder, patch 8, 65 tokens of width 96, contrastive image-text training",
         "mini-opt": "causal language model, OPT architecture, texts only",
         "mini-llama": "causal language model, LLaMA architecture, other texts of the same kind",
+        "mini-bert": "BERT, masked words of texts; the connectors start from it",
     }
     for name, card in cards.items():
         setup = card["setup"]

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BertConfig,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -137,6 +138,25 @@ def mini_model(name: str, vocab_size: int) -> nn.Module:
             )
         )
     raise UserError(f"language {name!r}: no such language model; there are: mini-opt, mini-llama")
+
+
+MASK_ID = 2  # ``<unk>``, which no text of the miniworld needs
+
+
+def mini_bert_config(vocab_size: int) -> BertConfig:
+    """The miniature's bert-base-uncased, from which its connectors start: 4 layers of width 96."""
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=384,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.08,  # BERT's 0.02 is for width 768: here it needs twice the steps
+        pad_token_id=0,
+    )
 
 
 def build_language(name: str) -> FrozenLanguage:

@@ -30,6 +30,7 @@ from evlgen.language import FrozenLanguage, build_language, mini_tokenizer
 from evlgen.pretrained import tensors_hash
 from evlgen.qformer import QFormer, Stage1Losses, image_text_similarity, stage1_losses
 from evlgen.tomeformer import TomeFormer
+from evlgen.vision import weights_file
 
 Connector = TomeFormer | QFormer
 
@@ -356,7 +357,9 @@ def build_connector(config: ConnectorConfig, vocab_size: int = 0) -> Connector:
 
 
 def _bert_weights(name: str) -> dict[str, Tensor]:
-    """BERT's tensors from a safetensors file, or from the model hub's cache under a model's name."""
+    """BERT's tensors: the miniature's, a safetensors file's, or a model's in the hub's cache."""
+    if name == "mini-bert":
+        return load_file(weights_file("mini-bert.safetensors"))
     if name.endswith(".safetensors"):
         if not Path(name).exists():
             raise UserError(f"connector.init {name!r}: no such file")
@@ -365,8 +368,8 @@ def _bert_weights(name: str) -> dict[str, Tensor]:
         return dict(BertModel.from_pretrained(name, use_safetensors=True).state_dict())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"connector.init {name!r}: not 'random', nor a .safetensors file, nor a BERT that can be loaded "
-            f"({str(error).splitlines()[0]})"
+            f"connector.init {name!r}: not 'random', 'mini-bert', a .safetensors file, or a BERT that can be "
+            f"loaded ({str(error).splitlines()[0]})"
         ) from error
 
 

@@ -363,7 +363,7 @@ def from_run(
             "bos_position": language.bos_position,
             "bos": tokenizer.bos_token_id,
             "pad": tokenizer.pad_token_id,
-            "end": language.newline_id,
+            "end": language.end_id,
         },
     )
     with torch.device("meta"):  # every part is replaced

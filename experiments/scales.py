@@ -33,8 +33,8 @@ class Scale:
     Attributes:
         seeds: seeds of a run by default.
         updates: number of updates that stand for a thousand of the paper's.
-        lr, warmup: peak learning rates, and shares of the updates that warm up to them, by part; see
-            CALIBRATION.md for how the miniature's were found.
+        lr, warmup, init: peak learning rate, share of the updates that warm up to it, and initial weights of the
+            connector, by part; see CALIBRATION.md for how the miniature's were found.
         data, reduced: pools in the roles of the 104M and the 11M pairs.
     """
 
@@ -44,6 +44,7 @@ class Scale:
     batch_size: int
     lr: dict[str, float]
     warmup: dict[str, float]
+    init: dict[str, str]
     tomeformer: TomeFormerConfig
     qformer: QFormerConfig
     vision: str
@@ -55,7 +56,14 @@ class Scale:
 
 
 _MINI_TOMEFORMER = TomeFormerConfig(
-    input_width=96, width=96, num_layers=4, num_heads=4, intermediate=384, max_positions=65, r=12, dropout=0.0
+    input_width=96,
+    width=96,
+    num_layers=4,
+    num_heads=4,
+    intermediate=384,
+    max_positions=128,
+    r=12,
+    dropout=0.0,
 )  # 65 -> 53 -> 41 -> 29 -> 17 tokens
 _MINI_QFORMER = QFormerConfig(
     encoder_width=96,
@@ -63,7 +71,7 @@ _MINI_QFORMER = QFormerConfig(
     num_layers=4,
     num_heads=4,
     intermediate=384,
-    max_positions=64,
+    max_positions=128,
     num_queries=18,  # to TomeFormer's 17 as the paper's 32 to its 29
     embed_dim=64,
     dropout=0.0,
@@ -75,6 +83,7 @@ _MINI = Scale(
     batch_size=32,
     lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3},
     warmup={"tomeformer": 0.15, "qformer": 0.15, "stage1": 0.15},
+    init={"tomeformer": "random", "qformer": "random", "stage1": "mini-bert"},
     tomeformer=_MINI_TOMEFORMER,
     qformer=_MINI_QFORMER,
     vision="mini-vit",
@@ -128,8 +137,9 @@ _PAPER = Scale(
     batch_size=1600,
     lr={"tomeformer": 1e-4, "qformer": 1e-4, "stage1": 1e-4},
     warmup={"tomeformer": 0.02, "qformer": 0.02, "stage1": 0.02},
-    tomeformer=TomeFormerConfig(init="bert-base-uncased"),
-    qformer=QFormerConfig(init="bert-base-uncased"),
+    init=dict.fromkeys(("tomeformer", "qformer", "stage1"), "bert-base-uncased"),
+    tomeformer=TomeFormerConfig(),
+    qformer=QFormerConfig(),
     vision="eva-clip-g",
     language={"opt": "opt-2.7b", "vicuna": "vicuna-7b"},
     data=DataConfig(
@@ -208,7 +218,7 @@ def _run(
     updates, lr = max(2, round(steps * scale.updates)), scale.lr[part]
     data = scale.data if pairs == "104M" else dataclasses.replace(scale.data, pools=scale.reduced)
     return RunConfig(
-        connector=connector,
+        connector=dataclasses.replace(connector, init=scale.init[part]),
         vision=scale.vision,
         language=scale.language[language],
         data=data,

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import BertForMaskedLM
 
 from evlgen import foundation
 from evlgen.data import miniworld
 from evlgen.errors import UserError
-from evlgen.language import build_language, mini_tokenizer
+from evlgen.language import build_language, mini_bert_config, mini_tokenizer
 from evlgen.vision import WEIGHTS, build_vision, file_hash
 
 
@@ -99,6 +101,30 @@ def test_contrast_has_no_false_negatives() -> None:
             for phrase in group[1:]:
                 assert not any(_fits(phrase, thing) for thing in scene.things), (phrase, scene)
             assert any(_fits(group[0], thing) for thing in scene.things)
+
+
+def test_masked_words_are_as_in_bert() -> None:
+    """80% masked, 10% another word, 10% as it was; padding and special tokens are never asked for."""
+    ids = torch.randint(0, 300, (200, 100), generator=torch.Generator().manual_seed(1))
+    masked, asked = foundation.mask_words(ids, 0.25, 300, torch.Generator().manual_seed(0))
+    words = ids > 2
+    assert not (asked & ~words).any()
+    assert torch.equal(masked[~asked], ids[~asked])
+    assert asked[words].float().mean() == pytest.approx(0.25, abs=0.01)
+    hidden, same = masked[asked] == foundation.MASK_ID, masked[asked] == ids[asked]
+    assert hidden.float().mean() == pytest.approx(0.8, abs=0.02)
+    assert same.float().mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_shipped_bert_reads_both_ways() -> None:
+    tokenizer = mini_tokenizer()
+    model = BertForMaskedLM(mini_bert_config(len(tokenizer))).eval()
+    state = {k: v.float() for k, v in load_file(WEIGHTS / "mini-bert.safetensors").items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all("decoder" in key for key in missing)
+    card = foundation.masked_card(model, tokenizer, 100, foundation.MaskedPretraining())
+    assert card["masked words right"] > 70, card
 
 
 def _fits(phrase: str, thing: miniworld.Thing) -> bool:
