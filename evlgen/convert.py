@@ -314,7 +314,7 @@ def convert_to_folder(arguments: Arguments) -> RunConfig:
     Raises:
         UserError: see `convert`; or the configuration is of another stage, or the disk is full.
     """
-    wanted = None if arguments.config is None else read_config(arguments.config)
+    wanted = None if arguments.config is None else read_run_config(arguments.config)
     converted = convert(arguments.checkpoint, None if wanted is None else wanted.connector)
     if wanted is None:
         language = arguments.language or converted.language
@@ -340,7 +340,7 @@ def convert_to_folder(arguments: Arguments) -> RunConfig:
     return wanted
 
 
-def read_config(path: Path) -> RunConfig:
+def read_run_config(path: Path) -> RunConfig:
     """The configuration in a run's ``config.json``.
 
     Raises:
