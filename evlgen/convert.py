@@ -47,6 +47,7 @@ LANGUAGES = {
 PROJECTIONS = ("opt_proj", "llm_proj", "t5_proj", "language_projection")
 _MARKS: dict[Layout, str] = {"evlgen": "VLconnector.", "lavis": "Qformer.bert.", "transformers": "qformer."}
 _FROZEN = re.compile(r"(visual_encoder|vision_model|opt_model|t5_model|llm_model|language_model)\.")
+_LAYER = re.compile(r"(?:VLconnector|Qformer\.bert|qformer)\.encoder\.layer\.(\d+)\.")
 _TEMPORAL = re.compile(r"visual_encoder\.(?=blocks\.\d+\.temporal_merge\.)")
 
 
@@ -101,6 +102,9 @@ def convert(path: Path, connector: ConnectorConfig | None = None) -> Converted:
         else:
             connector = dataclasses.replace(connector, vocab_size=0)
 
+    layers = 1 + max((int(found[1]) for key in state if (found := _LAYER.match(key))), default=-1)
+    if layers > connector.num_layers:
+        raise UserError(f"{path}: another architecture: {layers} layers, wanted {connector.num_layers}")
     names = checkpoint_names(connector, layout, projection or PROJECTIONS[0])
     shapes = _shapes(connector, len(state.get(f"{projection}.weight", ())))
     tensors: dict[str, Tensor] = {}
@@ -314,7 +318,7 @@ def convert_to_folder(arguments: Arguments) -> RunConfig:
     Raises:
         UserError: see `convert`; or the configuration is of another stage, or the disk is full.
     """
-    wanted = None if arguments.config is None else read_config(arguments.config)
+    wanted = None if arguments.config is None else read_run_config(arguments.config)
     converted = convert(arguments.checkpoint, None if wanted is None else wanted.connector)
     if wanted is None:
         language = arguments.language or converted.language
@@ -340,7 +344,7 @@ def convert_to_folder(arguments: Arguments) -> RunConfig:
     return wanted
 
 
-def read_config(path: Path) -> RunConfig:
+def read_run_config(path: Path) -> RunConfig:
     """The configuration in a run's ``config.json``.
 
     Raises:

@@ -50,7 +50,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import CausalLMOutput
 
 from evlgen.config import TomeFormerConfig, from_json, to_json
-from evlgen.convert import CONFIG, read_config
+from evlgen.convert import CONFIG, read_run_config
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT
 from evlgen.language import FrozenLanguage, build_language
@@ -342,7 +342,7 @@ def from_run(
         UserError: a file is missing or does not fit, the run is of stage 1, or weights cannot be had.
     """
     folder = Path(folder)
-    run = read_config(folder / CONFIG)
+    run = read_run_config(folder / CONFIG)
     if run.stage != "caption":
         raise UserError(
             f"{folder}: a run of the stage {run.stage!r} has no language model; take one that captions"

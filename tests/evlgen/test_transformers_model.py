@@ -26,7 +26,7 @@ from transformers import (
 
 from evlgen import transformers_model as subject
 from evlgen.config import ConnectorConfig, EvalConfig, RunConfig, TomeFormerConfig, to_json
-from evlgen.convert import checkpoint_names, read_config
+from evlgen.convert import checkpoint_names, read_run_config
 from evlgen.convert import main as convert_main
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig
@@ -328,7 +328,7 @@ def test_five_lines(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_from_a_converted_checkpoint(run: Path, tmp_path: Path) -> None:
     """Authors' names -> evlgen.convert -> from_run."""
     trained = load_file(run / "connector.safetensors")
-    connector = read_config(run / "config.json").connector
+    connector = read_run_config(run / "config.json").connector
     state: dict[str, Tensor] = {}
     for ours, keys in checkpoint_names(connector, "evlgen", "opt_proj").items():
         state |= dict(zip(keys, trained[ours].chunk(len(keys)), strict=True))
