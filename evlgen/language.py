@@ -263,7 +263,7 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
         ) from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.vocab_size:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
         # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
