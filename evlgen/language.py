@@ -142,6 +142,8 @@ def mini_model(name: str, vocab_size: int) -> nn.Module:
 def build_language(name: str) -> FrozenLanguage:
     """The frozen language model called ``name``, in eval mode, with its tokenizer; the same object each time.
 
+    No random number is drawn: weights initialised afterwards do not depend on whether it was there already.
+
     Args:
         name: of the miniature or of `evlgen.pretrained.SOURCES`, or the folder of any decoder-only model of
             `transformers` or of a T5. Large ones run in fp16 or bf16 on a GPU, in float32 without one.
@@ -149,7 +151,8 @@ def build_language(name: str) -> FrozenLanguage:
     Raises:
         UserError: unknown name, or its weights are missing or unfit.
     """
-    return _mini_language(name) if name in _MINI else _large_language(_folder(name))
+    with torch.random.fork_rng(devices=[]):
+        return _mini_language(name) if name in _MINI else _large_language(_folder(name))
 
 
 def text_tokenizer(name: str) -> tuple[Any, int]:
