@@ -162,6 +162,8 @@ def mini_bert_config(vocab_size: int) -> BertConfig:
 def build_language(name: str) -> FrozenLanguage:
     """The frozen language model called ``name``, in eval mode, with its tokenizer; the same object each time.
 
+    No random number is drawn: weights initialised afterwards do not depend on whether it was there already.
+
     Args:
         name: of the miniature or of `evlgen.pretrained.SOURCES`, or the folder of any decoder-only model of
             `transformers` or of a T5. Large ones run in fp16 or bf16 on a GPU, in float32 without one.
@@ -169,7 +171,8 @@ def build_language(name: str) -> FrozenLanguage:
     Raises:
         UserError: unknown name, or its weights are missing or unfit.
     """
-    return _mini_language(name) if name in _MINI else _large_language(_folder(name))
+    with torch.random.fork_rng(devices=[]):
+        return _mini_language(name) if name in _MINI else _large_language(_folder(name))
 
 
 def text_tokenizer(name: str) -> tuple[Any, int]:
@@ -283,7 +286,7 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
         ) from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.vocab_size:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
         # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:

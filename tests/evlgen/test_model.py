@@ -246,17 +246,22 @@ def test_lengths_count_generated_tokens_only(architecture):
     assert [len(text.split()) for text in model.answer(tiny.features(2), QUESTIONS[:2], DECODING)] == [5, 5]
 
 
+def assert_batch_is_as_alone(model: CaptionModel, decoding: EvalConfig) -> None:
+    """Captions and answers of four images, questions of several lengths."""
+    features = tiny.features(4, torch.float64) * 3
+    single = [model.caption(features[i : i + 1], decoding)[0] for i in range(4)]
+    assert model.caption(features, decoding) == single
+    assert len(set(single)) > 1
+    single = [model.answer(features[i : i + 1], [QUESTIONS[i]], decoding)[0] for i in range(4)]
+    assert model.answer(features, QUESTIONS, decoding) == single
+    assert len(set(single)) > 1
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("bos_position", BOS)
 def test_batches_and_left_padding_do_not_change_a_text(architecture, bos_position):
     model = tiny.caption_model(architecture=architecture, bos_position=bos_position, dtype=torch.float64)
-    features = tiny.features(4, torch.float64) * 3
-    single = [model.caption(features[i : i + 1], DECODING)[0] for i in range(4)]
-    assert model.caption(features, DECODING) == single
-    assert len(set(single)) > 1
-    single = [model.answer(features[i : i + 1], [QUESTIONS[i]], DECODING)[0] for i in range(4)]
-    assert model.answer(features, QUESTIONS, DECODING) == single
-    assert len(set(single)) > 1
+    assert_batch_is_as_alone(model, DECODING)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
