@@ -212,7 +212,7 @@ def show(machine: dict[str, Any], results: list[dict[str, Any]]) -> None:
                 str(result["batch"]),
                 which,
                 f"{line['samples_per_second']:.2f}",
-                f"{line['share_of_gemm_peak']:.0%} of {result['gemm_gflops']:.0f} GFLOP/s",
+                f"{line['share_of_gemm_peak']:.0%} of {result['gemm_gflops']:.0f} G",
                 f"{line['peak_memory_mib']:.0f}",
                 f"{result['speedup']:.2f}" if which == "ours" else "",
             )
