@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, Blip2QFormerConfig, Blip2QFormerModel
 
-from evlgen.bert import CrossAttention, FeedForward, SelfAttention
+from evlgen.bert import CrossAttention, FeedForward, SelfAttention, split_heads
 from evlgen.config import QFormerConfig, TomeFormerConfig
 from evlgen.merging import merge_schedule
 from evlgen.qformer import QFormer
 from evlgen.tomeformer import TomeFormer
+
+
+EAGER: dict[str, Any] = {"attn_implementation": "eager"}
 
 
 class ReferenceTomeFormer(nn.Module):
@@ -27,7 +30,7 @@ class ReferenceTomeFormer(nn.Module):
         self.config = config
         self.schedule = merge_schedule(config.num_layers, config.r)
         self.projection = nn.Linear(config.input_width, config.width)
-        self.bert = BertModel(
+        self.bert: Any = BertModel(
             BertConfig(
                 vocab_size=2,
                 hidden_size=config.width,
@@ -37,7 +40,7 @@ class ReferenceTomeFormer(nn.Module):
                 max_position_embeddings=config.max_positions,
                 hidden_dropout_prob=config.dropout,
                 attention_probs_dropout_prob=config.dropout,
-                attn_implementation="eager",
+                **EAGER,
             ),
             add_pooling_layer=False,
         )
@@ -47,10 +50,10 @@ class ReferenceTomeFormer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, D_in) -> (B, N_out, D)."""
-        x = self.bert.embeddings(inputs_embeds=self.projection(features))
+        x: Tensor = self.bert.embeddings(inputs_embeds=self.projection(features))
         for layer, r in zip(self.bert.encoder.layer, self.schedule, strict=True):
             x = layer.attention(x)[0]
-            key = self.keys.pop().unflatten(-1, (self.config.num_heads, -1)).mean(2)  # (B, N, D / heads)
+            key = split_heads(self.keys.pop(), self.config.num_heads).mean(1)  # (B, N, D / heads)
             x = merge(x, key, r, self.config.class_token)
             x = layer.feed_forward_chunk(x)
         return x
@@ -100,7 +103,7 @@ class ReferenceQFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
-        self.model = Blip2QFormerModel(
+        self.model: Any = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=config.width,
                 num_hidden_layers=config.num_layers,
@@ -110,7 +113,7 @@ class ReferenceQFormer(nn.Module):
                 attention_probs_dropout_prob=config.dropout,
                 encoder_hidden_size=config.encoder_width,
                 cross_attention_frequency=config.cross_attention_every,
-                attn_implementation="eager",
+                **EAGER,
             )
         )
 

@@ -83,12 +83,16 @@ class StepCost:
 
 
 def step_cost(
-    module: nn.Module, *inputs: Tensor, include: Callable[[str], bool] = lambda name: True
+    module: nn.Module,
+    *inputs: Tensor,
+    include: Callable[[str], bool] = lambda name: True,
+    backward: bool = True,
 ) -> StepCost:
     """Counts one forward and one backward pass, in the module's mode (training or not) and dtype.
 
     Args:
         inputs, include: as of `linear_macs`.
+        backward: False leaves the backward pass out, and ``training_macs`` are ``full_macs``.
     """
     module = _on_meta(module)
     kept = _Kept(module)
@@ -98,7 +102,8 @@ def step_cost(
             output: Tensor = module(*_all_on_meta(inputs))
         forward = int(counter.get_total_flops()) // 2
         activations = kept.bytes()
-        output.backward(torch.empty_like(output))
+        if backward:
+            output.backward(torch.empty_like(output))
     return StepCost(output.shape, linear(), forward, int(counter.get_total_flops()) // 2, activations)
 
 
@@ -429,7 +434,7 @@ def _run_cost(connector: ConnectorConfig, vision: str, language: str, text: int,
     if isinstance(connector, QFormerConfig) and connector.vocab_size:
         with torch.device("meta"):
             trained: nn.Module = Stage1(connector, text).to(dtype)
-        pair = step_cost(trained, features.expand(2, -1, -1))
+        pair = step_cost(trained, torch.cat([features, features]))  # expanded, both would be one memory
         step = StepCost(
             pair.output,
             pair.linear_macs // 2,

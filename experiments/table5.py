@@ -337,7 +337,8 @@ def _schedules(run: RunConfig) -> Sheet:
         schedule = cut(wanted, tokens, config.class_token)
         merging = dataclasses.replace(config, r=tuple(schedule))
         connector = meta_connector(merging).train().to(dtype)
-        cost = step_cost(connector, image_features(merging, tokens).to(dtype), include=is_counted)
+        image = image_features(merging, tokens).to(dtype)
+        cost = step_cost(connector, image, include=is_counted, backward=False)
         counts = token_counts(tokens, schedule, config.class_token)
         rows.append(
             (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,11 +47,11 @@ def test_a_step_trains(tiny: None) -> None:
         assert {name for name in before if name not in unused and ".key.bias" not in name} <= changed
 
 
-def test_command_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: None) -> None:
-    assert steps.main([*"--alone reference --connectors tomeformer --scales mini --device cpu".split()]) == 0
+def test_command_alone(capsys: pytest.CaptureFixture[str], tiny: None) -> None:
+    assert steps.main("--alone reference --connectors tomeformer --scales mini --device cpu".split()) == 0
     assert float(capsys.readouterr().out) > 100  # MiB: torch itself
 
-    assert profile_step.main([*"--connector tomeformer --device cpu --batch 2 --steps 1".split()]) == 0
+    assert profile_step.main("--connector tomeformer --device cpu --batch 2 --steps 1".split()) == 0
     shown = capsys.readouterr().out
     assert "TomeFormer, scale mini, batch 2" in shown
     assert "aten::addmm" in shown
@@ -61,6 +60,7 @@ def test_command_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny:
 def test_results_are_json(
     tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(steps, "memory_of_child", lambda case, device, which: 123.0)
     out = tmp_path / "steps.json"
     arguments = "--connectors tomeformer --scales mini --device cpu --batch 2 --steps 1".split()
@@ -69,5 +69,4 @@ def test_results_are_json(
     assert stored["machine"]["torch"] == torch.__version__
     assert stored["machine"]["processor"]
     assert [result["name"] for result in stored["results"]] == ["tomeformer"]
-    assert "speed-up" in capsys.readouterr().out
-    assert sys.executable  # the interpreter that measures memory in a process of its own
+    assert "reference" in capsys.readouterr().out

@@ -213,6 +213,15 @@ def test_list_names_what_there_is(sandbox: Sandbox) -> None:
         assert word in outcome.stdout
 
 
+def test_an_experiment_that_trains_nothing(sandbox: Sandbox) -> None:
+    for arguments in (["table5", "--scale", "paper", "--dry-run"], ["status", "table5", "--scale", "paper"]):
+        outcome = sandbox.run(*arguments)
+        assert outcome.returncode == 0, outcome.stderr
+        assert "table5, paper: counted, nothing to train; its table is not made yet" in outcome.stdout
+    assert not (sandbox.folder / "runs").exists()
+    assert not (sandbox.folder / "results").exists()
+
+
 def _wait(condition: Any, launcher: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
