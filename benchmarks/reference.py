@@ -18,7 +18,6 @@ from evlgen.merging import merge_schedule
 from evlgen.qformer import QFormer
 from evlgen.tomeformer import TomeFormer
 
-
 EAGER: dict[str, Any] = {"attn_implementation": "eager"}
 
 
@@ -30,7 +29,7 @@ class ReferenceTomeFormer(nn.Module):
         self.config = config
         self.schedule = merge_schedule(config.num_layers, config.r)
         self.projection = nn.Linear(config.input_width, config.width)
-        self.bert: Any = BertModel(
+        bert: Any = BertModel(
             BertConfig(
                 vocab_size=2,
                 hidden_size=config.width,
@@ -44,8 +43,9 @@ class ReferenceTomeFormer(nn.Module):
             ),
             add_pooling_layer=False,
         )
+        self.bert: Any = bert
         self.keys: list[Tensor] = []
-        for layer in self.bert.encoder.layer:
+        for layer in bert.encoder.layer:
             layer.attention.self.key.register_forward_hook(lambda module, args, out: self.keys.append(out))
 
     def forward(self, features: Tensor) -> Tensor:
