@@ -109,7 +109,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, index: int, size: int) -> Tensor:
         ctx.index, ctx.size = index, size
         gathered = x.new_empty(size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, x.contiguous())
+        dist.all_gather(list(gathered.chunk(size)), x.contiguous())
         return gathered
 
     @staticmethod

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from evlgen.data.pairs import Batch
 from evlgen.model import CaptionModel, Model, evaluating
 
-# Dense fp16 and bf16 matrix products with sums in fp32, FLOP/s, from NVIDIA's data sheets. The first name
-# that occurs in the device's name counts.
+# Dense fp16 and bf16 matrix products with sums in fp32, FLOP/s, from NVIDIA's data sheets. The first entry
+# whose words occur in the device's name counts.
 _PEAKS = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
@@ -34,7 +34,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 def known_peak(name: str) -> float | None:
     """Half-precision peak of the GPU with this name, or None."""
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    words = f" {name.replace('-', ' ')} "
+    return next((peak for part, peak in _PEAKS.items() if f" {part} " in words), None)
 
 
 def training_flops(model: Model, batch: Batch) -> float:

@@ -197,7 +197,8 @@ def _train(
     peak = peak_flops(device, optim.precision)
     flops = 0.0  # of a pair
     if peak is not None and start < optim.steps:
-        batch = draw_batch(data.pools, config.seed, start, optim.batch_size, parts[0]).to(device)
+        rows = max(2, optim.batch_size // (optim.accumulate * ranks.size))
+        batch = draw_batch(data.pools, config.seed, start, optim.batch_size, slice(rows)).to(device)
         with watch.paused(), autocast(device, optim.precision):
             flops = training_flops(state.model, batch)
 
@@ -242,6 +243,8 @@ def _train(
                 line["mfu"] = pace * flops / (peak * ranks.size)
             if state.scaler.is_enabled():
                 line["loss_scale"] = state.scaler.get_scale()
+                if not math.isfinite(line["grad_norm"]):  # the scaler has left this update out
+                    del line["grad_norm"]
             losses.clear()
             logged_at = watch.read()
         if ranks.is_first and (is_logged or time.monotonic() - reported_at > _PROGRESS_SECONDS):
@@ -420,11 +423,11 @@ def _share_of_loss(
     model: Model, batch: Batch, tokens: int, optim: OptimConfig, negatives: torch.Generator, ranks: Ranks
 ) -> Tensor:
     """What a part of a rank adds to the loss of the step; the sum over parts and ranks is the loss."""
-    of_tokens = batch.text_mask.sum() / tokens
+    own_tokens = batch.text_mask.sum()
     if isinstance(model, CaptionModel):
-        return model(batch.features, batch.text_ids, batch.text_mask) * of_tokens
+        return model(batch.features, batch.text_ids, batch.text_mask) * own_tokens / tokens
     losses = model.losses(batch.features, batch.text_ids, batch.text_mask, negatives, ranks)
-    return (losses.itc + losses.itm) / (optim.accumulate * ranks.size) + losses.lm * of_tokens
+    return (losses.itc + losses.itm) / (optim.accumulate * ranks.size) + losses.lm * own_tokens / tokens
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.fsdp  # here, so that forked ranks need not
 from safetensors.torch import load_file
 
 from evlgen import distributed, training
@@ -22,7 +23,17 @@ from tests.evlgen import tiny
 CAPTION = tiny.run_config(clip_norm=0.0)
 REPRESENT = tiny.run_config(clip_norm=0.0, connector=tiny.QFORMER, stage="represent")
 # Dropout and random matchings: whatever a generator's state could spoil is in this run.
-FRAGILE = tiny.run_config(connector=dataclasses.replace(tiny.TOMEFORMER, dropout=0.2, metric="random"))
+FRAGILE = tiny.run_config(
+    batch_size=12, connector=dataclasses.replace(tiny.TOMEFORMER, dropout=0.2, metric="random")
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def changed(config: RunConfig, **optim: object) -> RunConfig:
@@ -32,7 +43,9 @@ def changed(config: RunConfig, **optim: object) -> RunConfig:
 # ------------------------------------------------------------------------------------- several processes
 
 
-def as_rank(rank: int, size: int, port: int, task: Callable[..., None], arguments: tuple[object, ...]) -> None:
+def as_rank(
+    rank: int, size: int, port: int, task: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
     """In a process of its own, with the environment that torchrun gives it."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
@@ -44,8 +57,7 @@ def as_rank(rank: int, size: int, port: int, task: Callable[..., None], argument
 
 def together(task: Callable[..., None], *arguments: object, size: int = 2) -> list[int | None]:
     """Run ``task(rank, *arguments)`` on ranks that form a process group; returns their exit codes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.evlgen.test_distributed", "torch.distributed.fsdp"])
+    context = multiprocessing.get_context("fork")  # importing everything anew would take most of the time
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,7 +139,6 @@ def gradients(config: RunConfig, ranks: Ranks) -> dict[str, torch.Tensor]:
     tokens = None
     if config.optim.accumulate * ranks.size > 1:
         tokens = text_tokens(tiny.training_data().pools, config.seed, 0, config.optim.batch_size)
-        assert len({int(batch.text_mask.sum()) for batch in parts_of(config, Ranks(0, 2))}) or True
     loss, _ = training._update(state, batches, tokens, config, device, ranks, wants_norm=True)
     return {"loss": loss} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -145,10 +156,12 @@ def test_two_ranks_have_loss_and_gradient_of_the_joint_batch(tmp_path):
     theirs = [CAPTION, CAPTION, REPRESENT, changed(REPRESENT, accumulate=2)]
     counts = [int(parts_of(CAPTION, Ranks(index, 2))[0].text_mask.sum()) for index in range(2)]
     assert counts[0] != counts[1]
+    expected_of = [
+        gradients(config, ALONE) for config in theirs
+    ]  # first: what torch imports late, ranks inherit
     assert together(gradients_of_rank, str(tmp_path), ours) == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for one, other, config in zip(first, second, theirs, strict=True):
-        joint = gradients(config, ALONE)
+    for one, other, joint in zip(first, second, expected_of, strict=True):
         torch.testing.assert_close(one.pop("loss") + other.pop("loss"), joint.pop("loss"), rtol=0, atol=1e-10)
         assert one.keys() == other.keys() == joint.keys()
         for name, expected in joint.items():
@@ -201,17 +214,18 @@ def test_two_ranks_train_as_one_process(tmp_path):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert together(train_rank, str(folder), FRAGILE) == [0, 0]
+    assert together(train_rank, str(folder), FRAGILE, size=3) == [0, 0, 0]
     return folder
 
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_killed_ranks_end_with_the_same_bits(tmp_path, undisturbed, killed):
-    codes = together(train_rank, str(tmp_path), FRAGILE, killed, 7)
+    """Three ranks: the sum of three numbers depends on their order, which DistributedDataParallel changes."""
+    codes = together(train_rank, str(tmp_path), FRAGILE, killed, 7, size=3)
     assert codes[killed] == -signal.SIGKILL
-    assert codes[1 - killed] not in (0, None)
+    assert all(codes)
     assert not (tmp_path / training.CONNECTOR).exists()
-    assert together(train_rank, str(tmp_path), FRAGILE) == [0, 0]
+    assert together(train_rank, str(tmp_path), FRAGILE, size=3) == [0, 0, 0]
     assert torch.load(tmp_path / "result1.pt")["resumed_from"] == 4
     assert same(weights(tmp_path), weights(undisturbed))
     assert timeless(tmp_path) == timeless(undisturbed)
