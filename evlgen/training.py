@@ -499,8 +499,8 @@ def _restore(
         log.info("%s: taken up at step %d", folder, state.step)
         if (before := saved.get("processes", 1)) != ranks.size:
             log.warning(
-                "%s: %d processes until step %d, %d from here on: pairs and loss are the same, but not dropout "
-                "and the order of sums, so the weights will not be those of an uninterrupted run",
+                "%s: %d processes until step %d, %d from here on: pairs and loss are the same, but not "
+                "dropout and the order of sums, so the weights will not be those of an uninterrupted run",
                 *(folder, before, state.step, ranks.size),
             )
     return float(saved["train_seconds"])
