@@ -67,7 +67,7 @@ def together(task: Callable[..., None], *arguments: object, size: int = 2) -> li
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(120)
         if process.is_alive():
             process.kill()
             process.join()
@@ -156,9 +156,8 @@ def test_two_ranks_have_loss_and_gradient_of_the_joint_batch(tmp_path):
     theirs = [CAPTION, CAPTION, REPRESENT, changed(REPRESENT, accumulate=2)]
     counts = [int(parts_of(CAPTION, Ranks(index, 2))[0].text_mask.sum()) for index in range(2)]
     assert counts[0] != counts[1]
-    expected_of = [
-        gradients(config, ALONE) for config in theirs
-    ]  # first: what torch imports late, ranks inherit
+    # Before the ranks are forked, which then inherit what torch imports late
+    expected_of = [gradients(config, ALONE) for config in theirs]
     assert together(gradients_of_rank, str(tmp_path), ours) == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for one, other, joint in zip(first, second, expected_of, strict=True):
