@@ -103,7 +103,14 @@ class OptimConfig:
 
     Attributes:
         steps: number of updates.
-        batch_size: pairs in one update, over all devices.
+        batch_size: pairs in one update, over all devices and all parts.
+        accumulate: parts that the batch of an update is computed in, one after the other. The gradient is
+            that of the whole batch; only stage 1 takes its negatives from the part (over all devices).
+        gradient_checkpointing: compute the activations of connector and language model again in the backward
+            pass instead of keeping them: less memory, the same bits, about a third more time. (The frozen
+            image encoder needs no gradient and keeps none.)
+        llm_placement: ``replicate`` keeps the frozen language model whole on each device; ``shard`` spreads
+            its layers over the devices (FSDP2), for models that do not fit.
         warmup_lr, lr, min_lr: start of the warm-up, peak, and end of the cosine.
         weight_decay: not applied to biases and normalisation weights.
         clip_norm: gradient norm limit; 0 turns clipping off.
@@ -124,6 +131,9 @@ class OptimConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     eval_every: int = 5000
     checkpoint_every: int = 5000
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    llm_placement: Literal["replicate", "shard"] = "replicate"
 
 
 @dataclass(frozen=True)

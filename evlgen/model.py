@@ -24,6 +24,7 @@ from transformers import BertModel, DynamicCache, GenerationConfig
 
 from evlgen.config import ConnectorConfig, EvalConfig, RunConfig, TomeFormerConfig
 from evlgen.data.miniworld import PROMPT
+from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
 from evlgen.language import FrozenLanguage, build_language, mini_tokenizer
@@ -264,11 +265,12 @@ class RepresentModel(nn.Module):
         text_ids: Tensor,
         text_mask: Tensor,
         generator: torch.Generator | None = None,
+        ranks: Ranks = ALONE,
     ) -> Stage1Losses:
         """ITC, ITM and image-grounded LM loss of a batch; arguments as of `CaptionModel.loss`."""
         ids, mask = self._with_class(text_ids, text_mask)
         return stage1_losses(
-            self.connector, self.norm(features), ids, mask, self.decode_id, generator=generator
+            self.connector, self.norm(features), ids, mask, self.decode_id, generator=generator, ranks=ranks
         )
 
     def loss(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:

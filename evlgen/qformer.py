@@ -34,6 +34,7 @@ from evlgen.bert import (
     take,
 )
 from evlgen.config import QFormerConfig
+from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
 from evlgen.pretrained import first_mismatch
 
@@ -301,11 +302,16 @@ def stage1_losses(
     decode_id: int,
     label_smoothing: float = 0.1,
     generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> Stage1Losses:
     """The losses of BLIP-2's first stage on one batch.
 
     Negatives come from this batch only. As in BLIP-2 a caption that fits another image of the batch counts as
     a negative of it all the same.
+
+    With several ranks the negatives come from the batches of all of them, as in BLIP-2's code, and each loss
+    is the mean over this rank's rows. Unlike BLIP-2's code, which cuts the gradient of the other ranks'
+    embeddings in ITC, gradients go back to all ranks: the gradient is that of the joint batch.
 
     Args:
         features: (B, N, D_in).
@@ -314,16 +320,21 @@ def stage1_losses(
         text_mask: (B, T) bool, False at padding.
         decode_id: token that takes the place of the first one in the LM pass ([DEC]).
         label_smoothing: of ITC (PAPER) and of the LM (BLIP-2's code).
-        generator: for the sampling of hard negatives; None takes torch's global one.
+        generator: for the sampling of hard negatives; None takes torch's global one. With several ranks it
+            must be in the same state on all of them: each draws for the joint batch and keeps its rows.
+        ranks: those that compute the losses of a joint batch together, B rows each.
 
     Raises:
-        UserError: the Q-Former has no text branch, or there is no negative because B is 1.
+        UserError: the Q-Former has no text branch, or there is no negative because there is one pair only.
     """
     if not qformer.config.vocab_size:
         raise UserError("stage 1 needs a Q-Former with a text branch: set vocab_size")
     batch = len(features)
-    if batch < 2:
-        raise UserError("batch_size = 1: stage 1 takes its negatives from the batch, 2 at least")
+    if batch * ranks.size < 2:
+        raise UserError(
+            "batch_size = 1: stage 1 takes its negatives from the batch (from a part of it, where it is "
+            "accumulated), 2 at least"
+        )
     longest = int(text_mask.sum(1).max())
     text_ids, text_mask = text_ids[:, :longest], text_mask[:, :longest]  # nothing sees the padding
 
@@ -333,20 +344,36 @@ def stage1_losses(
     # ITC
     image_embedding = F.normalize(qformer.image_projection(seen), dim=-1)  # (B, Q, E)
     text_embedding = F.normalize(qformer.text_projection(qformer.read(text_ids, text_mask)), dim=-1)  # (B, E)
-    similarity = image_text_similarity(image_embedding, text_embedding) / qformer.log_temperature.exp()
-    target = torch.arange(batch, device=similarity.device)
+    temperature = qformer.log_temperature.exp()
+    to_text = image_text_similarity(image_embedding, ranks.gather(text_embedding)) / temperature  # (B, C)
+    if ranks.size == 1:
+        to_image = to_text.T
+    else:  # C = size * B: all images for the texts of this rank
+        to_image = image_text_similarity(ranks.gather(image_embedding), text_embedding).T / temperature
+    own = torch.arange(batch, device=to_text.device)
+    target = own + ranks.index * batch
     itc = 0.5 * (
-        F.cross_entropy(similarity, target, label_smoothing=label_smoothing)
-        + F.cross_entropy(similarity.T, target, label_smoothing=label_smoothing)
+        F.cross_entropy(to_text, target, label_smoothing=label_smoothing)
+        + F.cross_entropy(to_image, target, label_smoothing=label_smoothing)
     )
 
     # ITM: the pair itself, its text with a wrong image, its image with a wrong text, in one batch of 3 B
-    other_image = hard_negatives(similarity.T, generator)  # (B,) for each text
-    other_text = hard_negatives(similarity, generator)  # (B,) for each image
-    images, texts = torch.cat([target, other_image, target]), torch.cat([target, target, other_text])
-    image3 = [None if layer is None else layer.index_select(0, images) for layer in image]
+    similarity = ranks.gather(to_text.detach())  # (C, C)
+    other_image = hard_negatives(similarity.T, generator)[target]  # (B,) for each text
+    other_text = hard_negatives(similarity, generator)[target]  # (B,) for each image
+    all_ids, all_mask = ranks.gather_padded(text_ids), ranks.gather_padded(text_mask)  # (C, T)
+    if ranks.size == 1:
+        images = torch.cat([own, other_image, own])
+        image3 = [None if layer is None else layer.index_select(0, images) for layer in image]
+    else:  # images of other ranks come as features, which are smaller than all layers' keys and values
+        wrong = qformer.project_image(ranks.gather(features).index_select(0, other_image))
+        image3 = [
+            None if mine is None or other is None else torch.cat([mine, other, mine])
+            for mine, other in zip(image, wrong, strict=True)
+        ]
+    texts = torch.cat([target, target, other_text])
     fused = qformer.fuse(
-        image3, text_ids.index_select(0, texts), text_mask.index_select(0, texts)
+        image3, all_ids.index_select(0, texts), all_mask.index_select(0, texts)
     )  # (3 B, Q, D)
     matches = torch.arange(3 * batch, device=fused.device) < batch
     itm = F.cross_entropy(qformer.matching_head(fused).mean(1), matches.long())

@@ -3,32 +3,41 @@
 A step is a pure function of the state before it and of (config, step): which pairs it sees and what its
 dropout, random matchings and sampled negatives are comes from (seed, step) and not from a generator's past.
 So a run that was killed and resumed ends with the same bits as one that was not.
+
+The batch of a step is the same set of pairs however many processes train (see `evlgen.distributed`) and
+however many parts it is accumulated from, and so is the loss: the mean over the text tokens of all of it.
+Part m of rank k is a run of its rows, m * size + k in order, so the ranks' parts m lie side by side.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from evlgen.bert import CrossAttention, FeedForward, SelfAttention
 from evlgen.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
 from evlgen.config import OptimConfig, RunConfig, to_json
-from evlgen.data.pairs import Batch, TrainingData, draw_batch, load_training_data
+from evlgen.data.pairs import Batch, TrainingData, draw_batch, load_training_data, text_tokens
 from evlgen.data.sampling import NOISE, WEIGHTS, hashed
 from evlgen.diagnostics import validate
+from evlgen.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.errors import UserError
 from evlgen.files import disk_errors, remove_leftovers, write_atomic
+from evlgen.language import build_language
 from evlgen.model import (
     CaptionModel,
     Model,
@@ -38,6 +47,7 @@ from evlgen.model import (
     parameter_counts,
     save_trained,
 )
+from evlgen.throughput import peak_flops, training_flops
 
 __all__ = ["Progress", "TrainingData", "learning_rate", "load_training_data", "train"]
 
@@ -100,6 +110,7 @@ class _State:
     model: Model
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    recomputed: Sequence[nn.Module] = ()  # whose activations are not kept
     step: int = 0
     validation: dict[str, float] = field(default_factory=dict)
 
@@ -135,6 +146,10 @@ def train(
 
     Writes ``metrics.jsonl``, checkpoints and, at the end, ``connector.safetensors`` (the trained parts).
 
+    Where a process group is open (`evlgen.distributed.init_from_environment`), all its ranks call this with
+    the same arguments and a folder that all of them see. Rank 0 writes and reports progress; all return the
+    same, once the files are there.
+
     Args:
         folder: the run's folder; a checkpoint in it is taken up.
         data: from `load_training_data`.
@@ -151,19 +166,41 @@ def train(
         UserError: config and data do not fit, the checkpoint is another run's, or the disk is full.
         FloatingPointError: the loss is no longer a number.
     """
-    optim = config.optim
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _check(config, data, device, init_folder)
-    state = _begin(config, model, device, init_folder)
+    with joined() as ranks:
+        _check(config, data, device, init_folder, ranks)
+        state = _begin(config, model, device, init_folder, ranks)
+        return _train(config, folder, data, progress, state, device, ranks)
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    data: TrainingData,
+    progress: Callable[[Progress], None],
+    state: _State,
+    device: torch.device,
+    ranks: Ranks,
+) -> dict[str, float]:
+    optim = config.optim
     watch = _Stopwatch()
     identity = {"config": json.dumps(to_json(config), sort_keys=True), "data": data.fingerprint}
-    for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
-        remove_leftovers(folder / name)
-    saved = load_checkpoint(folder)
+    saved = _load_newest(folder, ranks)
     if saved is not None:
-        watch.set(_restore(state, saved, identity, folder))
+        watch.set(_restore(state, saved, identity, folder, ranks))
+        del saved
+    ranks.copy_from_first(state.model)
     start = state.step
-    _cut_metrics(folder / METRICS, start)
+    if ranks.is_first:
+        _cut_metrics(folder / METRICS, start)
+    parts = _parts(optim, ranks)
+    peak = peak_flops(device, optim.precision)
+    flops = 0.0  # of a pair
+    if peak is not None and start < optim.steps:
+        rows = max(2, optim.batch_size // (optim.accumulate * ranks.size))
+        batch = draw_batch(data.pools, config.seed, start, optim.batch_size, slice(rows)).to(device)
+        with watch.paused(), autocast(device, optim.precision):
+            flops = training_flops(state.model, batch)
 
     every = max(1, optim.steps // _LOG_POINTS)
     losses: list[Tensor] = []  # since the last line of the log
@@ -178,13 +215,18 @@ def train(
         # A checkpoint is always at a line of the log, so it need not hold the losses in between.
         is_logged = is_checkpoint or is_validation or step == 0 or (step + 1) % every == 0
 
-        batch = draw_batch(data.pools, config.seed, step, optim.batch_size).to(device)
-        loss, norm = _update(state, batch, config, device, wants_norm=is_logged)
+        batches = (
+            draw_batch(data.pools, config.seed, step, optim.batch_size, rows).to(device) for rows in parts
+        )
+        tokens = None
+        if optim.accumulate * ranks.size > 1:
+            tokens = text_tokens(data.pools, config.seed, step, optim.batch_size)
+        loss, norm = _update(state, batches, tokens, config, device, ranks, wants_norm=is_logged)
         losses.append(loss)
 
         line: dict[str, float] = {}
         if is_logged:
-            last_loss = float(torch.stack(losses).mean())  # waits for the device
+            last_loss = float(ranks.sum(torch.stack(losses).mean()))  # waits for the device
             if not math.isfinite(last_loss):
                 raise FloatingPointError(
                     f"the loss is {last_loss} at step {state.step}; try a lower optim.lr than {optim.lr:g}"
@@ -197,25 +239,32 @@ def train(
                 "grad_norm": float(norm),
                 "samples_per_second": pace,
             }
+            if peak is not None:
+                line["mfu"] = pace * flops / (peak * ranks.size)
+            if state.scaler.is_enabled():
+                line["loss_scale"] = state.scaler.get_scale()
+                if not math.isfinite(line["grad_norm"]):  # the scaler has left this update out
+                    del line["grad_norm"]
             losses.clear()
             logged_at = watch.read()
-        if is_logged or time.monotonic() - reported_at > _PROGRESS_SECONDS:
+        if ranks.is_first and (is_logged or time.monotonic() - reported_at > _PROGRESS_SECONDS):
             reported_at = time.monotonic()
             progress(Progress("train", state.step, optim.steps, last_loss, pace))
         if is_validation:
             with watch.paused():
-                progress(Progress("validate", state.step, optim.steps, last_loss, pace))
-                with autocast(device, optim.precision):
-                    state.validation = validate(state.model, data.validation)
+                if ranks.is_first:
+                    progress(Progress("validate", state.step, optim.steps, last_loss, pace))
+                state.validation = _validate(state, data, config, device, ranks)
             line |= state.validation
-        if line:
+        if line and ranks.is_first:
             _append_metrics(folder / METRICS, line, to_disk=is_checkpoint)
-        if is_checkpoint:
-            save_checkpoint(folder, _snapshot(state, watch.read(), identity))
+        if is_checkpoint and ranks.is_first:
+            save_checkpoint(folder, _snapshot(state, watch.read(), identity, ranks))
 
-    config_hash = hashlib.sha256(identity["config"].encode()).hexdigest()[:16]
-    save_trained(state.model, folder / CONNECTOR, {**identity, "config_hash": config_hash})
-    return {
+    if ranks.is_first:
+        config_hash = hashlib.sha256(identity["config"].encode()).hexdigest()[:16]
+        save_trained(state.model, folder / CONNECTOR, {**identity, "config_hash": config_hash})
+    result = {
         "steps": state.step,
         "samples": state.step * optim.batch_size,
         "train_seconds": watch.read(),
@@ -223,13 +272,44 @@ def train(
         "trained_parameters": sum(p.numel() for p in state.model.parameters()),
         **state.validation,
     }
+    told: dict[str, float] = ranks.tell(result)  # nobody leaves before the files are there
+    return told
 
 
-def _check(config: RunConfig, data: TrainingData, device: torch.device, init_folder: Path | None) -> None:
+def _parts(optim: OptimConfig, ranks: Ranks) -> list[slice]:
+    """The rows of a step's batch that this rank computes, one slice for each part of the accumulation."""
+    if optim.accumulate * ranks.size == 1:
+        return [slice(None)]
+    rows = optim.batch_size // (optim.accumulate * ranks.size)
+    starts = [(part * ranks.size + ranks.index) * rows for part in range(optim.accumulate)]
+    return [slice(start, start + rows) for start in starts]
+
+
+def _validate(
+    state: _State, data: TrainingData, config: RunConfig, device: torch.device, ranks: Ranks
+) -> dict[str, float]:
+    """Validation on rank 0, while the others wait; on all if the language model is spread over them."""
+    together = config.optim.llm_placement == "shard"
+    found: dict[str, float] = {}
+    if ranks.is_first or together:
+        with autocast(device, config.optim.precision):
+            found = validate(state.model, data.validation)
+    told: dict[str, float] = ranks.tell(found)
+    return told
+
+
+def _check(
+    config: RunConfig, data: TrainingData, device: torch.device, init_folder: Path | None, ranks: Ranks
+) -> None:
     optim = config.optim
-    for name in ("steps", "batch_size", "eval_every", "checkpoint_every"):
+    for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "accumulate"):
         if getattr(optim, name) < 1:
             raise UserError(f"optim.{name} is {getattr(optim, name)}: it must be 1 or more")
+    if optim.batch_size % (optim.accumulate * ranks.size):
+        raise UserError(
+            f"optim.batch_size {optim.batch_size}: cannot be split evenly over {ranks.size} processes and "
+            f"optim.accumulate {optim.accumulate}; make it a multiple of {optim.accumulate * ranks.size}"
+        )
     if optim.precision == "fp16" and device.type != "cuda":
         raise UserError("optim.precision fp16: needs a GPU; use bf16 or fp32")
     wanted, width = feature_width(config.connector), data.validation.features.shape[-1]
@@ -241,7 +321,9 @@ def _check(config: RunConfig, data: TrainingData, device: torch.device, init_fol
         raise UserError("init_from: needs the folder of the run that it names, and no other run needs one")
 
 
-def _begin(config: RunConfig, model: Model | None, device: torch.device, init_folder: Path | None) -> _State:
+def _begin(
+    config: RunConfig, model: Model | None, device: torch.device, init_folder: Path | None, ranks: Ranks
+) -> _State:
     """Model and optimiser at step 0."""
     if model is None:
         torch.manual_seed(_seed(WEIGHTS, config.seed))
@@ -251,34 +333,101 @@ def _begin(config: RunConfig, model: Model | None, device: torch.device, init_fo
             raise UserError("init_from: only a run of the stage 'caption' can start from stage 1")
         init_from_stage1(model, init_folder / CONNECTOR)
     model.to(device).train()
+    if ranks.is_first:
+        log.info("parameters: %s", ", ".join(f"{part} {n:,}" for part, n in parameter_counts(model).items()))
     if isinstance(model, CaptionModel):
-        model.language.model.to(device)
-    log.info("parameters: %s", ", ".join(f"{part} {n:,}" for part, n in parameter_counts(model).items()))
+        if config.optim.llm_placement == "shard" and ranks.size > 1:
+            build_language.cache_clear()  # whoever builds it next wants a whole one
+            shard(model.language.model, ranks, device)
+        else:
+            model.language.model.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "fp16")
-    return _State(model, build_optimizer(model, config.optim), scaler)
+    blocks = _blocks(model) if config.optim.gradient_checkpointing else ()
+    return _State(model, build_optimizer(model, config.optim), scaler, blocks)
+
+
+def _blocks(model: Model) -> list[nn.Module]:
+    """What gradient checkpointing computes twice: the connector's blocks and the language model's layers.
+
+    Of a connector's layer, what lies between the blocks is kept: queries, keys, values, and what is merged.
+    """
+    kinds = (SelfAttention, CrossAttention, FeedForward)
+    blocks = [module for module in model.modules() if isinstance(module, kinds)]
+    return blocks + (transformer_layers(model.language.model) if isinstance(model, CaptionModel) else [])
+
+
+@contextlib.contextmanager
+def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Passes in here keep only the inputs of the blocks; their backward passes may come later.
+
+    transformers' own gradient checkpointing works in training mode only, which would switch dropout on in a
+    frozen language model.
+    """
+    for block in blocks:
+        setattr(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))  # noqa: B010
+    try:
+        yield
+    finally:
+        for block in blocks:
+            delattr(block, "forward")
 
 
 def _update(
-    state: _State, batch: Batch, config: RunConfig, device: torch.device, wants_norm: bool
+    state: _State,
+    batches: Iterable[Batch],
+    tokens: int | None,
+    config: RunConfig,
+    device: torch.device,
+    ranks: Ranks,
+    wants_norm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One update. Returns the loss, and the norm of the gradient where it is wanted or clipped."""
+    """One update.
+
+    Args:
+        batches: this rank's parts of the step's batch.
+        tokens: text tokens of all parts of all ranks; None if there is one part and one rank.
+
+    Returns:
+        This rank's share of the loss, a summand, and the norm of the gradient where it is wanted or clipped.
+    """
     optim = config.optim
-    torch.manual_seed(_seed(NOISE, config.seed, state.step))
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, optim)
-    with autocast(device, optim.precision):
-        loss = state.model(batch.features, batch.text_ids, batch.text_mask)
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
+    total = None
+    for part, batch in enumerate(batches):
+        key = (NOISE, config.seed, state.step, *([part] if optim.accumulate > 1 else []))
+        torch.manual_seed(_seed(*key, *([ranks.index] if ranks.size > 1 else [])))
+        with autocast(device, optim.precision), _recomputed(state.recomputed):
+            if tokens is None:
+                loss = state.model(batch.features, batch.text_ids, batch.text_mask)
+            else:
+                negatives = torch.Generator(device).manual_seed(_seed(*key))  # the same on all ranks
+                loss = _share_of_loss(state.model, batch, tokens, optim, negatives, ranks)
+        state.scaler.scale(loss).backward()
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    ranks.sum_gradients(trained)
     state.scaler.unscale_(state.optimizer)
-    norm = loss.new_zeros(())
+    norm = total.new_zeros(())
     if optim.clip_norm or wants_norm:
-        trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, optim.clip_norm or math.inf)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.step += 1
-    return loss.detach(), norm
+    return total, norm
+
+
+def _share_of_loss(
+    model: Model, batch: Batch, tokens: int, optim: OptimConfig, negatives: torch.Generator, ranks: Ranks
+) -> Tensor:
+    """What a part of a rank adds to the loss of the step; the sum over parts and ranks is the loss."""
+    own_tokens = batch.text_mask.sum()
+    if isinstance(model, CaptionModel):
+        return model(batch.features, batch.text_ids, batch.text_mask) * own_tokens / tokens
+    losses = model.losses(batch.features, batch.text_ids, batch.text_mask, negatives, ranks)
+    return (losses.itc + losses.itm) / (optim.accumulate * ranks.size) + losses.lm * own_tokens / tokens
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -296,11 +445,34 @@ def _seed(*key: int) -> int:
 # ------------------------------------------------------------------------------ checkpoints and log
 
 
-def _snapshot(state: _State, seconds: float, identity: dict[str, str]) -> dict[str, Any]:
+def _load_newest(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """The newest whole checkpoint, on every rank; rank 0 tidies up first what a kill has left.
+
+    Raises:
+        UserError: a rank does not see the checkpoint that rank 0 sees.
+    """
+    saved = None
+    if ranks.is_first:
+        for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
+            remove_leftovers(folder / name)
+        saved = load_checkpoint(folder)
+    step = ranks.tell(None if saved is None else saved["step"])
+    if step is not None and not ranks.is_first:
+        saved = load_checkpoint(folder)
+        if saved is None or saved["step"] != step:
+            raise UserError(
+                f"{folder}: rank {ranks.index} does not see the checkpoint of step {step} that rank 0 sees; "
+                "the folder must be on a file system that all machines share"
+            )
+    return saved
+
+
+def _snapshot(state: _State, seconds: float, identity: dict[str, str], ranks: Ranks) -> dict[str, Any]:
     """What a checkpoint holds. Generators need not be saved: every step seeds them itself."""
     return {
         **identity,
         "step": state.step,
+        "processes": ranks.size,
         "train_seconds": seconds,
         "validation": state.validation,
         "model": state.model.state_dict(),
@@ -309,7 +481,9 @@ def _snapshot(state: _State, seconds: float, identity: dict[str, str]) -> dict[s
     }
 
 
-def _restore(state: _State, saved: dict[str, Any], identity: dict[str, str], folder: Path) -> float:
+def _restore(
+    state: _State, saved: dict[str, Any], identity: dict[str, str], folder: Path, ranks: Ranks
+) -> float:
     """Put a checkpoint's content in place; returns the seconds that were spent until then.
 
     Raises:
@@ -321,7 +495,14 @@ def _restore(state: _State, saved: dict[str, Any], identity: dict[str, str], fol
     state.optimizer.load_state_dict(saved["optimizer"])
     state.scaler.load_state_dict(saved["scaler"])
     state.step, state.validation = saved["step"], saved["validation"]
-    log.info("%s: taken up at step %d", folder, state.step)
+    if ranks.is_first:
+        log.info("%s: taken up at step %d", folder, state.step)
+        if (before := saved.get("processes", 1)) != ranks.size:
+            log.warning(
+                "%s: %d processes until step %d, %d from here on: pairs and loss are the same, but not "
+                "dropout and the order of sums, so the weights will not be those of an uninterrupted run",
+                *(folder, before, state.step, ranks.size),
+            )
     return float(saved["train_seconds"])
 
 

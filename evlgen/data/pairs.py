@@ -58,17 +58,18 @@ class Batch:
         return Batch(self.features.to(device), self.text_ids.to(device), self.text_mask.to(device))
 
 
-def draw_batch(pools: Sequence[PairPool], seed: int, step: int, batch_size: int) -> Batch:
+def draw_batch(
+    pools: Sequence[PairPool], seed: int, step: int, batch_size: int, rows: slice = slice(None)
+) -> Batch:
     """The batch of a step: a pure function of seed, step and pools.
 
     Which of an image's captions and which of its views is used is drawn from (seed, epoch, index).
+
+    Args:
+        rows: the part of the batch that is wanted, in the order of the draw; nothing else is read. Texts are
+            padded to the longest of the part.
     """
-    sizes = [len(pool) for pool in pools]
-    epoch, index = pairs_of_step(seed, step, batch_size, sum(sizes))
-    key = (epoch.astype(np.uint64), index.astype(np.uint64))
-    caption, view = hashed(CAPTION, seed, *key), hashed(VIEW, seed, *key)
-    first = np.cumsum([0, *sizes])
-    owner = np.searchsorted(first, index, side="right") - 1
+    owner, index, caption, view = _draw(pools, seed, step, batch_size, rows)
     places, parts = [], []
     for number, pool in enumerate(pools):
         place = np.flatnonzero(owner == number)
@@ -77,9 +78,32 @@ def draw_batch(pools: Sequence[PairPool], seed: int, step: int, batch_size: int)
             chosen = (caption[place] % np.uint64(captions)).astype(np.int64)
             seen = (view[place] % np.uint64(views)).astype(np.int64)
             places.append(place)
-            parts.append(_rows(pool, index[place] - first[number], chosen, seen))
+            parts.append(_rows(pool, index[place], chosen, seen))
     back = np.argsort(np.concatenate(places))  # from pool order to the order of the draw
     return _batch(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
+
+
+def text_tokens(pools: Sequence[PairPool], seed: int, step: int, batch_size: int) -> int:
+    """Text tokens in the whole batch of a step, closing newlines among them, without reading any features."""
+    owner, index, caption, _ = _draw(pools, seed, step, batch_size, slice(None))
+    total = 0
+    for number, pool in enumerate(pools):
+        place = np.flatnonzero(owner == number)
+        chosen = (caption[place] % np.uint64(pool.text_ids.shape[1])).astype(np.int64)
+        total += int(pool.lengths[index[place], chosen].sum())
+    return total
+
+
+def _draw(
+    pools: Sequence[PairPool], seed: int, step: int, batch_size: int, rows: slice
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """For each pair: which pool, which image of it, and random bits that choose caption and view."""
+    sizes = [len(pool) for pool in pools]
+    epoch, index = (drawn[rows] for drawn in pairs_of_step(seed, step, batch_size, sum(sizes)))
+    key = (epoch.astype(np.uint64), index.astype(np.uint64))
+    first = np.cumsum([0, *sizes])
+    owner = np.searchsorted(first, index, side="right") - 1
+    return owner, index - first[owner], hashed(CAPTION, seed, *key), hashed(VIEW, seed, *key)
 
 
 def plain_batch(pool: PairPool, index: npt.NDArray[np.int64]) -> Batch:

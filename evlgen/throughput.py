@@ -1,0 +1,57 @@
+"""How much of a GPU's arithmetic a training uses: model FLOPs utilisation (MFU).
+
+MFU (Chowdhery et al., "PaLM", 2022) counts what the mathematics of a step needs, not what is computed twice
+to save memory, and divides by the peak that the maker states for dense matrix products.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from evlgen.data.pairs import Batch
+from evlgen.model import CaptionModel, Model, evaluating
+
+# Dense fp16 and bf16 matrix products with sums in fp32, FLOP/s, from NVIDIA's data sheets. The first entry
+# whose words occur in the device's name counts.
+_PEAKS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of a device, or None where it is not known: CPUs, other GPUs, and fp32."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    return known_peak(torch.cuda.get_device_name(device))
+
+
+def known_peak(name: str) -> float | None:
+    """Half-precision peak of the GPU with this name, or None."""
+    words = f" {name.replace('-', ' ')} "
+    return next((peak for part, peak in _PEAKS.items() if f" {part} " in words), None)
+
+
+def training_flops(model: Model, batch: Batch) -> float:
+    """FLOPs that training on one pair of this batch needs, from a forward pass of its own over the batch.
+
+    The backward pass of what is trained takes twice its forward pass, that of the frozen language model once,
+    for it has gradients of its inputs only. The frozen image encoder is not counted: its features are given.
+    """
+    trained, frozen = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    with evaluating(model):
+        if isinstance(model, CaptionModel):
+            with trained:
+                prompt = model.soft_prompt(batch.features)
+            with frozen:
+                model.token_losses(prompt, batch.text_ids, batch.text_mask)
+        else:
+            with trained:
+                model.losses(batch.features, batch.text_ids, batch.text_mask)
+    return (3 * trained.get_total_flops() + 2 * frozen.get_total_flops()) / len(batch.text_ids)
