@@ -175,6 +175,12 @@ def build_language(name: str) -> FrozenLanguage:
         return _mini_language(name) if name in _MINI else _large_language(_folder(name))
 
 
+def forget_languages() -> None:
+    """Let the next `build_language` build anew: the object given out before has been changed."""
+    _mini_language.cache_clear()
+    _large_language.cache_clear()
+
+
 def text_tokenizer(name: str) -> tuple[Any, int]:
     """Tokenizer of the language model ``name`` and the token that ends a text, without loading its weights.
 

@@ -37,7 +37,7 @@ from evlgen.diagnostics import validate
 from evlgen.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.errors import UserError
 from evlgen.files import disk_errors, remove_leftovers, write_atomic
-from evlgen.language import build_language
+from evlgen.language import forget_languages
 from evlgen.model import (
     CaptionModel,
     Model,
@@ -337,7 +337,7 @@ def _begin(
         log.info("parameters: %s", ", ".join(f"{part} {n:,}" for part, n in parameter_counts(model).items()))
     if isinstance(model, CaptionModel):
         if config.optim.llm_placement == "shard" and ranks.size > 1:
-            build_language.cache_clear()  # whoever builds it next wants a whole one
+            forget_languages()  # whoever builds it next wants a whole one
             shard(model.language.model, ranks, device)
         else:
             model.language.model.to(device)

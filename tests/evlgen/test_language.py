@@ -122,8 +122,7 @@ def test_a_tokenizer_without_newline_is_refused(folder, tmp_path):
 @pytest.mark.parametrize("name", ["mini-opt", "opt", "flan-t5"])
 def test_loading_draws_no_random_numbers(folder, name):
     """Else a connector's first weights would depend on what was loaded before."""
-    for cache in (subject._mini_language, subject._large_language):
-        cache.cache_clear()
+    subject.forget_languages()
     place = name if name == "mini-opt" else str(folder(name))
     before = torch.get_rng_state()
     subject.build_language(place)
