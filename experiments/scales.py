@@ -33,7 +33,7 @@ class Scale:
     Attributes:
         seeds: seeds of a run by default.
         updates: number of updates that stand for a thousand of the paper's.
-        lr, warmup, init: peak learning rate, share of the updates that warm up to it, and initial weights of the
+        lr, warmup, init: peak learning rate, share of the updates that warm up to it, initial weights of the
             connector, by part; see CALIBRATION.md for how the miniature's were found.
         data, reduced: pools in the roles of the 104M and the 11M pairs.
     """
