@@ -34,38 +34,42 @@ class Arguments:
 
     results: Path = ROOT / "results"
     """folder of the results"""
-    scale: str = "mini"
-    """smoke, mini or paper"""
+    scale: str = ""
+    """smoke, mini or paper; default: each that has results"""
 
 
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 if there is nothing to draw."""
     arguments = tyro.cli(Arguments, args=argv, prog="paper_figures/merge_search.py", description=__doc__)
-    searches = {
-        path.parent.parent.name: path.parent
-        for path in sorted(arguments.results.glob(f"merge_search/*/{arguments.scale}/trials.csv"))
-    }
-    if not searches:
-        place = arguments.results / "merge_search"
-        hint = f"make them with `python sweeps/merge_search.py --scale {arguments.scale}`"
-        print(f"error: {place}/*/{arguments.scale}/trials.csv: none there; {hint}", file=sys.stderr)
+    tables = sorted(arguments.results.glob(f"merge_search/*/{arguments.scale or '*'}/trials.csv"))
+    if not tables:
+        place = arguments.results / "merge_search" / "*" / (arguments.scale or "*") / "trials.csv"
+        print(f"error: {place}: none there; make them with `python sweeps/merge_search.py`", file=sys.stderr)
         return 2
     style()
-    fronts = {}
-    for name, folder in searches.items():
-        trials = pd.read_csv(folder / "trials.csv")
-        if "lr" in trials:
-            save(learning_rates(trials), folder / "learning_rates")
-        elif trials["macs"].notna().any():
-            fronts[name] = (trials, pd.read_csv(folder / "pareto.csv"))
-            save(pareto({name: fronts[name]}), folder / "pareto")
-        save(history(trials), folder / "history")
-        importance = pd.read_csv(folder / "importance.csv")
-        if len(importance):
-            save(importances(importance), folder / "importance")
-    if len(fronts) > 1:
-        save(pareto(fronts), arguments.results / "merge_search" / f"pareto-{arguments.scale}")
+    for scale in dict.fromkeys(path.parent.name for path in tables):
+        fronts = {}
+        for path in tables:
+            if path.parent.name == scale and (front := draw(path.parent)) is not None:
+                fronts[path.parent.parent.name] = front
+        if len(fronts) > 1:
+            save(pareto(fronts), arguments.results / "merge_search" / f"pareto-{scale}")
     return 0
+
+
+def draw(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Draw the figures of one search; returns its trials and its front if it looked at MACs."""
+    trials, front = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "pareto.csv")
+    is_merge = "lr" not in trials
+    if is_merge:
+        save(pareto({folder.parent.name: (trials, front)}), folder / "pareto")
+    else:
+        save(learning_rates(trials), folder / "learning_rates")
+    save(history(trials), folder / "history")
+    importance = pd.read_csv(folder / "importance.csv")
+    if len(importance):
+        save(importances(importance), folder / "importance")
+    return (trials, front) if is_merge else None
 
 
 def style() -> None:
