@@ -50,8 +50,11 @@ def main(argv: list[str]) -> int:
     for scale in dict.fromkeys(path.parent.name for path in tables):
         fronts = {}
         for path in tables:
-            if path.parent.name == scale and (front := draw(path.parent)) is not None:
-                fronts[path.parent.parent.name] = front
+            name = path.parent.parent.name
+            if path.parent.name != scale or (front := draw(path.parent)) is None:
+                continue
+            if not name.endswith("-changed"):  # its runs answer another question
+                fronts[name] = front
         if len(fronts) > 1:
             save(pareto(fronts), arguments.results / "merge_search" / f"pareto-{scale}")
     return 0

@@ -211,40 +211,43 @@ def test_learning_rates_of_all_parts(box: Box) -> None:
 
 
 def test_two_workers_on_one_journal_and_one_is_killed(box: Box) -> None:
-    workers = [box.start("--worker", "--trials", "12") for _ in range(2)]
-    victim = workers[0]
+    victim, other = (box.start("--worker", "--trials", "500") for _ in range(2))
 
-    def in_hand() -> optuna.trial.FrozenTrial | None:
+    def trials(process: subprocess.Popen[str], *states: TrialState) -> list[optuna.trial.FrozenTrial]:
         study = box.study("constant")
-        running = study.get_trials(states=(TrialState.RUNNING,)) if study else []
-        own = (
+        found = study.get_trials(states=states) if study else []
+        return [
             t
-            for t in running
-            if f"-{victim.pid}-" in t.user_attrs.get("worker", "") and "macs" in t.user_attrs
-        )
-        return next(own, None)
+            for t in found
+            if f"-{process.pid}-" in t.user_attrs.get("worker", "") and "macs" in t.user_attrs
+        ]
 
-    lost = None
-    while lost is None:
-        _wait(lambda: in_hand() is not None, victim)
+    done = (TrialState.COMPLETE, TrialState.PRUNED)
+    _wait(lambda: bool(trials(victim, *done) and trials(other, *done)), victim)
+    lost: list[optuna.trial.FrozenTrial] = []
+    while not lost:
+        _wait(lambda: bool(trials(victim, TrialState.RUNNING)), victim)
         victim.send_signal(signal.SIGSTOP)  # it may have ended the trial meanwhile: look again
-        lost = in_hand()
+        lost = trials(victim, TrialState.RUNNING)
         victim.send_signal(signal.SIGKILL if lost else signal.SIGCONT)
     victim.communicate(timeout=30)
-    output, _ = workers[1].communicate(timeout=120)
-    assert workers[1].returncode in (0, 1), output  # 1: the other's trial was still counted as running
-    assert box.run("--trials", "12") == 0
+    _wait(lambda: any("reached" in t.user_attrs for t in trials(other, *done)), other)
+    other.terminate()
+    output, _ = other.communicate(timeout=60)
+    assert other.returncode == 143, output
+
     study = box.study("constant")
     assert study is not None
-    trials = study.get_trials()
-    assert len(ended(study)) == 12
-    assert [t.number for t in trials if is_lost(t)] == [lost.number]
-    assert [t.params for t in trials[lost.number + 1 :]].count(lost.params) >= 1
-    again = next(t for t in trials[lost.number + 1 :] if "reached" in t.user_attrs)
-    assert again.params == lost.params
-    assert again.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    assert len({t.user_attrs["worker"] for t in trials}) == 3
-    assert len(box.table("constant-changed")) == 12
+    asked = len(ended(study)) + 2
+    assert box.run("--trials", str(asked)) == 0
+    everything = study.get_trials()
+    assert len(ended(study)) == len(box.table("constant-changed")) == asked
+    assert not [t for t in everything if not t.state.is_finished()]
+    assert is_lost(everything[lost[0].number])
+    again = next(t for t in everything[lost[0].number :] if "reached" in t.user_attrs)
+    assert again.params == lost[0].params
+    assert again.state in done
+    assert [t.number for t in everything] == list(range(len(everything)))
     assert not list((box.folder / "runs" / "studies").rglob("claim.json"))
 
 
