@@ -211,10 +211,10 @@ def test_learning_rates_of_all_parts(box: Box) -> None:
 
 
 def test_two_workers_on_one_journal_and_one_is_killed(box: Box) -> None:
-    victim, other = (box.start("--worker", "--trials", "500") for _ in range(2))
+    victim, other = (box.start("--worker", "--space", "free", "--trials", "500") for _ in range(2))
 
     def trials(process: subprocess.Popen[str], *states: TrialState) -> list[optuna.trial.FrozenTrial]:
-        study = box.study("constant")
+        study = box.study("free")
         found = study.get_trials(states=states) if study else []
         return [
             t
@@ -236,12 +236,12 @@ def test_two_workers_on_one_journal_and_one_is_killed(box: Box) -> None:
     output, _ = other.communicate(timeout=60)
     assert other.returncode == 143, output
 
-    study = box.study("constant")
+    study = box.study("free")
     assert study is not None
     asked = len(ended(study)) + 2
-    assert box.run("--trials", str(asked)) == 0
+    assert box.run("--space", "free", "--trials", str(asked)) == 0
     everything = study.get_trials()
-    assert len(ended(study)) == len(box.table("constant-changed")) == asked
+    assert len(ended(study)) == len(box.table("free-changed")) == asked
     assert not [t for t in everything if not t.state.is_finished()]
     assert is_lost(everything[lost[0].number])
     again = next(t for t in everything[lost[0].number :] if "reached" in t.user_attrs)
@@ -253,7 +253,7 @@ def test_two_workers_on_one_journal_and_one_is_killed(box: Box) -> None:
 
 def test_ctrl_c_keeps_what_is_done(box: Box) -> None:
     launcher = box.start("--workers", "1", "--trials", "500", "--space", "free")
-    _wait(lambda: (study := box.study("free")) is not None and len(ended(study)) > 0, launcher)
+    _wait(lambda: (study := box.study("free")) is not None and len(ended(study)) > 1, launcher)
     launcher.send_signal(signal.SIGINT)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130
