@@ -18,7 +18,6 @@ from evlgen.config import EvalConfig, RunConfig, Schedule, TomeFormerConfig
 from evlgen.errors import UserError
 from evlgen.merging import merge_limit, merge_schedule, token_counts
 from experiments.base import Experiment
-from experiments.learning_rates import with_lr
 
 MERGE_SPACES = {
     "constant": "r, the same in every layer",
@@ -203,13 +202,14 @@ def _rate_target(part: str, base: RunConfig, space: dict[str, BaseDistribution])
         in_force["warmup"] = min(max(optim.warmup_steps / optim.steps, WARMUP[0]), WARMUP[1])
 
     def config(params: Params) -> RunConfig:
-        changed = with_lr(_searched(part, base), float(f"{params['lr']:.3g}"))
+        searched, lr = _searched(part, base), float(f"{params['lr']:.3g}")
+        # The ends of the schedule in proportion, as in force.
+        changed = dataclasses.replace(searched.optim, lr=lr, warmup_lr=lr / 100, min_lr=lr / 10)
         if "warmup" in params:
             steps = max(1, round(params["warmup"] * optim.steps))
-            changed = dataclasses.replace(
-                changed, optim=dataclasses.replace(changed.optim, warmup_steps=steps)
-            )
-        return dataclasses.replace(base, init_from=changed) if is_stage1(part) else changed
+            changed = dataclasses.replace(changed, warmup_steps=steps)
+        run = dataclasses.replace(searched, optim=changed)
+        return dataclasses.replace(base, init_from=run) if is_stage1(part) else run
 
     return Target(part, base, space, in_force, config)
 
