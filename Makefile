@@ -2,6 +2,7 @@
 #   make table2                      Table 2 of the paper in miniature (make table1: Table 1)
 #   make table5                      costs, counted without training (ARGS="--scale paper": the paper's)
 #   make table2 ARGS="--scale smoke" whatever sweeps/run.py takes
+#   make merge_search ARGS="--space free"  search merge schedules (whatever sweeps/merge_search.py takes)
 #   make test                        linters, types and tests
 # PYTHON chooses the interpreter; pip's own settings (PIP_EXTRA_INDEX_URL and others) are respected, for
 # example to take PyTorch's CPU builds where pip's choice would be one with CUDA.
@@ -18,6 +19,7 @@ BIN := $(VENV)/bin
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.installed-base-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
+SEARCH := $(VENV)/.installed-search-$(KEY)
 
 # Compiling all of PyTorch takes longer than installing it, so modules are compiled when first imported; where
 # the environment forbids that, every process would compile them anew.
@@ -27,14 +29,18 @@ PIP := $(BIN)/python -m pip install --no-compile --no-input --disable-pip-versio
 # Of all that pip says, what takes long; errors go their own way.
 BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p; s/^Installing coll.*/  installing/p'
 
-.PHONY: help table1 table2 table5 foundation test lint format clean
+.PHONY: help table1 table2 table5 foundation merge_search test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 table1 table2 table5 foundation: $(BASE)
 	@$(BIN)/python sweeps/run.py $@ $(ARGS)
+
+merge_search: $(SEARCH)
+	@$(BIN)/python sweeps/merge_search.py $(ARGS)
+	@$(BIN)/python paper_figures/merge_search.py
 
 # One thread a worker: the tests run side by side.
 test: lint
@@ -65,6 +71,11 @@ $(BASE): | $(BIN)/python
 $(DEV): | $(BIN)/python
 	@echo "installing evlgen, what it needs and what tests it (a minute, or some more where it must be downloaded)"
 	@$(PIP) -c constraints.txt -e '.[dev]' | $(BRIEF)
+	@rm -f $(VENV)/.installed-* && touch $(BASE) $(SEARCH) $@
+
+$(SEARCH): | $(BIN)/python
+	@echo "installing evlgen and what searches and figures need (a minute, or some more)"
+	@$(PIP) -c constraints.txt -e '.[search,figures]' | $(BRIEF)
 	@rm -f $(VENV)/.installed-* && touch $(BASE) $@
 
 clean:

@@ -1,0 +1,192 @@
+"""Figures of the searches: Pareto front, importance, history, learning rates.
+
+``python paper_figures/merge_search.py`` draws what ``sweeps/merge_search.py`` has left in
+``results/merge_search/NAME/SCALE/``, from these files alone, into the same folders as PDF and PNG, and the
+fronts of all merge spaces together into ``results/merge_search/pareto-SCALE.pdf``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+COLUMN = 3.3  # inches, the width of a column
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside colour, for print in grey
+LABELS = {"val_loss": "validation loss (nats a token)", "macs": "connector MACs (M)"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw the figures of the searches."""
+
+    results: Path = ROOT / "results"
+    """folder of the results"""
+    scale: str = ""
+    """smoke, mini or paper; default: each that has results"""
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0, or 2 if there is nothing to draw."""
+    arguments = tyro.cli(Arguments, args=argv, prog="paper_figures/merge_search.py", description=__doc__)
+    tables = sorted(arguments.results.glob(f"merge_search/*/{arguments.scale or '*'}/trials.csv"))
+    if not tables:
+        place = arguments.results / "merge_search" / "*" / (arguments.scale or "*") / "trials.csv"
+        print(f"error: {place}: none there; make them with `python sweeps/merge_search.py`", file=sys.stderr)
+        return 2
+    style()
+    for scale in dict.fromkeys(path.parent.name for path in tables):
+        fronts = {}
+        for path in tables:
+            name = path.parent.parent.name
+            if path.parent.name != scale or (front := draw(path.parent)) is None:
+                continue
+            if not name.endswith("-changed"):  # its runs answer another question
+                fronts[name] = front
+        if len(fronts) > 1:
+            save(pareto(fronts), arguments.results / "merge_search" / f"pareto-{scale}")
+    return 0
+
+
+def draw(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Draw the figures of one search; returns its trials and its front if it looked at MACs."""
+    trials, front = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "pareto.csv")
+    is_merge = "lr" not in trials
+    if is_merge:
+        save(pareto({folder.parent.name: (trials, front)}), folder / "pareto")
+    else:
+        save(learning_rates(trials), folder / "learning_rates")
+    save(history(trials), folder / "history")
+    importance = pd.read_csv(folder / "importance.csv")
+    if len(importance):
+        save(importances(importance), folder / "importance")
+    return (trials, front) if is_merge else None
+
+
+def style() -> None:
+    """Small type, thin lines, colours that the colour-blind can tell apart."""
+    sns.set_theme(context="paper", style="ticks", palette="colorblind", font_scale=0.8)
+    plt.rcParams.update({"pdf.fonttype": 42, "axes.linewidth": 0.6, "legend.frameon": False})
+
+
+def pareto(searches: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
+    """Loss against MACs: complete trials, the front of each search as a line, the run in force ringed."""
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.5), layout="constrained")
+    for color, marker, (name, (trials, front)) in zip(
+        sns.color_palette("colorblind"), MARKERS, searches.items(), strict=False
+    ):
+        done = trials[trials["state"] == "complete"]
+        axis.scatter(done["macs"] / 1e6, done["val_loss"], s=12, color=color, marker=marker, alpha=0.55, lw=0)
+        front = front.sort_values("macs")
+        axis.plot(
+            front["macs"] / 1e6,
+            front["val_loss"],
+            color=color,
+            marker=marker,
+            ms=4,
+            lw=1,
+            drawstyle="steps-post",
+            label=name,
+        )
+        force = done[done["in_force"] == "yes"]
+        axis.scatter(
+            force["macs"] / 1e6, force["val_loss"], s=60, facecolors="none", edgecolors="black", lw=0.8
+        )
+    axis.scatter([], [], s=60, facecolors="none", edgecolors="black", lw=0.8, label="in force")
+    return _finished(figure, axis, LABELS["macs"], LABELS["val_loss"])
+
+
+def importances(importance: pd.DataFrame) -> Figure:
+    """Bars, one panel an objective; one colour a part where there are several."""
+    objectives = list(dict.fromkeys(importance["objective"]))
+    rows = importance["parameter"].nunique() * max(1, importance["part"].nunique() / 2)
+    size = (COLUMN, 0.7 + 0.22 * rows * (1 if len(objectives) > 1 else 1.2))
+    figure, axes = plt.subplots(
+        1, len(objectives), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    several = importance["part"].nunique() > 1
+    for axis, objective in zip(axes[0], objectives, strict=True):
+        sns.barplot(
+            importance[importance["objective"] == objective],
+            x="importance",
+            y="parameter",
+            hue="part" if several else None,
+            order=sorted(set(importance["parameter"])),
+            legend=several and objective == objectives[-1],
+            ax=axis,
+        )
+        axis.set(xlim=(0, 1), ylabel="", xlabel="importance", title=LABELS[objective].split(" (")[0])
+        if legend := axis.get_legend():
+            legend.set_title("")
+    sns.despine(figure)
+    return figure
+
+
+def history(trials: pd.DataFrame) -> Figure:
+    """Loss of each trial, where a pruned one stood when it ended, and the best so far."""
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")
+    parts = list(dict.fromkeys(trials["part"]))
+    for color, marker, part in zip(sns.color_palette("colorblind"), MARKERS, parts, strict=False):
+        own = trials[trials["part"] == part]
+        done, pruned = own[own["state"] == "complete"], own[own["state"] == "pruned"]
+        axis.scatter(done["trial"], done["val_loss"], s=12, color=color, marker=marker, alpha=0.55, lw=0)
+        axis.scatter(
+            pruned["trial"],
+            pruned["last_loss"],
+            s=14,
+            facecolors="none",
+            edgecolors=color,
+            marker=marker,
+            lw=0.6,
+        )
+        axis.plot(
+            done["trial"], done["val_loss"].cummin(), color=color, lw=1, drawstyle="steps-post", label=part
+        )
+    axis.scatter([], [], s=14, facecolors="none", edgecolors="grey", lw=0.6, label="pruned")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    return _finished(figure, axis, "trial", LABELS["val_loss"])
+
+
+def learning_rates(trials: pd.DataFrame) -> Figure:
+    """Loss against the peak learning rate, one colour and mark a part; the rate in force ringed."""
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.5), layout="constrained")
+    parts = list(dict.fromkeys(trials["part"]))
+    for color, marker, part in zip(sns.color_palette("colorblind"), MARKERS, parts, strict=False):
+        done = trials[(trials["part"] == part) & (trials["state"] == "complete")].sort_values("lr")
+        axis.plot(done["lr"], done["val_loss"], color=color, marker=marker, ms=3, lw=0.8, label=part)
+        force = done[done["in_force"] == "yes"]
+        axis.scatter(force["lr"], force["val_loss"], s=60, facecolors="none", edgecolors="black", lw=0.8)
+    axis.scatter([], [], s=60, facecolors="none", edgecolors="black", lw=0.8, label="in force")
+    axis.set_xscale("log")
+    return _finished(figure, axis, "peak learning rate", LABELS["val_loss"])
+
+
+def _finished(figure: Figure, axis: Axes, x: str, y: str) -> Figure:
+    axis.set(xlabel=x, ylabel=y)
+    axis.legend(fontsize="x-small", handlelength=1.2)
+    sns.despine(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As PDF (without a date, so that the same results give the same file) and as PNG."""
+    undated: dict[str, Any] = {"CreationDate": None}
+    figure.savefig(path.with_suffix(".pdf"), metadata=undated)
+    figure.savefig(path.with_suffix(".png"), dpi=300)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
