@@ -2,7 +2,8 @@
 
 An experiment says ``evlgen(scale, pairs="11M", steps=150)`` in the paper's words and gets the run that plays
 this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` five thousand updates of the
-paper become eight, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions.
+paper become eight, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions. BLIP-2's
+two stages divide their time otherwise: a stage 2 of 128 updates would end before it uses the image at all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from evlgen.errors import UserError
 
 Pairs = Literal["104M", "11M"]
 Language = Literal["opt", "vicuna"]
+PARTS = ("tomeformer", "qformer", "stage1", "stage2")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Scale:
 
     Attributes:
         seeds: seeds of a run by default.
-        updates: number of updates that stand for a thousand of the paper's.
+        updates: number of updates that stand for a thousand of the paper's, by part: ``tomeformer``,
+            ``qformer`` (in a single stage), ``stage1`` and ``stage2``.
         lr, warmup, init: peak learning rate, share of the updates that warm up to it, initial weights of the
             connector, by part; see CALIBRATION.md for how the miniature's were found.
         data, reduced: pools in the roles of the 104M and the 11M pairs.
@@ -40,7 +43,7 @@ class Scale:
 
     name: str
     seeds: int
-    updates: float
+    updates: dict[str, float]
     batch_size: int
     lr: dict[str, float]
     warmup: dict[str, float]
@@ -79,11 +82,11 @@ _MINI_QFORMER = QFormerConfig(
 _MINI = Scale(
     name="mini",
     seeds=3,
-    updates=1.6,
+    updates={"tomeformer": 1.6, "qformer": 1.6, "stage1": 0.96, "stage2": 5.0},
     batch_size=32,
-    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3},
-    warmup={"tomeformer": 0.15, "qformer": 0.15, "stage1": 0.15},
-    init={"tomeformer": "random", "qformer": "random", "stage1": "mini-bert"},
+    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3},
+    warmup={"tomeformer": 0.15, "qformer": 0.3, "stage1": 0.15, "stage2": 0.3},
+    init={"tomeformer": "random", "qformer": "random", "stage1": "mini-bert", "stage2": "random"},
     tomeformer=_MINI_TOMEFORMER,
     qformer=_MINI_QFORMER,
     vision="mini-vit",
@@ -109,7 +112,7 @@ _SMOKE = dataclasses.replace(
     _MINI,
     name="smoke",
     seeds=1,
-    updates=0.12,  # 250K -> 30
+    updates=dict.fromkeys(PARTS, 0.12),  # 250K -> 30
     batch_size=16,
     data=DataConfig(pools=(("web", 120), ("ccs", 32), ("coco", 8))),
     reduced=(("ccs", 32), ("coco", 8)),
@@ -133,11 +136,11 @@ _SMOKE = dataclasses.replace(
 _PAPER = Scale(
     name="paper",
     seeds=1,
-    updates=1000.0,
+    updates=dict.fromkeys(PARTS, 1000.0),
     batch_size=1600,
-    lr={"tomeformer": 1e-4, "qformer": 1e-4, "stage1": 1e-4},
-    warmup={"tomeformer": 0.02, "qformer": 0.02, "stage1": 0.02},
-    init=dict.fromkeys(("tomeformer", "qformer", "stage1"), "bert-base-uncased"),
+    lr=dict.fromkeys(PARTS, 1e-4),
+    warmup=dict.fromkeys(PARTS, 0.02),
+    init=dict.fromkeys(PARTS, "bert-base-uncased"),
     tomeformer=TomeFormerConfig(),
     qformer=QFormerConfig(),
     vision="eva-clip-g",
@@ -197,7 +200,8 @@ def blip2(
     stage2_steps: int = 80,
 ) -> RunConfig:
     """BLIP-2 in its two stages; stage 1 is a run of its own that rows may share."""
-    second = blip2_single_stage(scale, language=language, pairs=pairs, steps=stage2_steps)
+    chosen = get(scale)
+    second = _run(chosen, "stage2", chosen.qformer, language, pairs, stage2_steps)
     return dataclasses.replace(second, init_from=blip2_stage1(scale, pairs=pairs, steps=stage1_steps))
 
 
@@ -215,7 +219,7 @@ def blip2_stage1(scale: str, *, pairs: Pairs = "104M", steps: int = 250) -> RunC
 def _run(
     scale: Scale, part: str, connector: ConnectorConfig, language: Language, pairs: Pairs, steps: int
 ) -> RunConfig:
-    updates, lr = max(2, round(steps * scale.updates)), scale.lr[part]
+    updates, lr = max(2, round(steps * scale.updates[part])), scale.lr[part]
     data = scale.data if pairs == "104M" else dataclasses.replace(scale.data, pools=scale.reduced)
     return RunConfig(
         connector=dataclasses.replace(connector, init=scale.init[part]),
