@@ -39,7 +39,7 @@ from evlgen.model import (
     save_trained,
 )
 
-__all__ = ["Progress", "TrainingData", "learning_rate", "load_training_data", "train"]
+__all__ = ["Progress", "Stop", "TrainingData", "learning_rate", "load_training_data", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,10 @@ class Progress:
     steps: int
     loss: float | None
     rate: float
+
+
+class Stop(Exception):
+    """Raised by a ``progress`` function: end the training after this step, with a checkpoint of it."""
 
 
 # ------------------------------------------------------------------------------------------ optimiser
@@ -138,7 +142,7 @@ def train(
     Args:
         folder: the run's folder; a checkpoint in it is taken up.
         data: from `load_training_data`.
-        progress: called now and then. What it raises ends the training.
+        progress: called now and then. What it raises ends the training; `Stop` does after a checkpoint.
         init_folder: folder of the finished ``represent`` run to start from, for a config with ``init_from``.
         model: the model to train, instead of the one that ``config`` describes.
 
@@ -150,6 +154,7 @@ def train(
     Raises:
         UserError: config and data do not fit, the checkpoint is another run's, or the disk is full.
         FloatingPointError: the loss is no longer a number.
+        Stop: ``progress`` asked for it; the checkpoint is written, and a later call ends with the same bits.
     """
     optim = config.optim
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,14 +165,16 @@ def train(
     for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
         remove_leftovers(folder / name)
     saved = load_checkpoint(folder)
+    losses: list[Tensor] = []  # since the last line of the log
     if saved is not None:
         watch.set(_restore(state, saved, identity, folder))
+        losses = [loss.to(device) for loss in saved.get("losses", ())]
     start = state.step
     _cut_metrics(folder / METRICS, start)
 
     every = max(1, optim.steps // _LOG_POINTS)
-    losses: list[Tensor] = []  # since the last line of the log
     last_loss: float | None = None
+    stop: Stop | None = None
     logged_at = watch.read()
     reported_at = pace = 0.0
     while state.step < optim.steps:
@@ -175,7 +182,7 @@ def train(
         is_last = step + 1 == optim.steps
         is_validation = is_last or (step + 1) % optim.eval_every == 0
         is_checkpoint = is_last or (step + 1) % optim.checkpoint_every == 0
-        # A checkpoint is always at a line of the log, so it need not hold the losses in between.
+        # A checkpoint that was planned is at a line of the log; only one at a stop holds losses in between.
         is_logged = is_checkpoint or is_validation or step == 0 or (step + 1) % every == 0
 
         batch = draw_batch(data.pools, config.seed, step, optim.batch_size).to(device)
@@ -201,17 +208,20 @@ def train(
             logged_at = watch.read()
         if is_logged or time.monotonic() - reported_at > _PROGRESS_SECONDS:
             reported_at = time.monotonic()
-            progress(Progress("train", state.step, optim.steps, last_loss, pace))
+            stop = _report(progress, Progress("train", state.step, optim.steps, last_loss, pace))
         if is_validation:
             with watch.paused():
-                progress(Progress("validate", state.step, optim.steps, last_loss, pace))
+                now = Progress("validate", state.step, optim.steps, last_loss, pace)
+                stop = _report(progress, now) or stop
                 with autocast(device, optim.precision):
                     state.validation = validate(state.model, data.validation)
             line |= state.validation
-        if line:
-            _append_metrics(folder / METRICS, line, to_disk=is_checkpoint)
-        if is_checkpoint:
-            save_checkpoint(folder, _snapshot(state, watch.read(), identity))
+        if line or stop is not None:
+            _append_metrics(folder / METRICS, line, to_disk=is_checkpoint or stop is not None)
+        if is_checkpoint or stop is not None:
+            save_checkpoint(folder, {**_snapshot(state, watch.read(), identity), "losses": losses})
+        if stop is not None:
+            raise stop
 
     config_hash = hashlib.sha256(identity["config"].encode()).hexdigest()[:16]
     save_trained(state.model, folder / CONNECTOR, {**identity, "config_hash": config_hash})
@@ -223,6 +233,15 @@ def train(
         "trained_parameters": sum(p.numel() for p in state.model.parameters()),
         **state.validation,
     }
+
+
+def _report(progress: Callable[[Progress], None], now: Progress) -> Stop | None:
+    """Tell where the run is; returns the wish to stop, which is for the end of the step."""
+    try:
+        progress(now)
+    except Stop as stop:
+        return stop
+    return None
 
 
 def _check(config: RunConfig, data: TrainingData, device: torch.device, init_folder: Path | None) -> None:
@@ -327,7 +346,8 @@ def _restore(state: _State, saved: dict[str, Any], identity: dict[str, str], fol
 
 def _append_metrics(path: Path, line: dict[str, float], to_disk: bool) -> None:
     with disk_errors(path), path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        if line:
+            file.write(json.dumps(line) + "\n")
         if to_disk:  # a checkpoint must not outlive the lines before it
             file.flush()
             os.fsync(file.fileno())
