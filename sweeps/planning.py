@@ -89,9 +89,7 @@ def missing_features(tasks: Iterable[local.Task]) -> list[local.Task]:
 
     A wrong guess costs time at most: a run makes for itself what it does not find.
     """
-    from evlgen.data.features import cache_folder
-
-    folder = cache_folder() / "features"
+    folder = store.cache_folder() / "features"
     return [
         task
         for task in tasks

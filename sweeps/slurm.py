@@ -210,18 +210,20 @@ def submit(
         raise UserError("--executor slurm: there is no sbatch here; type this on a login node of the cluster")
     largest = profile.max_array or _max_array()
     room = profile.max_jobs - len({job.id for job in queued.values()})
-    count = number = left = 0
-    before: list[str] = []
+    packed = []
     for tasks in phases:
         chunks = pack(tasks, seconds, profile)
-        left += sum(len(chunk) for chunk in chunks[max(0, room - count) :])
-        chunks = chunks[: max(0, room - count)]
+        packed.append((chunks[: max(0, room)], chunks[max(0, room) :]))
+        room -= len(chunks)
+    left = sum(len(chunk) for _, rest in packed for chunk in rest)
+    count = number = 0
+    before: list[str] = []
+    for chunks, _ in packed:
         ids: list[str] = []
         for array in arrays(chunks, largest):
-            others = {
-                queued[need].id for chunk in array for task in chunk for need in task.needs if need in queued
-            }
-            ids.append(_submit_array(sweep, array, profile, [*before, *sorted(others)], left))
+            needs = {need for chunk in array for task in chunk for need in task.needs}
+            others = sorted({queued[need].id for need in needs if need in queued})
+            ids.append(_submit_array(sweep, array, profile, [*before, *others], left))
             count, number = count + len(array), number + 1
         before = before + ids
     return Submission(count, number, left)

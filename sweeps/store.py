@@ -38,6 +38,11 @@ def results_folder() -> Path:
     return Path(os.environ.get("EVLGEN_RESULTS") or ROOT / "results")
 
 
+def cache_folder() -> Path:
+    """What `evlgen.data.features.cache_folder` says, without importing torch for it."""
+    return Path(os.environ.get("EVLGEN_CACHE") or ROOT / ".cache")
+
+
 @functools.cache
 def code_version() -> str:
     """Hash of the library's code, without comments, docstrings and layout, and of the shipped weights."""
