@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ def execute(runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
         store.prepare(run, config)
         task = run_task(run, config)
         tasks.append(dataclasses.replace(task, needs=tuple(need for need in task.needs if need in here)))
+    random.Random(os.getpid()).shuffle(tasks)  # launchers side by side should not all want the same run next
     return _run_tasks(tasks, runs, workers)
 
 

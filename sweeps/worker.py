@@ -47,11 +47,11 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
         if store.read_if_whole(folder / "outcome.json") is None:
             _train(config, folder, tell, init_folder)
         return
-    # Another launcher may be at this run: then wait for what it makes of it.
+    pause = 0.05  # Another launcher may be at this run: then wait for what it makes of it.
     while (claim := claims.claim(folder, devices=int(os.environ.get("WORLD_SIZE", "1")))) is None:
         if local.stopping():
             raise local.Stopped
-        time.sleep(0.5)
+        time.sleep(pause := min(1.3 * pause, 5.0))
 
     def report(progress: Any) -> None:
         claim.note |= {

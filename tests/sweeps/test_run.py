@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from sweeps import store
+
 ROOT = Path(__file__).parents[2]
 # Stage 1, stage 2, both LLMs and EVLGen, for a few updates and without captions.
 SMALL = [
@@ -138,6 +140,20 @@ def test_two_launchers_share_the_work(undisturbed: Sandbox, sandbox: Sandbox) ->
     for run in sandbox.metrics():
         log = (sandbox.folder / "runs" / run / "log.txt").read_text()
         assert log.count("parameters:") == 1, "trained twice"
+
+
+def test_two_launchers_race_on_fifty_runs(sandbox: Sandbox) -> None:
+    many = ["table2", "--scale", "smoke", "--rows", "EVLGen", "--seeds", "25", "--workers", "1"]
+    many += ["--set", "evaluation.sets=[]", "--set", "optim.steps=2", "--set", "evaluation.validation=4"]
+    launchers = [sandbox.start(*many), sandbox.start(*many)]
+    for launcher in launchers:
+        output, _ = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, output
+    assert len(sandbox.metrics()) == 50
+    for run in sandbox.metrics():
+        assert (sandbox.folder / "runs" / run / "log.txt").read_text().count("parameters:") == 1
+        store.read_json(sandbox.folder / "runs" / run / "provenance.json")  # whole
+    assert not list((sandbox.folder / "runs").rglob("*.tmp"))
 
 
 def test_ctrl_c_keeps_what_is_done(sandbox: Sandbox) -> None:
