@@ -1,12 +1,11 @@
 """What scheduling costs: ``python benchmarks/scheduling.py``; a few minutes, and a temporary folder for runs.
 
-Three figures, and what is aimed at: the local pool's overhead for a run beyond its training (50 ms), a dry run
-of 10,000 runs (5 s) and the status of 10,000 runs (1 s), these as whole commands.
+Three figures, and what is aimed at: the local pool's overhead for a run beyond its training (50 ms), a dry
+run of 10,000 runs (5 s) and the status of 10,000 runs (1 s), these two as whole commands.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evlgen.config import RunConfig, to_json
 from experiments.base import seeded
@@ -25,6 +24,7 @@ from experiments.scales import evlgen
 from sweeps import local, store
 from sweeps.planning import feature_tasks, load, run_task, unique_runs
 
+ROOT = Path(__file__).resolve().parents[1]
 MANY = 10_000
 
 
@@ -85,19 +85,16 @@ def store_quickly(path: Path, value: dict[str, object]) -> None:
 def command(*arguments: str) -> float:
     """Seconds that a command takes, start of Python and all."""
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, str(ROOT / "sweeps" / "run.py"), *arguments], check=True, capture_output=True
-    )
+    program = [sys.executable, str(ROOT / "sweeps" / "run.py")]
+    subprocess.run([*program, *arguments], check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack():
+    with tempfile.TemporaryDirectory() as folder:
         os.environ["EVLGEN_RUNS"] = f"{folder}/runs"
         total, beyond = overhead()
-        print(
-            f"a run of 2 updates in a warm worker: {total:.0f} ms, of which scheduling {beyond:.1f} ms (aim: < 50)"
-        )
+        print(f"a run of 2 updates in a warm worker: {total:.0f} ms, scheduling {beyond:.1f} ms (aim: < 50)")
         os.environ["EVLGEN_RUNS"] = f"{folder}/many"
         experiment = load("table2", "mini")
         seeds = MANY // len(unique_runs(experiment, 1))

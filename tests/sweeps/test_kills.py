@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,11 @@ def work(folder: str, cache: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the features; everything is imported for the processes, so that they begin at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.sweeps.test_kills", "evlgen.evaluation", "evlgen.data.pairs"])
-    yield tmp_path_factory.mktemp("cache")
+    return tmp_path_factory.mktemp("cache")
 
 
 def start(folder: Path, cache: Path) -> Any:
