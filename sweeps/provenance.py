@@ -21,6 +21,7 @@ from evlgen.files import sha256_of, write_atomic
 from sweeps.store import ROOT, code_version, write_json
 
 DIFF = "diff.patch"
+_POWERCAP = Path("/sys/class/powercap")
 _DIFF_BYTES = 2**20  # of a larger difference only the beginning is kept, beside the hash of all of it
 
 
@@ -104,7 +105,7 @@ def energy_counters() -> dict[str, tuple[float, float]]:
     root alone).
     """
     counters = _gpu_counters()
-    for zone in sorted(Path("/sys/class/powercap").glob("intel-rapl:*")):
+    for zone in sorted(_POWERCAP.glob("intel-rapl:*")):
         if zone.name.count(":") == 1:  # a package; its parts are in it
             with contextlib.suppress(OSError, ValueError):
                 value, limit = (
@@ -163,12 +164,10 @@ def _difference() -> bytes:
 
 def _git(*arguments: str) -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return answer.stdout.decode(errors="replace").strip()
 
 
 def _processor() -> str:

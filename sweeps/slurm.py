@@ -25,6 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 from evlgen.errors import UserError
 from sweeps import claims, store
 from sweeps.local import Task
@@ -101,9 +106,8 @@ def read_profile(path: str, changes: Mapping[str, Any]) -> Profile:
     """
     values: dict[str, Any] = {}
     if path:
-        toml = __import__("tomllib" if sys.version_info >= (3, 11) else "tomli")
         try:
-            values = toml.loads(Path(path).read_text())
+            values = tomllib.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"--cluster {path}: {getattr(error, 'strerror', None) or error}") from error
     return make_profile({**values, **changes}, path or "the flags")
