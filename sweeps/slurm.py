@@ -255,7 +255,8 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
         "job": None,
     }
     store.write_json(path, record)
-    executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=profile.max_requeues)
+    python = shlex.join([sys.executable, str(store.ROOT / "sweeps" / "slurm_start.py")])
+    executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=profile.max_requeues, python=python)
     executor.update_parameters(**_parameters(f"{_PREFIX}{sweep}-{batch}", profile, after))
     chunks = [Chunk(str(path.resolve()), index) for index in range(len(array))]
     ids = _patiently(lambda: _submitted(executor, chunks), lambda: path.unlink())

@@ -59,6 +59,7 @@ class Chunk:
         # failure of their run that the first one leaves it.
         for number in (signal.SIGTERM,) if os.environ.get("RANK", "0") == "0" else local.STOP_SIGNALS:
             signal.signal(number, self._terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, local.STOP_SIGNALS)  # what came meanwhile comes now
         outcome = local.execute(tasks, batch["profile"]["workers"], _note)
         if "stopped" in outcome.values():
             self._await_end()

@@ -20,8 +20,8 @@ SlurmctldHost=localhost
 SlurmctldPort={controller}
 SlurmdPort={daemon}
 AuthType=auth/munge
-# A requeued job waits for the end of its credentials.
-AuthInfo=socket={folder}/munge.sock,cred_expire=2
+# A requeued job waits for the end of its credentials; 5 seconds are the least.
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -108,8 +108,10 @@ class Cluster:
             with contextlib.suppress(OSError, ValueError, psutil.Error):
                 process = psutil.Process(int((self.folder / name).read_text()))
                 process.terminate()
-                with contextlib.suppress(psutil.TimeoutExpired):
+                try:
                     process.wait(10)
+                except psutil.TimeoutExpired:
+                    process.kill()
         for process in self._steps():
             with contextlib.suppress(psutil.Error):
                 process.kill()
