@@ -1,4 +1,4 @@
-"""Start of a SLURM job's Python: ``slurm_start.py ARGUMENTS`` is ``python ARGUMENTS``, deaf to signals at first.
+"""Start of a SLURM job's Python: ``slurm_start.py ARGUMENTS`` is ``python ARGUMENTS``, but deaf at first.
 
 Importing takes a while, on a slow file system many seconds, and a signal that comes before anybody minds it
 would end the job as a failure. So both wait, across the exec, until `sweeps.slurm_job.Chunk` lets them in.
