@@ -16,6 +16,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import psutil
 
 PERIOD = float(os.environ.get("EVLGEN_BEAT_SECONDS") or 15.0)  # between two beats
 MISSED = 6  # beats, after which an owner counts as dead
+_KEPT = 20  # claims of a turn: more than can come between a look into the folder and the claim
 
 
 @dataclass
@@ -108,6 +110,28 @@ def claim(folder: Path, devices: int = 1) -> Claim | None:
     taken = Claim(folder, number + 1, before, devices)
     taken.start()
     return taken
+
+
+@contextlib.contextmanager
+def turn(folder: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """For work that processes do one after the other; a process that dies in it holds up nobody for long.
+
+    Args:
+        wait: called once if another process is at it.
+    """
+    held = claim(folder)
+    if held is None:
+        wait()
+    while held is None:
+        time.sleep(0.1)
+        held = claim(folder)
+    try:
+        yield
+    finally:
+        held.release()
+        for number in range(1, held.number - _KEPT):  # unlike a run's claims, these would grow for ever
+            for kind in ("claim", "beat"):
+                (folder / f"{kind}-{number}.json").unlink(missing_ok=True)
 
 
 def last_claim(names: list[str]) -> int:

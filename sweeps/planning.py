@@ -9,6 +9,7 @@ import importlib
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from evlgen.config import RunConfig, from_json, with_value
 from evlgen.errors import UserError
@@ -122,23 +123,23 @@ def expected_cost(config: RunConfig) -> float:
     return samples * (3.0 if config.stage == "represent" else 1.0)
 
 
-def _shape(config: RunConfig) -> tuple[object, ...]:
+def shape(config: RunConfig) -> tuple[object, ...]:
     """What a sample's cost depends on."""
     return config.connector, config.stage, config.language
 
 
-def measured_rates(runs: Mapping[str, RunConfig]) -> dict[tuple[object, ...], float]:
+def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict[tuple[object, ...], float]:
     """Seconds of a process for a sample, all told, by shape of run: from one complete run of each.
 
     Complete runs among ``runs`` are asked first, then some others in the store.
     """
     rates: dict[tuple[object, ...], float] = {}
-    wanted = {_shape(config) for config in runs.values()}
+    wanted = {shape(config) for config in runs.values()}
     root = store.store_folder()
     for run, config in runs.items():
         if wanted <= rates.keys():
             return rates
-        if _shape(config) not in rates:
+        if shape(config) not in rates:
             _measure(root / run, config, rates)
     others = (path.parent for path in root.glob("*/result.json")) if root.exists() else iter(())
     for folder in itertools.islice(others, _OTHERS):
@@ -154,10 +155,10 @@ def _measure(folder: Path, config: RunConfig, rates: dict[tuple[object, ...], fl
         result = store.read_json(folder / "result.json")
         if result is not None:
             spent = store.state(folder, 0.0).device_seconds or result["metrics"]["train_seconds"]
-            rates.setdefault(_shape(config), spent / result["metrics"]["samples"])
+            rates.setdefault(shape(config), spent / result["metrics"]["samples"])
 
 
 def expected_seconds(config: RunConfig, rates: dict[tuple[object, ...], float]) -> float | None:
     """Seconds of a process that a run will take, None if no run of its kind was measured."""
-    rate = rates.get(_shape(config))
+    rate = rates.get(shape(config))
     return None if rate is None else rate * config.optim.steps * config.optim.batch_size

@@ -336,19 +336,9 @@ def _max_array() -> int:
 @contextlib.contextmanager
 def launching() -> Iterator[None]:
     """Only one launcher at a time looks at the queue and submits; one that died is not waited for long."""
-    told = False
-    while (claim := claims.claim(_folder())) is None:
-        if not told:
-            print("another launcher is submitting to this store: waiting for it", flush=True)
-            told = True
-        time.sleep(0.5)
-    try:
+    waiting = "another launcher is submitting to this store: waiting for it"
+    with claims.turn(_folder(), lambda: print(waiting, flush=True)):
         yield
-    finally:
-        claim.release()
-        for number in range(1, claim.number - 20):  # unlike a run's, these grow with every command
-            for kind in ("claim", "beat"):
-                (_folder() / f"{kind}-{number}.json").unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------- queue

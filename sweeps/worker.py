@@ -97,6 +97,8 @@ def _train(
     config: RunConfig, folder: Path, report: Tell, init_folder: str | None
 ) -> tuple[dict[str, float], str]:
     """Summary of the training, and fingerprint of its data."""
+    import torch
+
     from evlgen import training
     from evlgen.data.pairs import load_training_data
 
@@ -104,6 +106,10 @@ def _train(
     if first is not None and store.read_if_whole(first / "outcome.json") is None:
         raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
     data = load_training_data(config)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
+        from evlgen.distributed import init_from_environment  # type: ignore[import-not-found,unused-ignore]
+
+        init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint
 
 

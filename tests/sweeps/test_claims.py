@@ -106,3 +106,24 @@ def test_what_attempts_have_cost_adds_up(tmp_path: Path) -> None:
     assert beat is not None
     assert beat["device_seconds"] == pytest.approx(820, rel=0.01)
     assert beat["ended"] == "done"
+
+
+def test_turns_are_taken_one_after_the_other_and_leave_few_files(tmp_path: Path) -> None:
+    inside = most = 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(15):
+            with claims.turn(tmp_path):
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert claims.last_claim([path.name for path in tmp_path.iterdir()]) == 45
+    assert len(list(tmp_path.iterdir())) <= 2 * (claims._KEPT + 2)

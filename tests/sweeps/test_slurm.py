@@ -250,8 +250,9 @@ def test_a_time_limit_stops_the_work_in_time_and_the_job_comes_back(
 ) -> None:
     task = Task("work", "runner_tasks:until_stopped", (str(tmp_path),))
     submit([task], dataclasses.replace(ONE_EACH, time="1", signal_seconds=20))
-    until(lambda: (tmp_path / "started").exists())
-    until((tmp_path / "finished").exists, 180)
+    until((tmp_path / "saved").exists)  # the limit has struck
+    cluster.slurm("scontrol", "update", f"jobid={job_of('work')}", "timelimit=10")
+    until((tmp_path / "finished").exists)
     assert (tmp_path / "saved").exists()
     until(queue_is_empty)
 
