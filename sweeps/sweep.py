@@ -206,14 +206,17 @@ def wait(sweep: Sweep, profile: slurm.Profile | None) -> int:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
         shown, pause = line, pause * 1.2 if line == shown else _POLL_SECONDS[0]
         ours = slurm.batches(sweep.name)
+        is_busy = bool(slurm.submitted(ours) & queued.keys()) or any(
+            one.name == "running" for one in now.values()
+        )
         latest = next(reversed(ours), None)
         if latest is not None and ours[latest]["left"] and not slurm.is_cancelled(latest):
-            chosen = profile or slurm.profile_of(ours.values())
-            if chosen is not None and len({job.id for job in queued.values()}) < chosen.max_jobs:
+            chosen = profile or slurm.profile_of(ours.values()) or slurm.Profile()
+            is_full = len({job.id for job in queued.values()}) >= chosen.max_jobs
+            if not is_full:
                 with slurm.launching():
-                    _submit(sweep, chosen, ("pending", "stopped"))
-        elif not slurm.submitted(ours) & queued.keys() and not any(
-            state.name == "running" for state in now.values()
-        ):
+                    is_busy = _submit(sweep, chosen, ("pending", "stopped")).jobs > 0 or is_busy
+            is_busy = is_busy or is_full
+        if not is_busy:
             return conclude(sweep)
         time.sleep(min(pause, _POLL_SECONDS[1]))
