@@ -49,7 +49,7 @@ from evlgen.model import (
 )
 from evlgen.throughput import peak_flops, training_flops
 
-__all__ = ["Progress", "TrainingData", "learning_rate", "load_training_data", "train"]
+__all__ = ["Progress", "Stop", "TrainingData", "learning_rate", "load_training_data", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,10 @@ class Progress:
     steps: int
     loss: float | None
     rate: float
+
+
+class Stop(Exception):
+    """Raised by a ``progress`` function: end the training after this step, with a checkpoint of it."""
 
 
 # ------------------------------------------------------------------------------------------ optimiser
@@ -153,7 +157,7 @@ def train(
     Args:
         folder: the run's folder; a checkpoint in it is taken up.
         data: from `load_training_data`.
-        progress: called now and then. What it raises ends the training.
+        progress: called now and then. What it raises ends the training; `Stop` does after a checkpoint.
         init_folder: folder of the finished ``represent`` run to start from, for a config with ``init_from``.
         model: the model to train, instead of the one that ``config`` describes.
 
@@ -165,6 +169,7 @@ def train(
     Raises:
         UserError: config and data do not fit, the checkpoint is another run's, or the disk is full.
         FloatingPointError: the loss is no longer a number.
+        Stop: ``progress`` asked for it; the checkpoint is written, and a later call ends with the same bits.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with joined() as ranks:
@@ -186,8 +191,10 @@ def _train(
     watch = _Stopwatch()
     identity = {"config": json.dumps(to_json(config), sort_keys=True), "data": data.fingerprint}
     saved = _load_newest(folder, ranks)
+    losses: list[Tensor] = []  # since the last line of the log
     if saved is not None:
         watch.set(_restore(state, saved, identity, folder, ranks))
+        losses = [loss.to(device) * ranks.is_first for loss in saved.get("losses", ())]
         del saved
     ranks.copy_from_first(state.model)
     start = state.step
@@ -203,8 +210,8 @@ def _train(
             flops = training_flops(state.model, batch)
 
     every = max(1, optim.steps // _LOG_POINTS)
-    losses: list[Tensor] = []  # since the last line of the log
     last_loss: float | None = None
+    stop: Stop | None = None
     logged_at = watch.read()
     reported_at = pace = 0.0
     while state.step < optim.steps:
@@ -212,7 +219,7 @@ def _train(
         is_last = step + 1 == optim.steps
         is_validation = is_last or (step + 1) % optim.eval_every == 0
         is_checkpoint = is_last or (step + 1) % optim.checkpoint_every == 0
-        # A checkpoint is always at a line of the log, so it need not hold the losses in between.
+        # A checkpoint that was planned is at a line of the log; only one at a stop holds losses in between.
         is_logged = is_checkpoint or is_validation or step == 0 or (step + 1) % every == 0
 
         batches = (
@@ -249,17 +256,22 @@ def _train(
             logged_at = watch.read()
         if ranks.is_first and (is_logged or time.monotonic() - reported_at > _PROGRESS_SECONDS):
             reported_at = time.monotonic()
-            progress(Progress("train", state.step, optim.steps, last_loss, pace))
+            stop = _report(progress, Progress("train", state.step, optim.steps, last_loss, pace), ranks)
         if is_validation:
             with watch.paused():
-                if ranks.is_first:
-                    progress(Progress("validate", state.step, optim.steps, last_loss, pace))
+                now = Progress("validate", state.step, optim.steps, last_loss, pace)
+                stop = _report(progress, now, ranks) or stop
                 state.validation = _validate(state, data, config, device, ranks)
             line |= state.validation
-        if line and ranks.is_first:
-            _append_metrics(folder / METRICS, line, to_disk=is_checkpoint)
-        if is_checkpoint and ranks.is_first:
-            save_checkpoint(folder, _snapshot(state, watch.read(), identity, ranks))
+        stops: bool = ranks.tell(stop is not None)
+        if ranks.is_first and (line or stops):
+            _append_metrics(folder / METRICS, line, to_disk=is_checkpoint or stops)
+        if is_checkpoint or stops:
+            whole = [ranks.sum(loss.clone()) for loss in losses]  # none but at a stop between two lines
+            if ranks.is_first:
+                save_checkpoint(folder, {**_snapshot(state, watch.read(), identity, ranks), "losses": whole})
+        if stops:
+            raise stop or Stop
 
     if ranks.is_first:
         config_hash = hashlib.sha256(identity["config"].encode()).hexdigest()[:16]
@@ -274,6 +286,17 @@ def _train(
     }
     told: dict[str, float] = ranks.tell(result)  # nobody leaves before the files are there
     return told
+
+
+def _report(progress: Callable[[Progress], None], now: Progress, ranks: Ranks) -> Stop | None:
+    """Tell where the run is, on rank 0; returns the wish to stop, which is for the end of the step."""
+    if not ranks.is_first:
+        return None
+    try:
+        progress(now)
+    except Stop as stop:
+        return stop
+    return None
 
 
 def _parts(optim: OptimConfig, ranks: Ranks) -> list[slice]:
@@ -508,7 +531,8 @@ def _restore(
 
 def _append_metrics(path: Path, line: dict[str, float], to_disk: bool) -> None:
     with disk_errors(path), path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        if line:
+            file.write(json.dumps(line) + "\n")
         if to_disk:  # a checkpoint must not outlive the lines before it
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,12 @@
-"""A pool of warm processes on this machine: torch is imported once in each, and one that dies is replaced."""
+"""A pool of warm processes on this machine: torch is imported once in each, and one that dies is replaced.
+
+A worker that gets SIGTERM or SIGUSR2 ends at its next good moment (`stopping`): SLURM sends these before it
+takes a node away.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -40,23 +45,38 @@ class _Worker:
     task: Task | None = None
 
 
-# kind ("start", "progress", "done", "failed", "blocked"), key, detail
+# kind ("start", "progress", "done", "failed", "stopped", "blocked"), key, detail
 Event = Callable[[str, str, Any], None]
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+_stopping = threading.Event()
+
+
+class Stopped(Exception):
+    """A task ended because it was told to; it can be taken up again."""
+
+
+def stopping() -> bool:
+    """Whether this worker was told to stop: save what there is and raise `Stopped`."""
+    return _stopping.is_set()
 
 
 def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
     """Execute all tasks; a failure stops only those that need it.
 
     Returns:
-        For each key ``done``, ``failed`` or ``blocked``.
+        For each key ``done``, ``failed``, ``stopped`` or ``blocked``.
     """
+    unknown = {need for task in tasks for need in task.needs} - {task.key for task in tasks}
+    if unknown:
+        raise ValueError(f"tasks need what nobody does: {', '.join(sorted(unknown))}")
     outcome: dict[str, str] = {}
     waiting = sorted(tasks, key=lambda t: -t.cost)
     pool = [_start() for _ in range(min(workers, max(1, len(tasks))))]
     try:
         while len(outcome) < len(tasks):
             for task in list(waiting):
-                if any(outcome.get(need) in ("failed", "blocked") for need in task.needs):
+                if any(outcome.get(need) in ("failed", "stopped", "blocked") for need in task.needs):
                     waiting.remove(task)
                     outcome[task.key] = "blocked"
                     event("blocked", task.key, None)
@@ -67,7 +87,8 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
                 worker.task = next(ready, None)
                 if worker.task is not None:
                     waiting.remove(worker.task)
-                    worker.pipe.send((worker.task.function, worker.task.arguments))
+                    with contextlib.suppress(OSError):  # it has just ended, as will be seen below
+                        worker.pipe.send((worker.task.function, worker.task.arguments))
                     event("start", worker.task.key, None)
             busy = [w for w in pool if w.task is not None]
             if not busy:
@@ -79,18 +100,20 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
                     kind, detail = worker.pipe.recv()
                 except EOFError:
                     worker.process.join()
-                    code = worker.process.exitcode
-                    name = (
-                        signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-                    )
-                    kind, detail = "failed", f"its process died ({name})"
-                    pool[pool.index(worker)] = replacement = _start()
-                    replacement.task, worker = worker.task, replacement
+                    code = worker.process.exitcode or 0
+                    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    kind, detail = ("failed", f"its process died ({name})") if code else ("stopped", None)
+                    if code:
+                        pool[pool.index(worker)] = replacement = _start()
+                        replacement.task, worker = worker.task, replacement
                 assert worker.task is not None
                 event(kind, worker.task.key, detail)
-                if kind in ("done", "failed"):
+                if kind in ("done", "failed", "stopped"):
                     outcome[worker.task.key] = kind
                     worker.task = None
+                if kind == "stopped":  # who stops one means all: begin nothing more
+                    outcome |= {task.key: "stopped" for task in waiting}
+                    waiting.clear()
     finally:
         for worker in pool:
             worker.process.kill()
@@ -102,7 +125,11 @@ def _start() -> _Worker:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
-    process.start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: none may kill it before it can listen
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     theirs.close()
     return _Worker(process, ours)
 
@@ -110,8 +137,15 @@ def _start() -> _Worker:
 def _serve(pipe: Connection, parent: int) -> None:
     """Life of a worker: import torch, then one task after the other until the launcher is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends its workers
+    for number in STOP_SIGNALS:
+        # Of the ranks of one run the first decides where all of them stop.
+        first = os.environ.get("RANK", "0") == "0"
+        signal.signal(number, (lambda *_: _stopping.set()) if first else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    while True:
+    while not stopping():
+        if not pipe.poll(0.2):
+            continue
         try:
             function, arguments = pipe.recv()
         except EOFError:
@@ -122,6 +156,8 @@ def _serve(pipe: Connection, parent: int) -> None:
                 lambda detail: pipe.send(("progress", detail)), *arguments
             )
             pipe.send(("done", None))
+        except Stopped:
+            pipe.send(("stopped", None))
         except Exception:
             pipe.send(("failed", traceback.format_exc()))
 

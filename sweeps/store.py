@@ -6,21 +6,22 @@ What state a run is in follows from the files of its folder alone.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import json
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from evlgen.config import RunConfig, to_json
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
+from sweeps import claims
 
 ROOT = Path(__file__).parents[1]
 # These decide how a run is scored, described or reported, not what it learns.
@@ -35,6 +36,11 @@ def store_folder() -> Path:
 def results_folder() -> Path:
     """``$EVLGEN_RESULTS``, or ``results`` in the project: where tables are written."""
     return Path(os.environ.get("EVLGEN_RESULTS") or ROOT / "results")
+
+
+def cache_folder() -> Path:
+    """What `evlgen.data.features.cache_folder` says, without importing torch for it."""
+    return Path(os.environ.get("EVLGEN_CACHE") or ROOT / ".cache")
 
 
 @functools.cache
@@ -65,8 +71,33 @@ def code_fingerprint(source: str) -> str:
 
 def run_id(config: RunConfig) -> str:
     """16 hex digits that stand for the configuration and the code version."""
-    text = json.dumps(to_json(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"{text}\n{code_version()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{_text(config)}\n{code_version()}".encode()).hexdigest()[:16]
+
+
+def _text(config: RunConfig) -> str:
+    """JSON of a config, without spaces, keys sorted; parts that thousands of runs share are written once."""
+    fields = []
+    for name in sorted(RunConfig.__dataclass_fields__):
+        value = getattr(config, name)
+        if isinstance(value, RunConfig):
+            text = _text(value)
+        elif dataclasses.is_dataclass(value):
+            text = _part(value)
+        else:
+            text = _scalar(value)
+        fields.append(f'"{name}":{text}')
+    return "{" + ",".join(fields) + "}"
+
+
+def _part(part: Any) -> str:
+    known = _parts.get(id(part))
+    if known is None:  # what is equal may still be written differently (1, 1.0): so by identity
+        known = _parts[id(part)] = (part, json.dumps(to_json(part), sort_keys=True, separators=(",", ":")))
+    return known[1]
+
+
+_scalar = functools.lru_cache(maxsize=4096, typed=True)(json.dumps)
+_parts: dict[int, tuple[Any, str]] = {}  # with the part itself, so that its id stays its own
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -114,61 +145,80 @@ def _checksum(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+# --------------------------------------------------------------------------------------------- states
+
+STATES = ("done", "trained", "running", "queued", "pending", "stopped", "lost", "failed")
+
+
 @dataclass(frozen=True)
-class Claim:
-    """The right to execute a run, held by one process; it ends with the process."""
+class State:
+    """Where a run is, by the files of its folder and by what the queue says.
 
-    path: Path
+    Attributes:
+        name: ``done``; ``running``; ``queued`` in SLURM; ``failed``; ``lost``, its process or job has ended
+            without a word; ``stopped`` on purpose, with a checkpoint; ``trained``, only its scores are
+            missing; ``pending``, not begun.
+        device_seconds: what it has cost so far, over all attempts.
+        samples_per_second, share: pace and progress of one that runs.
+    """
 
-    def release(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-
-def claim(folder: Path) -> Claim | None:
-    """Take a run for this process; None if a living process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "claim.json"
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
-    for _ in range(3):
-        temporary = folder / f".claim.{os.getpid()}"
-        temporary.write_text(json.dumps(me))
-        try:
-            os.link(temporary, path)  # atomic, and fails if it is there: also on NFS
-            return Claim(path)
-        except FileExistsError:
-            if owner_lives(path):
-                return None
-            path.unlink(missing_ok=True)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return None
+    name: str
+    device_seconds: float = 0.0
+    samples_per_second: float = 0.0
+    share: float = 0.0
 
 
-def owner_lives(path: Path) -> bool:
-    """Whether the process that made a claim still runs (processes of other hosts are taken at their word)."""
+def state(folder: Path | str, now: float, queued: str | None = None, was_submitted: bool = False) -> State:
+    """State of a run. Reads the names of its files and at most one of them, so ten thousand take a moment.
+
+    Args:
+        now: from `server_time`.
+        queued: what SLURM says of its job, None if there is none.
+        was_submitted: it was given to SLURM at some time.
+    """
     try:
-        owner = json.loads(path.read_text())
-        if owner["host"] != socket.gethostname():
-            return True
-        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1
-    except (OSError, ValueError, KeyError, psutil.Error):
-        return False
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    number = claims.last_claim(names)
+    beat = claims.read_beat(folder, number) if number else None
+    spent = float((beat or {}).get("device_seconds", 0.0))
+    if "result.json" in names:
+        return State("done", spent)
+    silent = number and (beat is None or beat["ended"] is None)
+    if silent and claims.seems_alive(folder, number, now):
+        steps = (beat or {}).get("steps") or 1
+        return State("running", spent, (beat or {}).get("rate", 0.0), (beat or {}).get("step", 0) / steps)
+    if "error.json" in names:
+        return State("failed", spent)
+    if "outcome.json" in names:
+        return State("trained", spent)
+    if queued is not None:
+        return State("queued", spent)
+    if silent or was_submitted:
+        return State("lost", spent)
+    return State("stopped" if "checkpoint.pt" in names else "pending", spent)
+
+
+def server_time(root: Path) -> float:
+    """The time by the clock of the file server that holds ``root``: that of a file written this moment."""
+    root.mkdir(parents=True, exist_ok=True)
+    probe = root / f".now.{socket.gethostname()}.{os.getpid()}.tmp"
+    probe.write_bytes(b"")
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def status(folder: Path) -> str:
-    """State of a run: complete, running, failed, trained, interrupted or pending."""
+    """State of one run as a word; a result is read, and ``damaged`` if it is not whole."""
     try:
         if read_json(folder / "result.json") is not None:
             return "complete"
     except UserError:
         return "damaged"
-    if (folder / "claim.json").exists() and owner_lives(folder / "claim.json"):
-        return "running"
-    if (folder / "error.json").exists():
-        return "failed"
-    if (folder / "predictions.json").exists():
-        return "trained"
-    return "interrupted" if (folder / "checkpoint.pt").exists() else "pending"
+    return state(folder, time.time()).name
 
 
 def is_complete(folder: Path) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from evlgen.config import from_json
-from sweeps import store
-from sweeps.provenance import peak_memory_mib, provenance
+from evlgen.config import RunConfig, from_json
+from evlgen.errors import UserError
+from sweeps import claims, local, store
+from sweeps.provenance import Meter, write_provenance
 
 Tell = Callable[[Any], None]
 
@@ -27,54 +29,107 @@ def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int) ->
 
 
 def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
-    """Train and evaluate the run in the folder, and write its ``outcome.json``; it logs to ``log.txt``."""
-    from evlgen import diagnostics, evaluation, training
+    """Train and evaluate the run in the folder, and write its ``outcome.json``; it logs to ``log.txt``.
+
+    Raises:
+        Stopped: this worker was told to stop; the training has left a checkpoint.
+        UserError: the run that this one starts from has not been trained.
+    """
     from evlgen.cpu import prepare_worker
-    from evlgen.data.pairs import load_training_data
+    from evlgen.training import Stop
 
     prepare_worker()
-
     folder = Path(folder_name)
     stored = store.read_json(folder / "config.json")
     assert stored is not None
     config = from_json(stored)
-    while (claim := store.claim(folder)) is None:
-        time.sleep(0.5)  # another launcher is at this run: wait for what it makes of it
-    with (
-        (folder / "log.txt").open("a", buffering=1) as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
+    if os.environ.get("RANK", "0") != "0":  # rank 0 has the claim, the log and the last word
+        if store.read_if_whole(folder / "outcome.json") is None:
+            _train(config, folder, tell, init_folder)
+        return
+    pause = 0.05  # Another launcher may be at this run: then wait for what it makes of it.
+    while (claim := claims.claim(folder, devices=int(os.environ.get("WORLD_SIZE", "1")))) is None:
+        if local.stopping():
+            raise local.Stopped
+        time.sleep(pause := min(1.3 * pause, 5.0))
+
+    def report(progress: Any) -> None:
+        claim.note |= {
+            "phase": progress.phase,
+            "step": progress.step,
+            "steps": progress.steps,
+            "rate": progress.rate,
+        }
+        if claim.lost:
+            raise RuntimeError("another process has taken this run over, since this one seemed dead")
+        if local.stopping():
+            raise Stop
+        tell(progress)
+
+    outcome = "failed"
+    try:
+        with _logged(folder / "log.txt"):
+            if store.read_if_whole(folder / "outcome.json") is None:
+                _execute(config, folder, report, init_folder)
+        outcome = "done"
+    except Stop:
+        outcome = "stopped"
+        raise local.Stopped from None
+    finally:
+        claim.release(outcome)
+
+
+def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
+    from evlgen import diagnostics, evaluation, training
+
+    meter = Meter()
+    summary, data = _train(config, folder, report, init_folder)
+    if config.stage == "caption" and config.evaluation.sets:
+        evaluation.evaluate(config, folder, report)
+    measured = meter.read()
+    write_provenance(folder, config, data, measured)
+    state = diagnostics.classify(training.read_metrics(folder))
+    peak = {"peak_memory_gib": measured["peak_memory_mib"] / 1024}
+    store.write_json(folder / "outcome.json", {**summary, "state": state, **peak})
+
+
+def _train(
+    config: RunConfig, folder: Path, report: Tell, init_folder: str | None
+) -> tuple[dict[str, float], str]:
+    """Summary of the training, and fingerprint of its data."""
+    import torch
+
+    from evlgen import training
+    from evlgen.data.pairs import load_training_data
+
+    first = None if init_folder is None else Path(init_folder)
+    if first is not None and store.read_if_whole(first / "outcome.json") is None:
+        raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
+    data = load_training_data(config)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
+        from evlgen.distributed import init_from_environment  # type: ignore[import-not-found,unused-ignore]
+
+        init_from_environment()
+    return training.train(config, folder, data, report, first), data.fingerprint
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """What is printed and logged goes to a file, a failure's traceback as well."""
+    from evlgen.training import Stop
+
+    with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         handler = logging.StreamHandler(log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.INFO)
-        started = time.time()
         try:
-            if store.read_if_whole(folder / "outcome.json") is None:
-                first = None if init_folder is None else Path(init_folder)
-                summary = training.train(config, folder, load_training_data(config), tell, first)
-                if config.stage == "caption" and config.evaluation.sets:
-                    evaluation.evaluate(config, folder, tell)
-                peak = peak_memory_mib()
-                measured = {
-                    "state": diagnostics.classify(training.read_metrics(folder)),
-                    "peak_memory_gib": peak / 1024,
-                }
-                store.write_json(
-                    folder / "provenance.json",
-                    provenance()
-                    | {
-                        "seed": config.seed,
-                        "started": started,
-                        "wall_seconds": time.time() - started,
-                        "peak_memory_mib": peak,
-                    },
-                )
-                store.write_json(folder / "outcome.json", {**summary, **measured})
+            yield
+        except Stop:
+            logging.getLogger(__name__).info("told to stop: goes on from the checkpoint")
+            raise
         except Exception:
             traceback.print_exc()
             raise
         finally:
             logging.getLogger().removeHandler(handler)
-            claim.release()

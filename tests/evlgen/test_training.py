@@ -405,6 +405,24 @@ def interrupted(folder: Path, at_step: int) -> None:
         run(folder, FRAGILE, progress=stop)
 
 
+@pytest.mark.parametrize("points", [150, 3], ids=["a line each step", "losses between lines"])
+@pytest.mark.parametrize("at_step", [1, 6, 7, 12])
+def test_a_stop_leaves_a_checkpoint_of_its_step(tmp_path, monkeypatch, points, at_step):
+    monkeypatch.setattr(training, "_LOG_POINTS", points)
+    monkeypatch.setattr(training, "_PROGRESS_SECONDS", 0.0)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == at_step:
+            raise training.Stop
+
+    run(tmp_path / "whole", FRAGILE)
+    with pytest.raises(training.Stop):
+        run(tmp_path / "stopped", FRAGILE, progress=stop)
+    assert run(tmp_path / "stopped", FRAGILE)["resumed_from"] == at_step
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert timeless(tmp_path / "stopped") == timeless(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no checksums"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, undisturbed, caplog, damage):
     interrupted(tmp_path, 10)

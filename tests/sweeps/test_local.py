@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,24 @@ def test_failures_and_dead_workers_stop_only_what_needs_them(tmp_path: Path) -> 
     assert not (tmp_path / "never").exists()
     started = [key for kind, key, _ in events if kind == "start"]
     assert started[:3] == ["bad", "dead", "good"]  # the longest first
+
+
+def test_a_stop_ends_the_running_task_and_begins_nothing_more(tmp_path: Path) -> None:
+    tasks = [Task("long", "runner_tasks:until_stopped", (str(tmp_path),), cost=2), Task("next", "x:y", ())]
+
+    def event(kind: str, key: str, detail: Any) -> None:
+        if kind == "progress":
+            for child in multiprocessing.active_children():
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGUSR2)
+
+    assert execute(tasks, 1, event) == {"long": "stopped", "next": "stopped"}
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_need_that_nobody_meets_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nobody does: stage 1"):
+        execute([Task("stage 2", "x:y", (), needs=("stage 1",))], 1, lambda *_: None)
 
 
 def test_no_tasks() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from sweeps import store
+
 ROOT = Path(__file__).parents[2]
 # Stage 1, stage 2, both LLMs and EVLGen, for a few updates and without captions.
 SMALL = [
@@ -124,7 +126,9 @@ def test_killed_sweep_goes_on_to_the_same_bits(undisturbed: Sandbox, sandbox: Sa
         ours, theirs = (box.folder / "runs" / run / "connector.safetensors" for box in (sandbox, undisturbed))
         assert ours.read_bytes() == theirs.read_bytes()
     assert not list((sandbox.folder / "runs").rglob("*.tmp"))
-    assert not list((sandbox.folder / "runs").rglob("claim.json"))
+    for run in sandbox.metrics():  # every claim is given back, whoever held it
+        beats = sorted((sandbox.folder / "runs" / run).glob("beat-*.json"))
+        assert json.loads(beats[-1].read_text())["ended"] == "done"
 
 
 def test_two_launchers_share_the_work(undisturbed: Sandbox, sandbox: Sandbox) -> None:
@@ -136,6 +140,20 @@ def test_two_launchers_share_the_work(undisturbed: Sandbox, sandbox: Sandbox) ->
     for run in sandbox.metrics():
         log = (sandbox.folder / "runs" / run / "log.txt").read_text()
         assert log.count("parameters:") == 1, "trained twice"
+
+
+def test_two_launchers_race_on_fifty_runs(sandbox: Sandbox) -> None:
+    many = ["table2", "--scale", "smoke", "--rows", "EVLGen", "--seeds", "25", "--workers", "1"]
+    many += ["--set", "evaluation.sets=[]", "--set", "optim.steps=2", "--set", "evaluation.validation=4"]
+    launchers = [sandbox.start(*many), sandbox.start(*many)]
+    for launcher in launchers:
+        output, _ = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, output
+    assert len(sandbox.metrics()) == 50
+    for run in sandbox.metrics():
+        assert (sandbox.folder / "runs" / run / "log.txt").read_text().count("parameters:") == 1
+        store.read_json(sandbox.folder / "runs" / run / "provenance.json")  # whole
+    assert not list((sandbox.folder / "runs").rglob("*.tmp"))
 
 
 def test_ctrl_c_keeps_what_is_done(sandbox: Sandbox) -> None:
@@ -173,7 +191,7 @@ def test_failed_run_is_reported_and_others_finish(sandbox: Sandbox) -> None:
         (["table2", "--set", "optim.lr"], "--set optim.lr: give key=value"),
         (["table2", "--set", "connector.r=4"], "--set connector.r: no such key"),
         (["table2", "--seeds", "0"], "--seeds 0: at least 1"),
-        (["table2", "--executor", "cloud"], "--executor cloud: no such executor; there is: local"),
+        (["table2", "--executor", "cloud"], "--executor cloud: no such executor; there are: local, slurm"),
         (["table2", "--scale", "paper"], "--scale paper: "),
         (["table2", "--rows", "GPT"], "--rows GPT: no row's label has this in it"),
         (["show", "zzz"], "show zzz: no run in "),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
+import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from evlgen.config import to_json
+from evlgen.data import features
 from evlgen.errors import UserError
 from experiments import EXPERIMENTS
 from experiments.base import seeded
-from experiments.scales import evlgen
-from sweeps import store
+from experiments.scales import blip2, evlgen
+from sweeps import claims, store
 from sweeps.run import load, unique_runs
 
 
@@ -83,26 +83,50 @@ def test_damage_is_named_and_put_aside(tmp_path: Path, capsys: pytest.CaptureFix
     assert not store.is_complete(tmp_path)
 
 
-def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
-    held = store.claim(tmp_path)
+def test_state_comes_from_files_and_the_queue_alone(tmp_path: Path) -> None:
+    def state(queued: str | None = None, was_submitted: bool = False) -> str:
+        return store.state(tmp_path, time.time(), queued, was_submitted).name
+
+    assert (state(), state("PENDING"), state(None, True)) == ("pending", "queued", "lost")
+    (tmp_path / "checkpoint.pt").touch()
+    assert (state(), state("PENDING"), state(None, True)) == ("stopped", "queued", "lost")
+    held = claims.claim(tmp_path, devices=4)
     assert held is not None
-    assert store.claim(tmp_path) is None
-    assert store.status(tmp_path) == "running"
-    held.release()
-    assert store.status(tmp_path) == "pending"
-    dead = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time() - 99}
-    (tmp_path / "claim.json").write_text(json.dumps(dead))  # the number is in use again, by another process
-    assert store.status(tmp_path) == "pending"
-    again = store.claim(tmp_path)
-    assert again is not None
-    assert [p.name for p in tmp_path.iterdir()] == ["claim.json"]
+    held.note |= {"step": 3, "steps": 12, "rate": 50.0}
+    held._started -= 10
+    held._beat()
+    running = store.state(tmp_path, time.time(), "RUNNING")
+    assert running == store.State("running", pytest.approx(40, abs=4), 50.0, 0.25)
+    held.release("stopped")
+    assert (state(), state("PENDING")) == ("stopped", "queued")
+    (tmp_path / "outcome.json").touch()
+    assert (state(), state("PENDING")) == ("trained", "trained")
+    (tmp_path / "error.json").touch()
+    assert state("PENDING") == "failed"
+    (tmp_path / "result.json").touch()
+    assert store.state(tmp_path, time.time()) == store.State("done", pytest.approx(40, abs=4))
 
 
-def test_status_comes_from_files_alone(tmp_path: Path) -> None:
-    for name, state in (
-        ("checkpoint.pt", "interrupted"),
-        ("predictions.json", "trained"),
-        ("error.json", "failed"),
-    ):
-        (tmp_path / name).touch()
-        assert store.status(tmp_path) == state
+def test_a_dead_owner_makes_a_run_lost(tmp_path: Path) -> None:
+    assert claims.claim(tmp_path) is not None
+    claim = json.loads((tmp_path / "claim-1.json").read_text())
+    (tmp_path / "claim-1.json").write_text(json.dumps({**claim, "started": claim["started"] - 99}))
+    assert store.state(tmp_path, time.time()).name == "lost"
+    # of a process on another node only the beat can be seen, by the file server's clock
+    (tmp_path / "claim-1.json").write_text(json.dumps({**claim, "place": "another node"}))
+    now = store.server_time(tmp_path)
+    assert store.state(tmp_path, now).name == "running"
+    assert store.state(tmp_path, now + claims.PERIOD * (claims.MISSED + 1)).name == "lost"
+
+
+def test_identities_are_those_of_the_plain_json() -> None:
+    for config in (blip2("mini"), seeded(blip2("smoke"), 3), evlgen("paper")):
+        text = json.dumps(to_json(config), sort_keys=True, separators=(",", ":"))
+        assert store._text(config) == text
+
+
+def test_cache_folder_is_the_librarys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EVLGEN_CACHE", raising=False)
+    assert store.cache_folder() == features.cache_folder()
+    monkeypatch.setenv("EVLGEN_CACHE", str(tmp_path))
+    assert store.cache_folder() == features.cache_folder() == tmp_path

@@ -1,0 +1,90 @@
+"""Runs executed on this machine, and the scoring of what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from evlgen.config import RunConfig, from_json
+from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
+from sweeps import local, store
+from sweeps.display import Display
+from sweeps.planning import feature_tasks, run_task
+
+
+def execute(runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
+    """Train, evaluate and score runs; returns what went wrong, by run."""
+    tasks = feature_tasks(runs.values())
+    here = {task.key for task in tasks} | runs.keys()
+    for run, config in runs.items():
+        store.prepare(run, config)
+        task = run_task(run, config)
+        tasks.append(dataclasses.replace(task, needs=tuple(need for need in task.needs if need in here)))
+    random.Random(os.getpid()).shuffle(tasks)  # launchers side by side should not all want the same run next
+    return _run_tasks(tasks, runs, workers)
+
+
+def _run_tasks(tasks: list[local.Task], runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
+    """Execute tasks under a progress display, then score; returns what went wrong, by run."""
+    problems: dict[str, str] = {}
+    with Display(len(tasks)) as display, CaptionScorer() as scorer:
+        if any(config.evaluation.sets for config in runs.values()):
+            scorer.start()  # METEOR takes its time to start: meanwhile the runs train
+
+        def event(kind: str, key: str, detail: Any) -> None:
+            display.event(kind, key, detail)
+            if kind == "blocked":
+                problems[key] = "blocked: what it needs has failed"
+            elif kind == "stopped":
+                problems[key] = "was told to stop: the same command goes on"
+            elif kind == "failed":
+                problems[key] = f"failed: {str(detail).strip().splitlines()[-1]}"
+                if key in runs:
+                    store.write_json(store.store_folder() / key / "error.json", {"error": str(detail)})
+
+        local.execute(tasks, workers, event)
+        finish({run: config for run, config in runs.items() if run not in problems}, scorer)
+    return problems
+
+
+def score(tell: Any, *runs: str) -> None:
+    """Task: score those of the runs that are trained and have no result yet."""
+    configs = {}
+    for run in runs:
+        folder = store.store_folder() / run
+        stored = store.read_if_whole(folder / "config.json")
+        if stored is not None and not store.is_complete(folder):
+            configs[run] = from_json(stored)
+    with CaptionScorer() as scorer:
+        finish(configs, scorer)
+
+
+def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
+    """Score all runs that are trained in one batch and write their ``result.json``."""
+    trained = {}
+    for run, config in runs.items():
+        folder = store.store_folder() / run
+        outcome = store.read_if_whole(folder / "outcome.json")
+        if outcome is not None:
+            trained[run] = (config, outcome, read_predictions(folder / "predictions.json"))
+    scores = score_runs([predictions for _, _, predictions in trained.values()], scorer)
+    for (run, (config, outcome, _)), scored in zip(trained.items(), scores, strict=True):
+        metrics = {**outcome, **scored}
+        metrics["total_seconds"] = metrics["train_seconds"]
+        if config.init_from is not None:  # the cost of stage 1 counts
+            earlier = store.read_json(store.run_folder(config.init_from) / "outcome.json")
+            assert earlier is not None  # this run has started from it
+            metrics["total_seconds"] += earlier["train_seconds"]
+        store.write_json(store.store_folder() / run / "result.json", {"id": run, "metrics": metrics})
+
+
+def read_predictions(path: Path) -> RunPredictions:
+    """What a run said; empty for one that says nothing (stage 1)."""
+    if not path.exists():
+        return RunPredictions()
+    value = json.loads(path.read_text())
+    return RunPredictions(value.get("captions", {}), value.get("answers", {}))

@@ -1,0 +1,164 @@
+"""What an experiment means in runs, what they need before, and what they will cost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import importlib
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from evlgen.config import RunConfig, from_json, with_value
+from evlgen.errors import UserError
+from experiments import EXPERIMENTS
+from experiments.base import Experiment, seeded
+from experiments.scales import NAMES as SCALES
+from sweeps import local, store
+
+_OTHERS = 300  # complete runs of other experiments that are looked at, to learn what runs cost
+
+
+def load(name: str, scale: str, changes: tuple[str, ...] = (), rows: str = "") -> Experiment:
+    """The experiment at a scale, the rows that ``--rows`` names, every run changed as ``--set`` says.
+
+    Raises:
+        UserError: unknown experiment, scale, key or value.
+    """
+    if name not in EXPERIMENTS:
+        raise UserError(f"experiment {name!r}: no such experiment; there are: {', '.join(EXPERIMENTS)}")
+    if scale not in SCALES:
+        raise UserError(f"scale {scale!r}: no such scale; there are: {', '.join(SCALES)}")
+    experiment: Experiment = importlib.import_module(EXPERIMENTS[name]).build(scale)
+    kept = tuple(row for row in experiment.rows if rows.lower() in row.label.lower())
+    if not kept:
+        labels = "; ".join(row.label for row in experiment.rows)
+        raise UserError(f"--rows {rows}: no row's label has this in it; there are: {labels}")
+    experiment = dataclasses.replace(experiment, rows=kept)
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise UserError(f"--set {change}: give key=value")
+        experiment = dataclasses.replace(
+            experiment,
+            rows=tuple(
+                dataclasses.replace(row, config=with_value(row.config, key, value)) for row in experiment.rows
+            ),
+        )
+    return experiment
+
+
+def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:
+    """Runs of an experiment by id, each once; the stages that others start from come first."""
+    runs: dict[str, RunConfig] = {}
+    for seed in range(seeds):
+        for row in experiment.rows:
+            config = seeded(row.config, seed)
+            if config.init_from is not None:
+                runs.setdefault(store.run_id(config.init_from), config.init_from)
+            runs.setdefault(store.run_id(config), config)
+    return runs
+
+
+def feature_needs(config: RunConfig) -> list[tuple[str, int, str, int]]:
+    """Which cached features a run reads: pool, number of images, encoder, views."""
+    from evlgen.data import miniworld
+
+    needs = [(pool, size, config.vision, config.data.views) for pool, size in config.data.pools if size]
+    needs.append(("coco_val", config.evaluation.validation, config.vision, 1))
+    needs += [
+        (miniworld.POOL_OF_SET.get(name, name), size, config.vision, 1)
+        for name, size in config.evaluation.sets
+        if size
+    ]
+    return needs
+
+
+def feature_tasks(runs: Iterable[RunConfig]) -> list[local.Task]:
+    """One task for each kind of cached features that runs read, the largest first."""
+    features = sorted({need for config in runs for need in feature_needs(config)})
+    return [
+        local.Task(_feature_key(need), "sweeps.worker:cache_features", need, cost=1e9 + need[1])
+        for need in features
+    ]
+
+
+def missing_features(tasks: Iterable[local.Task]) -> list[local.Task]:
+    """Those of `feature_tasks` that the cache does not seem to have: a guess by names of files.
+
+    A wrong guess costs time at most: a run makes for itself what it does not find.
+    """
+    folder = store.cache_folder() / "features"
+    return [
+        task
+        for task in tasks
+        for pool, size, vision, views in [task.arguments]
+        if not any(folder.glob(f"{glob.escape(f'{pool}-{size}x{views}-{vision}')}-*.sha256"))
+    ]
+
+
+def run_task(run: str, config: RunConfig) -> local.Task:
+    """The task that executes a run; it needs its features and the run that it starts from."""
+    first = None if config.init_from is None else store.run_id(config.init_from)
+    root = store.store_folder()
+    needs = [_feature_key(need) for need in feature_needs(config)]
+    return local.Task(
+        run,
+        "sweeps.worker:execute_run",
+        (str(root / run), None if first is None else str(root / first)),
+        (*needs, *([] if first is None else [first])),
+        expected_cost(config),
+    )
+
+
+def _feature_key(need: tuple[str, int, str, int]) -> str:
+    return "features " + " ".join(map(str, need))
+
+
+def expected_cost(config: RunConfig) -> float:
+    """Rough cost in samples; a stage that others wait for goes first."""
+    samples = config.optim.steps * config.optim.batch_size
+    return samples * (3.0 if config.stage == "represent" else 1.0)
+
+
+def shape(config: RunConfig) -> tuple[object, ...]:
+    """What a sample's cost depends on."""
+    return config.connector, config.stage, config.language
+
+
+def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict[tuple[object, ...], float]:
+    """Seconds of a process for a sample, all told, by shape of run: from one complete run of each.
+
+    Complete runs among ``runs`` are asked first, then some others in the store.
+    """
+    rates: dict[tuple[object, ...], float] = {}
+    wanted = {shape(config) for config in runs.values()}
+    root = store.store_folder()
+    for run, config in runs.items():
+        if wanted <= rates.keys():
+            return rates
+        if shape(config) not in rates:
+            _measure(root / run, config, rates)
+    others = (path.parent for path in root.glob("*/result.json")) if root.exists() else iter(())
+    for folder in itertools.islice(others, _OTHERS):
+        with contextlib.suppress(UserError):  # a damaged file
+            stored = store.read_json(folder / "config.json")
+            if stored is not None:
+                _measure(folder, from_json(stored), rates)
+    return rates
+
+
+def _measure(folder: Path, config: RunConfig, rates: dict[tuple[object, ...], float]) -> None:
+    with contextlib.suppress(UserError):
+        result = store.read_json(folder / "result.json")
+        if result is not None:
+            spent = store.state(folder, 0.0).device_seconds or result["metrics"]["train_seconds"]
+            rates.setdefault(shape(config), spent / result["metrics"]["samples"])
+
+
+def expected_seconds(config: RunConfig, rates: dict[tuple[object, ...], float]) -> float | None:
+    """Seconds of a process that a run will take, None if no run of its kind was measured."""
+    rate = rates.get(shape(config))
+    return None if rate is None else rate * config.optim.steps * config.optim.batch_size

@@ -1,0 +1,181 @@
+"""What commands show: tables, states, plans, single runs and their logs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from evlgen.config import RunConfig
+from evlgen.errors import UserError
+from experiments import EXPERIMENTS
+from experiments.base import Experiment, seeded
+from sweeps import slurm, store
+from sweeps.planning import expected_seconds, measured_rates
+
+console = Console()
+_MOST_ROWS = 100  # of a table with a line for each run
+
+
+def collect(experiment: Experiment, seeds: int) -> dict[str, list[dict[str, Any] | None]]:
+    """Results of each row by seed, None where a run is not complete."""
+    results: dict[str, list[dict[str, Any] | None]] = {}
+    for row in experiment.rows:
+        folders = [store.run_folder(seeded(row.config, seed)) for seed in range(seeds)]
+        results[row.label] = [store.read_if_whole(folder / "result.json") for folder in folders]
+    return results
+
+
+def write_table(experiment: Experiment, scale: str, seeds: int, name: str) -> Path:
+    """Write the tables of an experiment under a name; returns their folder."""
+    from analysis.tables import write_tables
+
+    folder = store.results_folder() / name / scale
+    write_tables(experiment, scale, collect(experiment, seeds), folder, seeds)
+    return folder
+
+
+def print_table(scale: str, name: str) -> None:
+    """Show the table of an experiment."""
+    from rich.markdown import Markdown
+
+    path = store.results_folder() / name / scale / "table.md"
+    if not path.exists():
+        raise UserError(f"{path}: not there; make it with `python sweeps/run.py {name} --scale {scale}`")
+    console.print(Markdown(path.read_text()))
+
+
+def show_status(
+    experiment: Experiment,
+    scale: str,
+    seeds: int,
+    runs: Mapping[str, RunConfig],
+    states: Mapping[str, store.State],
+) -> None:
+    """State of each run of an experiment if they are few, and of all of them in a line."""
+    if len(experiment.rows) * seeds <= _MOST_ROWS:
+        table = Table("row", *(f"seed {seed}" for seed in range(seeds)), title=f"{experiment.name}, {scale}")
+        for row in experiment.rows:
+            cells = []
+            for seed in range(seeds):
+                run = store.run_id(seeded(row.config, seed))
+                word = states[run].name
+                cells.append(f"{store.status(store.store_folder() / run) if word == 'done' else word}\n{run}")
+            table.add_row(row.label, *cells)
+        console.print(table)
+    console.print(summary(experiment.name, runs, states))
+
+
+def summary(name: str, runs: Mapping[str, RunConfig], states: Mapping[str, store.State]) -> str:
+    """A line on a sweep: how many runs are in which state, pace, time left, and what it has cost so far."""
+    counts = Counter(state.name for state in states.values())
+    parts = [", ".join(f"{counts[word]:,} {word}" for word in store.STATES if counts[word])]
+    running = [run for run, state in states.items() if state.name == "running"]
+    if running:
+        parts.append(f"{sum(states[run].samples_per_second for run in running):,.0f} samples/s")
+        rates = measured_rates(runs)
+        left = [
+            (expected_seconds(runs[run], rates), 1 - state.share)
+            for run, state in states.items()
+            if state.name in ("running", "queued", "pending")
+        ]
+        known = [seconds * share for seconds, share in left if seconds is not None]
+        bound = "at least" if len(known) < len(left) else "about"
+        parts.append(f"{bound} {in_words(sum(known) / len(running))} left" if known else "time left unknown")
+    spent = sum(state.device_seconds for state in states.values()) / 3600
+    parts.append(f"{spent:.2f} GPU hours spent (without GPUs: process hours)")
+    return f"{name}: {len(states):,} runs: " + "; ".join(parts)
+
+
+def in_words(seconds: float) -> str:
+    """``12 s``, ``5 min`` or ``3.1 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig]) -> list[str]:
+    """What a sweep would do, and what it would cost by the rate of earlier runs; returns the missing runs.
+
+    Runs that differ in the seed alone share a line where there are many.
+    """
+    root, rates = store.store_folder(), measured_rates(dict(runs))
+    now = store.server_time(root) if root.exists() else 0.0
+    many = len(runs) > _MOST_ROWS
+    head = ("runs" if many else "run", "stage", "connector", "updates", "pairs", "state", "seconds")
+    table = Table(*head, title=f"{experiment.title}, {scale}")
+    total, missing = 0.0, []
+    lines: Counter[tuple[str, ...]] = Counter()
+    for run, config in runs.items():
+        word = store.state(root / run, now).name if many else store.status(root / run)
+        seconds = expected_seconds(config, rates)
+        if word not in ("done", "complete"):
+            missing.append(run)
+            total += seconds or 0.0
+        samples = config.optim.steps * config.optim.batch_size
+        line: tuple[str, ...] = (
+            config.stage,
+            config.connector.kind,
+            f"{config.optim.steps:,}",
+            f"{samples:,}",
+            word,
+            "unknown" if seconds is None else f"{seconds:.0f}",
+        )
+        if many:
+            lines[line] += 1
+        else:
+            table.add_row(run, *line)
+    for line, count in lines.items():
+        table.add_row(f"{count:,}", *line)
+    console.print(table)
+    console.print(
+        f"{len(missing)} of {len(runs)} runs to execute; about {total:.0f} s of one process where known"
+    )
+    return missing
+
+
+def find_run(command: str, prefix: str) -> Path:
+    """Folder of the run whose id begins with ``prefix``.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    root = store.store_folder()
+    found = sorted(path for path in root.glob(f"{prefix or '?'}*") if path.is_dir()) if root.exists() else []
+    if len(found) != 1:
+        what = f"{len(found)} runs begin so" if found else f"no run in {root}"
+        hint = f", and it is no experiment; there are: {', '.join(EXPERIMENTS)}" if command == "show" else ""
+        raise UserError(f"{command} {prefix}: {what}{hint}")
+    return found[0]
+
+
+def show_run(prefix: str) -> None:
+    """Configuration, metrics and the end of the log of the run whose id begins with ``prefix``."""
+    folder = find_run("show", prefix)
+    console.print(f"[bold]{folder.name}[/]: {store.status(folder)}  ({folder})")
+    for name in ("config.json", "result.json", "provenance.json"):
+        value = store.read_json(folder / name)
+        if value is not None:
+            console.print(f"[bold]{name}[/]")
+            console.print_json(data=value)
+    log = folder / "log.txt"
+    if log.exists():
+        console.print("[bold]log.txt[/]")
+        print("\n".join(log.read_text(errors="replace").splitlines()[-20:]))
+
+
+def show_logs(prefix: str) -> None:
+    """The whole log of a run, what made it fail, and the ends of the logs of the SLURM jobs that had it."""
+    folder = find_run("logs", prefix)
+    log = folder / "log.txt"
+    print(log.read_text(errors="replace").rstrip() if log.exists() else f"{log}: not there yet")
+    error = store.read_json(folder / "error.json")
+    if error is not None:
+        print(f"\nfailed: {str(error['error']).rstrip()}")
+    for path in slurm.logs_of(folder.name):
+        print(f"\n{path}:")
+        print("\n".join(path.read_text(errors="replace").splitlines()[-30:]))

@@ -1,0 +1,158 @@
+"""What a SLURM job does: the tasks of one chunk of a batch, by a pool of processes, until all are done.
+
+A job is told nothing but the name of a file and a number, so that it runs whatever the checkout holds, and it
+refuses to if that is not what was there when the job was queued. When SLURM announces that it takes the node
+away, the runs leave their checkpoints and the job goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evlgen.errors import UserError
+from sweeps import local, store
+
+_PATIENCE = 120.0  # seconds that a job with its checkpoints in place waits for SLURM to end it
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some tasks of a batch; what submitit pickles.
+
+    Attributes:
+        batch: path of the batch's file, see `sweeps.slurm.submit`.
+        index: which of its chunks.
+    """
+
+    batch: str
+    index: int
+
+    def __call__(self) -> None:
+        """Do the tasks.
+
+        Raises:
+            UserError: the checkout has changed, the job was requeued too often, or tasks have failed.
+        """
+        batch = store.read_json(Path(self.batch))
+        if batch is None:
+            raise UserError(f"{self.batch}: not there, but this job was queued to do what it says")
+        os.environ.update(batch["environment"])
+        tasks = [read_task(entry) for entry in batch["chunks"][self.index]]
+        if (now := store.code_version()) != batch["code"]:
+            self._refuse(
+                f"{store.ROOT}: the code has changed since this job was queued ({batch['code']}, now {now}); "
+                "type the sweep's command again, or go back to the code of then and retry"
+            )
+        if _restarts() > batch["profile"]["max_requeues"]:
+            self._refuse(_too_often(batch))
+        _export_ranks()
+        # submitit minds SIGUSR2 alone, and only in the first process. To the others it must not look like a
+        # failure of their run that the first one leaves it.
+        for number in (signal.SIGTERM,) if os.environ.get("RANK", "0") == "0" else local.STOP_SIGNALS:
+            signal.signal(number, self._terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, local.STOP_SIGNALS)  # what came meanwhile comes now
+        outcome = local.execute(tasks, batch["profile"]["workers"], _note)
+        if "stopped" in outcome.values():
+            self._await_end()
+        failed = [key for key, how in outcome.items() if how != "done"]
+        if failed:
+            raise UserError(f"{len(failed)} of {len(tasks)} tasks failed: {', '.join(failed)}")
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before it puts the job back into the queue: wait until the runs are safe."""
+        from submitit.helpers import DelayedSubmission
+
+        batch = store.read_json(Path(self.batch))
+        assert batch is not None
+        _stop_workers(batch["profile"]["signal_seconds"] * 0.8)
+        if _restarts() >= batch["profile"]["max_requeues"]:
+            self._fail(_too_often(batch))
+            return None
+        return DelayedSubmission(self)
+
+    def _terminate(self, *_: Any) -> None:
+        """SIGTERM comes before a preemption, at the time limit, and with scancel."""
+        _stop_workers(_PATIENCE)
+        self._await_end()
+
+    def _await_end(self) -> None:
+        """Wait for SLURM's next move: a job that ends by itself now would not be requeued."""
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            if Path(self.batch).with_suffix(".cancelled").exists():
+                raise SystemExit("cancelled")
+            time.sleep(0.5)
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
+        raise SystemExit("requeued")
+
+    def _refuse(self, reason: str) -> None:
+        self._fail(reason)
+        raise UserError(reason)
+
+    def _fail(self, reason: str) -> None:
+        """Write the reason into the folders of the chunk's unfinished runs."""
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        batch = store.read_json(Path(self.batch))
+        assert batch is not None
+        for entry in batch["chunks"][self.index]:
+            if not (store.store_folder() / entry["key"] / "outcome.json").exists():
+                _note("failed", entry["key"], reason)
+
+
+def read_task(entry: dict[str, Any]) -> local.Task:
+    """A task from its JSON form, without its needs: the queue has seen to them."""
+    return local.Task(entry["key"], entry["function"], tuple(entry["arguments"]), cost=entry["cost"])
+
+
+def _note(kind: str, key: str, detail: Any) -> None:
+    """Tell the job's log, and a run's folder if it has failed."""
+    if kind == "progress":
+        return
+    print(f"{time.strftime('%H:%M:%S')} {key}: {kind}", flush=True)
+    if kind == "failed":
+        print(detail, file=sys.stderr, flush=True)
+        if (store.store_folder() / key / "config.json").exists():
+            store.write_json(store.store_folder() / key / "error.json", {"error": str(detail)})
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _too_often(batch: dict[str, Any]) -> str:
+    return (
+        f"requeued {_restarts()} times, max_requeues is {batch['profile']['max_requeues']}; "
+        "the checkpoint is kept: retry goes on from it"
+    )
+
+
+def _stop_workers(seconds: float) -> None:
+    """Tell the processes of the pool to stop and wait until their checkpoints are written."""
+    end = time.monotonic() + seconds
+    children = multiprocessing.active_children()
+    for child in children:
+        if child.pid is not None and child.is_alive():
+            os.kill(child.pid, signal.SIGUSR2)
+    for child in children:
+        child.join(max(0.0, end - time.monotonic()))
+
+
+def _export_ranks() -> None:
+    """Tell torch.distributed who is who in a job of several processes: RANK, WORLD_SIZE, MASTER_ADDR, ..."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if int(os.environ.get("SLURM_NTASKS", "1")) < 2:
+        return
+    # A port of its own for every start of a job, on which all its processes agree without talking.
+    start = f"{os.environ['SLURM_JOB_ID']} {_restarts()}"
+    os.environ["MASTER_PORT"] = str(random.Random(start).randint(20_000, 60_000))
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)

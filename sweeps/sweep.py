@@ -1,0 +1,222 @@
+"""A sweep: an experiment with some seeds, executed here or through a queue, until its table is there."""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from evlgen.config import RunConfig
+from evlgen.errors import UserError
+from experiments.base import Experiment
+from sweeps import slurm, store
+from sweeps.local import Task
+from sweeps.planning import (
+    expected_seconds,
+    feature_tasks,
+    measured_rates,
+    missing_features,
+    run_task,
+    unique_runs,
+)
+from sweeps.reporting import print_table, summary, write_table
+
+console = Console()
+
+QUEUED = 3  # exit code: all is well, but not done yet
+_POLL_SECONDS = (1.0, 20.0)  # between two looks at the queue: at first, and after a while
+_MINI_SECONDS = (10.0, 0.02)  # of a run in the miniature that was never measured: at all, and for a sample
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Which runs are wanted.
+
+    Attributes:
+        changed: by ``--set`` or ``--rows``: its table must not take the place of the experiment's own.
+    """
+
+    experiment: Experiment
+    scale: str
+    seeds: int
+    changed: bool = False
+
+    @functools.cached_property
+    def runs(self) -> dict[str, RunConfig]:
+        """By id; a stage that others start from comes before them."""
+        return unique_runs(self.experiment, self.seeds)
+
+    @property
+    def table(self) -> str:
+        """Name of the folder of its table in the results."""
+        return self.experiment.name + ("-changed" if self.changed else "")
+
+    @property
+    def name(self) -> str:
+        """Under which its jobs go in the queue."""
+        return f"{self.table}-{self.scale}"
+
+
+def states(sweep: Sweep, queued: dict[str, slurm.Job] | None = None) -> dict[str, store.State]:
+    """State of each run; with what the queue says (None: it was not asked)."""
+    root = store.store_folder()
+    now, submitted = store.server_time(root), slurm.submitted(slurm.batches())
+    known = queued or {}
+    return {
+        run: store.state(
+            root / run,
+            now,
+            known[run].state if run in known else None,
+            was_submitted=queued is not None and run in submitted,
+        )
+        for run in sweep.runs
+    }
+
+
+def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> int:
+    """Execute what is missing, score it, write the table; 0 if every run is complete."""
+    from sweeps.execute import execute
+
+    _check_scale(sweep)
+    root = store.store_folder()
+    missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
+    _head(sweep, len(missing))
+    if failed_only:
+        missing = {run: config for run, config in missing.items() if (root / run / "error.json").exists()}
+    problems = execute(missing, workers) if missing else {}
+    return conclude(sweep, problems)
+
+
+def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
+    """Write and show the table of what is complete; 0 if every run is."""
+    folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
+    print_table(sweep.scale, sweep.table)
+    for run, problem in (problems or {}).items():
+        console.print(f"[red]{run} {problem}[/]: see {store.store_folder() / run / 'log.txt'}")
+    complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)
+    console.print(f"{complete} of {len(sweep.runs)} runs complete; table in {os.path.relpath(folder)}/")
+    return 0 if complete == len(sweep.runs) else 1
+
+
+def _check_scale(sweep: Sweep) -> None:
+    if sweep.scale == "paper":
+        raise UserError(
+            "--scale paper: its encoders, language models and data sets cannot be loaded yet; "
+            "--dry-run shows what would run"
+        )
+
+
+def _head(sweep: Sweep, missing: int) -> None:
+    total = len(sweep.runs)
+    console.print(
+        f"[bold]{sweep.experiment.title}[/] at scale {sweep.scale}: {total} runs, {total - missing} complete"
+    )
+
+
+# -------------------------------------------------------------------------------------------- queued
+
+
+def run_queued(sweep: Sweep, profile: slurm.Profile, failed_only: bool = False) -> int:
+    """Queue what is missing and not queued yet; returns at once.
+
+    Runs that have failed wait for ``retry``, which queues them and those that were lost.
+    """
+    _check_scale(sweep)
+    missing = [run for run in sweep.runs if not store.is_complete(store.store_folder() / run)]
+    _head(sweep, len(missing))
+    if not missing:
+        return conclude(sweep)
+    with slurm.launching():
+        done = _submit(sweep, profile, ("failed", "lost") if failed_only else ("pending", "stopped", "lost"))
+    console.print(f"{done.jobs} jobs queued in {done.arrays} arrays")
+    if done.left:
+        console.print(f"{done.left} tasks are left for when there is room (max_jobs): wait queues them")
+    now = states(sweep, slurm.queue())
+    console.print(summary(sweep.experiment.name, sweep.runs, now))
+    if any(state.name == "failed" for state in now.values()):
+        console.print("[red]runs have failed[/]: logs RUN says why, retry queues them again")
+    return QUEUED
+
+
+def _submit(sweep: Sweep, profile: slurm.Profile, wanted_states: tuple[str, ...]) -> slurm.Submission:
+    queued = slurm.queue()
+    now = states(sweep, queued)
+    wanted = {run: config for run, config in sweep.runs.items() if now[run].name in wanted_states}
+    unscored = [run for run in sweep.runs if run in wanted or now[run].name == "trained"]
+    phases, seconds = plan_phases(wanted)
+    for run, config in wanted.items():
+        store.prepare(run, config)
+    scoring = [key for key in queued if key.startswith(f"score {sweep.name} ")]
+    if wanted or (unscored and not scoring):
+        key = f"score {sweep.name} {secrets.token_hex(4)}"
+        also = [run for run in sweep.runs if now[run].name in ("queued", "running")]
+        score = Task(key, "sweeps.execute:score", tuple(unscored + also), needs=tuple(unscored + also))
+        phases.append([score])
+    known = {key: job for key, job in queued.items() if key not in wanted}
+    phases = [[task for task in phase if task.key not in known] for phase in phases]
+    return slurm.submit(sweep.name, [phase for phase in phases if phase], seconds, profile, known)
+
+
+def plan_phases(runs: dict[str, RunConfig]) -> tuple[list[list[Task]], dict[str, float]]:
+    """Tasks in the phases in which they can be done, and the seconds they should take where that is known.
+
+    First the features that are not cached, then runs, each after the one that it starts from.
+    """
+    rates = measured_rates(runs)
+    seconds: dict[str, float] = {}
+    features = missing_features(feature_tasks(runs.values()))
+    for task in features:
+        if "mini" in task.arguments[2]:
+            seconds[task.key] = 0.01 * task.arguments[1] * task.arguments[3]
+    phases: list[list[Task]] = [features]
+    for run, config in runs.items():
+        depth, first = 1, config.init_from
+        while first is not None:
+            depth, first = depth + 1, first.init_from
+        while len(phases) <= depth:
+            phases.append([])
+        phases[depth].append(run_task(run, config))
+        expected = expected_seconds(config, rates)
+        if expected is None and config.vision.startswith("mini"):
+            fixed, each = _MINI_SECONDS
+            expected = fixed + each * config.optim.steps * config.optim.batch_size
+        if expected is not None:
+            seconds[run] = expected
+    return phases, seconds
+
+
+def wait(sweep: Sweep, profile: slurm.Profile | None) -> int:
+    """Follow a queued sweep to its end, then write its table; 0 if every run is complete.
+
+    Tasks that were left for want of room are queued as soon as there is some.
+
+    Args:
+        profile: for those; None: the one that the sweep was submitted with.
+    """
+    shown, pause = "", _POLL_SECONDS[0]
+    while True:
+        queued = slurm.queue()
+        now = states(sweep, queued)
+        line = summary(sweep.experiment.name, sweep.runs, now)
+        if line != shown:
+            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+        shown, pause = line, pause * 1.2 if line == shown else _POLL_SECONDS[0]
+        ours = slurm.batches(sweep.name)
+        is_busy = bool(slurm.submitted(ours) & queued.keys()) or any(
+            one.name == "running" for one in now.values()
+        )
+        latest = next(reversed(ours), None)
+        if latest is not None and ours[latest]["left"] and not slurm.is_cancelled(latest):
+            chosen = profile or slurm.profile_of(ours.values()) or slurm.Profile()
+            is_full = len({job.id for job in queued.values()}) >= chosen.max_jobs
+            if not is_full:
+                with slurm.launching():
+                    is_busy = _submit(sweep, chosen, ("pending", "stopped")).jobs > 0 or is_busy
+            is_busy = is_busy or is_full
+        if not is_busy:
+            return conclude(sweep)
+        time.sleep(min(pause, _POLL_SECONDS[1]))

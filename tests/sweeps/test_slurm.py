@@ -1,0 +1,332 @@
+"""Sweeps through a real SLURM queue, disturbed in every way that a cluster knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evlgen.errors import UserError
+from experiments.scales import evlgen
+from sweeps import slurm, slurm_job, store
+from sweeps.local import Task, execute
+from tests.sweeps import cluster as real
+from tests.sweeps.cluster import until
+
+ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
+SETUP = (f"export PYTHONPATH={HERE} EVLGEN_BEAT_SECONDS=1",)
+ONE_EACH = slurm.Profile(time="10", setup=SETUP, signal_seconds=20)
+TIMES = ("train_seconds", "total_seconds", "resumed_from", "peak_memory_gib")
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real.Cluster]:
+    yield from real.running(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of the run store; commands and jobs use it as well."""
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("EVLGEN_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.syspath_prepend(str(HERE))
+    return tmp_path / "runs"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "sweeps" / "run.py"), *arguments]
+
+
+def call(*arguments: str, expect: int) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout
+
+
+def submit(tasks: list[Task], profile: slurm.Profile = ONE_EACH) -> slurm.Submission:
+    return slurm.submit("test-smoke", [tasks], {}, profile, {})
+
+
+def job_of(key: str) -> str:
+    return slurm.queue()[key].id
+
+
+def queue_is_empty() -> bool:
+    return not slurm.queue()
+
+
+# ------------------------------------------------------------------------------------- without a queue
+
+
+def test_profile_and_its_mistakes(tmp_path: Path) -> None:
+    example = slurm.read_profile(str(ROOT / "clusters" / "example.toml"), {"gpus": 2})
+    assert example.gpus == 2
+    for text, message in (
+        ("speed = 1", "speed: no such key; there are: partition, "),
+        ("gpus = 'two'", "gpus is 'two', but must be of the kind of 0"),
+        ("nodes = 0", "nodes is 0, but must be 1 or more"),
+        ("time = 'soon'", "time 'soon': give D-HH:MM:SS"),
+        ("gpus = ", "--cluster "),
+        ("workers = 2\nnodes = 2", "not both"),
+    ):
+        path = tmp_path / "cluster.toml"
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            slurm.read_profile(str(path), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("90", 90), ("1:30:00", 90), ("2-12", 3600), ("1-00:00:01", 1441), ("0:00:10", 1)]
+)
+def test_time_limits(text: str, minutes: int) -> None:
+    assert slurm.Profile(time=text).minutes == minutes
+
+
+def test_small_tasks_are_packed_and_unknown_ones_are_not() -> None:
+    tasks = [Task(str(i), "x:y", ()) for i in range(12)]
+    seconds = {str(i): 60.0 * (i + 1) for i in range(10)}  # 1 to 10 minutes; two are unknown
+    chunks = slurm.pack(tasks, seconds, dataclasses.replace(ONE_EACH, pack_minutes=15, time="60"))
+    assert sorted(task.key for chunk in chunks for task in chunk) == sorted(task.key for task in tasks)
+    assert ["10"] in [[t.key for t in chunk] for chunk in chunks]
+    spans = [sum(seconds.get(t.key, 0) for t in chunk) / 60 for chunk in chunks]
+    assert max(spans) <= 15
+    assert len(chunks) == 2 + 5  # 10, 9, 8 + 7, 6 + 5 + 4, 3 + 2 + 1 minutes
+    assert [len(array) for array in slurm.arrays(chunks, 3)] == [3, 3, 1]
+
+
+def test_changed_code_and_too_many_requeues_are_refused_in_one_line(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.prepare("run", evlgen("smoke"))
+    batch = runs / ".slurm" / "0123abcd.json"
+    record = {
+        "code": store.code_version(),
+        "chunks": [[dataclasses.asdict(Task("run", "x:y", ()))]],
+        "profile": dataclasses.asdict(slurm.Profile(max_requeues=2)),
+        "environment": {},
+    }
+    for code, restarts, message in (
+        ("of then", "0", "code has changed"),
+        (record["code"], "3", "requeued 3 times"),
+    ):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        store.write_json(batch, {**record, "code": code})
+        with pytest.raises(UserError, match=message):
+            slurm_job.Chunk(str(batch), 0)()
+        error = store.read_json(runs / "run" / "error.json")
+        assert error is not None
+        assert message in error["error"]
+
+
+# ------------------------------------------------------------------------------------------- the queue
+
+
+def test_sweep_through_the_queue_equals_the_local_one(
+    cluster: real.Cluster, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = [
+        "table2",
+        "--scale",
+        "smoke",
+        "--set",
+        'evaluation.sets=[["nocaps_in", 4]]',
+        "--set",
+        "optim.steps=6",
+    ]
+    profile = tmp_path / "cluster.toml"
+    profile.write_text('time = "10"\npack_minutes = 60\n')
+    output = call(*sweep, "--executor", "slurm", "--cluster", str(profile), expect=3)
+    assert "4 jobs queued in 4 arrays" in output  # features, stage 1, the rest, scores
+    assert "5 runs: 5 queued" in output.replace("1 running, 4", "5")
+    again = call(*sweep, "--executor", "slurm", "--cluster", str(profile), expect=3)
+    assert "0 jobs queued" in again
+    assert "5 of 5 runs complete" in call("wait", *sweep, expect=0)
+    assert "5 done" in call("status", *sweep, expect=0)
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "local"))
+    call(*sweep, expect=0)
+    ours, theirs = results(runs), results(tmp_path / "local")
+    assert len(theirs) == 5
+    assert ours == theirs
+    for run in theirs:
+        for name in ("connector.safetensors", "predictions.json"):
+            files = [folder / run / name for folder in (runs, tmp_path / "local")]
+            assert files[0].exists() == files[1].exists()
+            assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
+    provenance = store.read_json(runs / run / "provenance.json")
+    assert provenance is not None
+    assert provenance["slurm_job"] is not None
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in folder.glob("*/result.json"):
+        metrics = json.loads(path.read_text())["metrics"]
+        found[path.parent.name] = {name: value for name, value in metrics.items() if name not in TIMES}
+    return found
+
+
+def test_a_run_that_is_requeued_timed_out_and_loses_its_node_ends_with_the_same_bits(
+    cluster: real.Cluster, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = evlgen("smoke")
+    optim = dataclasses.replace(config.optim, steps=40, eval_every=40, checkpoint_every=1000)
+    evaluation = dataclasses.replace(config.evaluation, sets=())
+    config = dataclasses.replace(config, optim=optim, evaluation=evaluation)
+    run = store.run_id(config)
+    folder = store.prepare(run, config)
+    submit([Task(run, "runner_tasks:slow_run", (str(folder),))])
+
+    def wait_for(step: int) -> None:
+        until(lambda: any(line["step"] >= step for line in course(folder)))
+
+    def lose_node() -> None:
+        cluster.kill_node()
+        until(lambda: slurm.queue()[run].state != "RUNNING")  # SLURM has noticed
+        cluster.start_node()
+
+    taken_up = [0]
+    for step, disturb in (
+        (3, lambda: cluster.slurm("scontrol", "requeue", job_of(run))),  # as preemption does
+        (9, lambda: cluster.slurm("scancel", "--signal=USR2", job_of(run))),  # as before the time limit
+        (15, lose_node),
+    ):
+        wait_for(step)
+        disturb()
+        until(partial(was_taken_up, folder, len(taken_up)))
+        taken_up.append(int(log(folder).rsplit("taken up at step ", 1)[1].split()[0]))
+    assert 3 <= taken_up[1] < taken_up[2] <= taken_up[3], "no checkpoint at the signal"
+    until(queue_is_empty)
+    assert store.state(folder, time.time()).name == "trained"
+
+    monkeypatch.setenv("EVLGEN_RUNS", str(runs.parent / "undisturbed"))
+    calm = store.prepare(run, config)
+    outcome = execute([Task(run, "sweeps.worker:execute_run", (str(calm), None))], 1, lambda *_: None)
+    assert outcome == {run: "done"}
+    assert (folder / "connector.safetensors").read_bytes() == (calm / "connector.safetensors").read_bytes()
+    assert [one["loss"] for one in course(folder)] == [one["loss"] for one in course(calm)]
+    ours, theirs = (store.read_json(path / "outcome.json") for path in (folder, calm))
+    assert ours is not None
+    assert theirs is not None
+    for name in TIMES:
+        ours.pop(name, None)
+        theirs.pop(name, None)
+    assert ours == theirs
+
+
+def course(folder: Path) -> list[dict[str, float]]:
+    """Lines of ``metrics.jsonl``, of which the last may be cut short."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def was_taken_up(folder: Path, times: int) -> bool:
+    return log(folder).count("taken up at step") >= times
+
+
+def log(folder: Path) -> str:
+    path = folder / "log.txt"
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_time_limit_stops_the_work_in_time_and_the_job_comes_back(
+    cluster: real.Cluster, runs: Path, tmp_path: Path
+) -> None:
+    task = Task("work", "runner_tasks:until_stopped", (str(tmp_path),))
+    submit([task], dataclasses.replace(ONE_EACH, time="1", signal_seconds=20))
+    until((tmp_path / "saved").exists)  # the limit has struck
+    cluster.slurm("scontrol", "update", f"jobid={job_of('work')}", "timelimit=10")
+    until((tmp_path / "finished").exists)
+    assert (tmp_path / "saved").exists()
+    until(queue_is_empty)
+
+
+def test_cancelled_jobs_save_their_work_and_do_not_come_back(
+    cluster: real.Cluster, runs: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("ours", "slurms")]
+    for folder in folders:
+        folder.mkdir()
+        task = Task(folder.name, "runner_tasks:until_stopped", (str(folder),))
+        slurm.submit(folder.name, [[task]], {}, ONE_EACH, {})
+    until(lambda: all((folder / "started").exists() for folder in folders))
+    assert slurm.cancel("ours") == 1
+    cluster.slurm("scancel", job_of("slurms"))
+    until(queue_is_empty)
+    for folder in folders:
+        assert (folder / "saved").exists()
+        assert not (folder / "finished").exists()
+    assert slurm.submitted(slurm.batches()) == {"slurms"}  # what was cancelled on purpose is not lost
+
+
+def test_arrays_stay_below_the_clusters_limit_and_phases_wait(
+    cluster: real.Cluster, runs: Path, tmp_path: Path
+) -> None:
+    tasks = [Task(f"task {i}", "runner_tasks:attempts", (str(tmp_path), i)) for i in range(5)]
+    last = Task("last", "runner_tasks:attempts", (str(tmp_path), 99), needs=("task 0",))
+    seconds = {task.key: 400.0 for task in tasks[:2]}  # two of them share a job
+    profile = dataclasses.replace(ONE_EACH, pack_minutes=30, time="60", max_jobs=5)
+    done = slurm.submit("test-smoke", [tasks, [last], [tasks[0]]], seconds, profile, {})
+    assert (done.jobs, done.arrays, done.left) == (5, 3, 1)  # 3 + 1, then the last; MaxArraySize is 3
+    assert slurm.queue().keys() == {task.key for task in tasks} | {"last"}
+    until(queue_is_empty)
+    assert {path.name: path.read_text() for path in tmp_path.glob("task-*")} == {
+        f"task-{i}": "x" for i in (0, 1, 2, 3, 4, 99)
+    }
+    newest = max(tmp_path.glob("task-*"), key=lambda path: path.stat().st_mtime)
+    assert newest.name == "task-99"
+
+
+def test_after_the_launcher_was_killed_nothing_is_queued_twice(
+    cluster: real.Cluster, runs: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "cluster.toml"
+    profile.write_text('pack_minutes = 0.01\ntime = "10"\nsbatch = {hold = true}\n')
+    sweep = ["table2", "--scale", "smoke", "--seeds", "2"]
+    queue = [*sweep, "--executor", "slurm", "--cluster", str(profile)]
+    launcher = subprocess.Popen(command(*queue), stdout=subprocess.DEVNULL)
+    until(lambda: len(list((runs / ".slurm").glob("????????.json"))) >= 3)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    before = {key for key in slurm.queue() if not key.startswith("score")}
+    assert len(before) > 0
+    call(*queue, expect=3)
+    names = slurm.batches()
+    keys = Counter(
+        task["key"] for _, batch, index in slurm._listed() for task in names[batch]["chunks"][index]
+    )
+    assert max(keys.values()) == 1
+    assert sum(not key.startswith(("score", "features")) for key in keys) == 10
+    assert "jobs cancelled" in call("cancel", *sweep, expect=0)
+    until(queue_is_empty)
+    assert "10 pending" in call("status", *sweep, expect=0)
+
+
+def test_processes_of_one_run_find_each_other(cluster: real.Cluster, runs: Path, tmp_path: Path) -> None:
+    task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
+    submit([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))
+    until(queue_is_empty)
+    told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
+    assert told == {f"rank-{i}": f"3 of 2, local rank {i}" for i in range(2)}
+    assert os.environ.get("RANK") is None
