@@ -44,8 +44,9 @@ from analysis.search import Outcome, write_search
 from evlgen.config import TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.metrics import CaptionScorer
-from sweeps import local, store
-from sweeps.run import Display, _shape, console, feature_needs, load, measured_rates
+from sweeps import claims, local, planning, store
+from sweeps.display import Display, console
+from sweeps.planning import feature_needs, load, measured_rates
 from sweeps.search_spaces import MERGE_SPACES, Target, is_stage1, merge_target, parts, rate_targets
 from sweeps.search_study import (
     Rules,
@@ -60,7 +61,6 @@ from sweeps.search_study import (
     open_storage,
     open_study,
     run_trial,
-    turn,
 )
 from sweeps.worker import cache_features
 
@@ -240,11 +240,11 @@ def work(tell: Tell, settings: dict[str, Any]) -> None:
     rules = Rules(objectives(arguments), arguments.pruner, arguments.seed)
     me = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with held(folder / me), CaptionScorer() as scorer:
-        with turn(folder):
+        with claims.turn(folder / "turn"):
             storage = open_storage(storage_place(arguments))
         goals, found = targets(arguments), []
         for target in goals:
-            with turn(folder):
+            with claims.turn(folder / "turn"):
                 found.append(open_study(study_name(arguments, target), target, rules, storage))
         while True:
             for target, study in zip(goals, found, strict=True):
@@ -404,10 +404,8 @@ def expected_seconds(target: Target, rates: dict[tuple[object, ...], float]) -> 
     configs = [target.base]
     if is_stage1(target.part) and target.base.init_from is not None:
         configs.append(target.base.init_from)
-    known = [(rates.get(_shape(config)), config.optim) for config in configs]
-    if any(rate is None for rate, _ in known):
-        return None
-    return sum(rate * optim.steps * optim.batch_size for rate, optim in known if rate is not None)
+    known = [planning.expected_seconds(config, rates) for config in configs]
+    return None if None in known else sum(seconds for seconds in known if seconds is not None)
 
 
 if __name__ == "__main__":

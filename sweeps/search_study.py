@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 import os
-import time
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,8 @@ from evlgen.metrics import CaptionScorer
 from evlgen.pretrained import SOURCES
 from evlgen.training import read_metrics
 from evlgen.vision import build_vision
-from sweeps import store
-from sweeps.run import finish
+from sweeps import claims, store
+from sweeps.execute import finish
 from sweeps.search_spaces import Target
 from sweeps.worker import execute_run
 
@@ -204,7 +204,7 @@ def importances(study: Study, names: Sequence[str]) -> dict[str, dict[str, float
 
 def next_trial(study: Study, target: Target, trials: int, folder: Path, me: str) -> Trial | None:
     """The next trial for worker ``me``; None if enough have ended or are being worked on."""
-    with turn(folder):
+    with claims.turn(folder / "turn"):
         bury_lost_trials(study, folder)
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         if len(ended(study)) + len(running) >= trials:
@@ -393,37 +393,24 @@ def in_words(params: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """One worker of a search at a time; one that died in its turn does not keep the others."""
-    while (claim := store.claim(folder / "turn")) is None:
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        claim.release()
-
-
-@contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """A sign that this worker lives, for as long as it does."""
-    claim = store.claim(folder)
+    claim = claims.claim(folder)
     assert claim is not None  # the name has a random part
     try:
         yield
     finally:
         claim.release()
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_held(folder: Path) -> bool:
     """Whether the worker with this sign lives, as the run store judges the owners of runs."""
     if not folder.exists():
         return False
-    claim = store.claim(folder)
+    claim = claims.claim(folder)
     if claim is None:
         return True
     claim.release()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
     return False

@@ -248,7 +248,8 @@ def test_two_workers_on_one_journal_and_one_is_killed(box: Box) -> None:
     assert again.params == lost[0].params
     assert again.state in done
     assert [t.number for t in everything] == list(range(len(everything)))
-    assert not list((box.folder / "runs" / "studies").rglob("claim.json"))
+    signs = [path.name for path in (box.folder / "runs" / "studies").glob("*/*") if path.is_dir()]
+    assert set(signs) == {"turn"}  # no worker's sign is left
 
 
 def test_ctrl_c_keeps_what_is_done(box: Box) -> None:
