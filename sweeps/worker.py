@@ -107,7 +107,7 @@ def _train(
         raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
     data = load_training_data(config)
     if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
-        from evlgen.distributed import init_from_environment  # type: ignore[import-not-found,unused-ignore]
+        from evlgen.distributed import init_from_environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint

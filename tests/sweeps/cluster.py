@@ -120,7 +120,7 @@ class Cluster:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not condition():

@@ -59,7 +59,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def call(*arguments: str, expect: int) -> str:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=900)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout
 
