@@ -169,7 +169,8 @@ def train(
     Raises:
         UserError: config and data do not fit, the checkpoint is another run's, or the disk is full.
         FloatingPointError: the loss is no longer a number.
-        Stop: ``progress`` asked for it; the checkpoint is written, and a later call ends with the same bits.
+        Stop: ``progress`` of rank 0 asked for it; the checkpoint is written, and a later call ends with the
+            same bits. All ranks raise it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with joined() as ranks:

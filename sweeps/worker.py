@@ -45,7 +45,10 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     config = from_json(stored)
     if os.environ.get("RANK", "0") != "0":  # rank 0 has the claim, the log and the last word
         if store.read_if_whole(folder / "outcome.json") is None:
-            _train(config, folder, tell, init_folder)
+            try:
+                _train(config, folder, tell, init_folder)
+            except Stop:
+                raise local.Stopped from None
         return
     pause = 0.05  # Another launcher may be at this run: then wait for what it makes of it.
     while (claim := claims.claim(folder, devices=int(os.environ.get("WORLD_SIZE", "1")))) is None:
@@ -107,7 +110,7 @@ def _train(
         raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
     data = load_training_data(config)
     if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
-        from evlgen.distributed import init_from_environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        from evlgen.distributed import init_from_environment
 
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint
