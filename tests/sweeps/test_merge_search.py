@@ -390,7 +390,7 @@ def test_parts_of_the_tables() -> None:
     assert one.init_from is not None
     assert two.init_from == first.base.init_from
     assert one.optim == first.base.optim
-    for config, steps in ((one.init_from, 40), (two, 13)):
+    for config, steps in ((one.init_from, 24), (two, 40)):
         optim = config.optim
         assert (optim.lr, optim.warmup_steps) == (2.35e-3, steps)
         assert optim.min_lr == pytest.approx(2.35e-4)
