@@ -1,9 +1,9 @@
 """What the models and budgets of the paper are at each scale: the one place where they are written down.
 
 An experiment says ``evlgen(scale, pairs="11M", steps=150)`` in the paper's words and gets the run that plays
-this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` five thousand updates of the
-paper become eight, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions. BLIP-2's
-two stages divide their time otherwise: a stage 2 of 128 updates would end before it uses the image at all.
+this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` a thousand updates of the paper
+become two, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions. BLIP-2's two
+stages divide their time otherwise: a stage 2 in proportion would end before it uses the image at all.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _MINI_QFORMER = QFormerConfig(
 _MINI = Scale(
     name="mini",
     seeds=3,
-    updates={"tomeformer": 1.6, "qformer": 1.6, "stage1": 0.96, "stage2": 5.0},
+    updates={"tomeformer": 2.0, "qformer": 2.0, "stage1": 1.2, "stage2": 6.25},
     batch_size=32,
     lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3},
     warmup={"tomeformer": 0.15, "qformer": 0.3, "stage1": 0.15, "stage2": 0.15},

@@ -139,8 +139,7 @@ def _dispatch(arguments: Arguments) -> int:
         return 0
     if arguments.scale == "paper":
         raise UserError(
-            "--scale paper: its encoders, language models and data sets cannot be loaded yet; "
-            "--dry-run shows what would be searched"
+            "--scale paper: its data sets cannot be read yet; --dry-run shows what would be searched"
         )
     if arguments.worker:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its trial is given out again at once

@@ -104,10 +104,7 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
 
 def _check_scale(sweep: Sweep) -> None:
     if sweep.scale == "paper":
-        raise UserError(
-            "--scale paper: its encoders, language models and data sets cannot be loaded yet; "
-            "--dry-run shows what would run"
-        )
+        raise UserError("--scale paper: its data sets cannot be read yet; --dry-run shows what would run")
 
 
 def _head(sweep: Sweep, missing: int) -> None:

@@ -64,6 +64,7 @@ def learned(folder: Path) -> tuple[dict[str, Any], bytes]:
     return kept, (folder / "connector.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
     finish(tmp_path / "features", cache)  # makes them, for all
     began = time.monotonic()

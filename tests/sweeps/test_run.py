@@ -142,6 +142,7 @@ def test_two_launchers_share_the_work(undisturbed: Sandbox, sandbox: Sandbox) ->
         assert log.count("parameters:") == 1, "trained twice"
 
 
+@pytest.mark.slow
 def test_two_launchers_race_on_fifty_runs(sandbox: Sandbox) -> None:
     many = ["table2", "--scale", "smoke", "--rows", "EVLGen", "--seeds", "25", "--workers", "1"]
     many += ["--set", "evaluation.sets=[]", "--set", "optim.steps=2", "--set", "evaluation.validation=4"]

@@ -142,6 +142,7 @@ def test_changed_code_and_too_many_requeues_are_refused_in_one_line(
 # ------------------------------------------------------------------------------------------- the queue
 
 
+@pytest.mark.slow
 def test_sweep_through_the_queue_equals_the_local_one(
     cluster: real.Cluster, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_that_is_requeued_timed_out_and_loses_its_node_ends_with_the_same_bits(
     cluster: real.Cluster, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ def log(folder: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_the_work_in_time_and_the_job_comes_back(
     cluster: real.Cluster, runs: Path, tmp_path: Path
 ) -> None:
@@ -262,6 +265,7 @@ def test_a_time_limit_stops_the_work_in_time_and_the_job_comes_back(
     until(queue_is_empty)
 
 
+@pytest.mark.slow
 def test_cancelled_jobs_save_their_work_and_do_not_come_back(
     cluster: real.Cluster, runs: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +284,7 @@ def test_cancelled_jobs_save_their_work_and_do_not_come_back(
     assert slurm.submitted(slurm.batches()) == {"slurms"}  # what was cancelled on purpose is not lost
 
 
+@pytest.mark.slow
 def test_arrays_stay_below_the_clusters_limit_and_phases_wait(
     cluster: real.Cluster, runs: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +303,7 @@ def test_arrays_stay_below_the_clusters_limit_and_phases_wait(
     assert newest.name == "task-99"
 
 
+@pytest.mark.slow
 def test_after_the_launcher_was_killed_nothing_is_queued_twice(
     cluster: real.Cluster, runs: Path, tmp_path: Path
 ) -> None:
@@ -323,6 +329,7 @@ def test_after_the_launcher_was_killed_nothing_is_queued_twice(
     assert "10 pending" in call("status", *sweep, expect=0)
 
 
+@pytest.mark.slow
 def test_processes_of_one_run_find_each_other(cluster: real.Cluster, runs: Path, tmp_path: Path) -> None:
     task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
     submit([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))
