@@ -1,9 +1,9 @@
 """What the models and budgets of the paper are at each scale: the one place where they are written down.
 
 An experiment says ``evlgen(scale, pairs="11M", steps=150)`` in the paper's words and gets the run that plays
-this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` a thousand updates of the paper
-become two, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions. BLIP-2's two
-stages divide their time otherwise: a stage 2 in proportion would end before it uses the image at all.
+this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` a thousand updates of the
+paper become two, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions. BLIP-2's
+two stages divide their time otherwise: a stage 2 in proportion would end before it uses the image at all.
 """
 
 from __future__ import annotations
