@@ -1,7 +1,7 @@
-"""Images of the miniworld's test set with one person's caption and a trained EVLGen's, seed 0, not chosen.
+"""Images of the miniworld's test set with one person's caption and those of two trained EVLGens, not chosen.
 
 ``python paper_figures/sample_captions.py`` draws the first images of ``coco_test`` into ``docs/captions.png``
-from the run store; ``python sweeps/run.py table1`` makes the run.
+from the run store (seed 0, both language models); ``python sweeps/run.py table2`` makes the runs.
 """
 
 from __future__ import annotations
@@ -23,27 +23,33 @@ from evlgen.data import miniworld  # noqa: E402
 from experiments.scales import evlgen  # noqa: E402
 from sweeps import store  # noqa: E402
 
+COLOURS = ("black", "#0050c8", "#007a3d")  # a person, EVLGen with OPT, EVLGen with LLaMA
 
-def draw(captions: dict[str, str], out: Path, rows: int = 2, columns: int = 6) -> None:
-    """Images 0, 1, ... of ``coco_test``, each above a person's caption (black) and the model's (blue)."""
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.5 * rows))
+
+def draw(captions: list[dict[str, str]], out: Path, rows: int = 2, columns: int = 6) -> None:
+    """Images 0, 1, ... of ``coco_test``, each above a person's caption and those of the models."""
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.9 * rows))
     pool = miniworld.pool("coco_test")
     for index, axis in enumerate(axes.flat):
         axis.imshow(pool.image(index), interpolation="nearest")
         axis.axis("off")
-        person = textwrap.fill(pool.captions(index)[0], 30)
-        model = textwrap.fill(captions[str(index)], 30)
-        axis.text(0, 67, person, va="top", fontsize=7, color="black")
-        axis.text(0, 69 + 5.2 * (person.count("\n") + 1), model, va="top", fontsize=7, color="#0050c8")
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.2, wspace=0.08, hspace=0.62)
+        place = 67.0
+        texts = [pool.captions(index)[0], *(one[str(index)] for one in captions)]
+        for text, colour in zip(texts, COLOURS, strict=True):
+            wrapped = textwrap.fill(text, 30)
+            axis.text(0, place, wrapped, va="top", fontsize=7, color=colour)
+            place += 2 + 5.2 * (wrapped.count("\n") + 1)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.27, wspace=0.08, hspace=0.95)
     out.parent.mkdir(exist_ok=True)
     figure.savefig(out, dpi=130)
 
 
 if __name__ == "__main__":
-    folder = store.run_folder(evlgen("mini"))
-    predictions = folder / "predictions.json"
-    if not predictions.exists():
-        print(f"{predictions}: not there; make it with `python sweeps/run.py table1`", file=sys.stderr)
-        raise SystemExit(2)
-    draw(json.loads(predictions.read_text())["captions"]["coco"], ROOT / "docs" / "captions.png")
+    found = []
+    for run in (evlgen("mini"), evlgen("mini", language="vicuna")):
+        predictions = store.run_folder(run) / "predictions.json"
+        if not predictions.exists():
+            print(f"{predictions}: not there; make it with `python sweeps/run.py table2`", file=sys.stderr)
+            raise SystemExit(2)
+        found.append(json.loads(predictions.read_text())["captions"]["coco"])
+    draw(found, ROOT / "docs" / "captions.png")
