@@ -131,6 +131,7 @@ def test_killed_sweep_goes_on_to_the_same_bits(undisturbed: Sandbox, sandbox: Sa
         assert json.loads(beats[-1].read_text())["ended"] == "done"
 
 
+@pytest.mark.slow
 def test_two_launchers_share_the_work(undisturbed: Sandbox, sandbox: Sandbox) -> None:
     launchers = [sandbox.start(*SMALL), sandbox.start(*SMALL)]
     for launcher in launchers:
