@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis.statistics import Difference, Interval, mean_interval, paired_difference
-from evlgen.diagnostics import Rules
 from evlgen.files import write_atomic
 from experiments.base import Experiment
 
@@ -66,11 +65,6 @@ STATES = {
     "collapsed": "not used",
     "undecided": "undecided",
 }
-STATES_NOTE = (
-    f'The image is "used" where the loss gap is at least {Rules().conditioned:g} nats at the end, '
-    '"not yet used" where the run ended on the plateau before that, loss or gap still moving, '
-    '"not used" where nothing moves any more: collapse.'
-)
 DECIMALS = {"val_loss": 3, "gap": 3, "cosine": 3, "attention_entropy": 2}  # all others have one
 _MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with the first
 
@@ -200,7 +194,7 @@ def _markdown(experiment: Experiment, scale: str, results: Results, cells: Cells
         for row, label in zip(rows, cells, strict=True):
             row.insert(1, _states(results.get(label, ())))
         lines += _grid(["row", "the image is", *map(title, details)], rows)
-        lines += ["", STATES_NOTE, ""]
+        lines += ["", _states_note(), ""]
     lines += _comparisons(experiment, cells)
     lines += ["## Every seed", ""]
     lines += _grid(["row", *map(title, metrics)], _rows(cells, metrics, _every_seed))
@@ -226,6 +220,16 @@ def _paper(cell: Cell) -> str:
 
 def _ours_or_paper(cell: Cell, metric: str) -> str:
     return _ours(cell, metric) + (f" ({_paper(cell)})" if cell.paper is not None else "")
+
+
+def _states_note() -> str:
+    from evlgen.diagnostics import Rules  # imports torch, which takes longer than all commands that only look
+
+    return (
+        f'The image is "used" where the loss gap is at least {Rules().conditioned:g} nats at the end, '
+        '"not yet used" where the run ended on the plateau before that, loss or gap still moving, '
+        '"not used" where nothing moves any more: collapse.'
+    )
 
 
 def _states(runs: Sequence[Mapping[str, Any] | None]) -> str:
