@@ -32,7 +32,7 @@ def collect(experiment: Experiment, seeds: int) -> dict[str, list[dict[str, Any]
 
 def write_table(experiment: Experiment, scale: str, seeds: int, name: str) -> Path:
     """Write the tables of an experiment under a name; returns their folder."""
-    from analysis.tables import write_tables
+    from analysis.tables import write_tables  # imports numpy, which a look at the state does not need
 
     folder = store.results_folder() / name / scale
     write_tables(experiment, scale, collect(experiment, seeds), folder, seeds)

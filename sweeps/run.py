@@ -18,7 +18,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from analysis.counts import write_counts
 from evlgen.errors import UserError
 from experiments import COUNTED, EXPERIMENTS
 from experiments.base import Experiment
@@ -177,6 +176,8 @@ def count(experiment: Experiment, arguments: Arguments) -> None:
         there = "is there" if (folder / "table.csv").exists() else "is not made yet; it takes half a minute"
         console.print(f"{experiment.name}, {arguments.scale}: counted, nothing to train; its table {there}")
         return
+    from analysis.counts import write_counts
+
     module = importlib.import_module(EXPERIMENTS[experiment.name])
     write_counts(module.count(experiment, arguments.scale), folder)
     reporting.print_table(arguments.scale, folder.parent.name)
