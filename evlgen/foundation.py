@@ -22,7 +22,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,12 +215,9 @@ def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining
     """Train the image encoder; the same setup gives the same bits on one machine type with one thread."""
     torch.manual_seed(setup.seed)
     model = Contrast(MiniViT(MiniViTConfig()), len(tokenizer), setup.text_width)
-    optimizer = _optimizer(model, setup.lr, setup.weight_decay)
     pool, vocabulary = miniworld.pool("foundation"), tokenizer.get_vocab()
-    started = time.perf_counter()
-    model.train()
-    for step in range(setup.steps):
-        _set_lr(optimizer, step, setup.steps, setup.warmup_steps, setup.lr)
+
+    def loss(step: int) -> Tensor:
         indices = range(step * setup.batch_size, (step + 1) * setup.batch_size)
         images, phrases, owner, captions = [], [], [], []
         for place, index in enumerate(indices):
@@ -233,20 +230,16 @@ def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining
             owner += [place] * len(groups)
         pixels = _pixels(images)
         ids = _word_ids(vocabulary, list(itertools.chain.from_iterable(phrases)))
-        loss = model(
+        found: Tensor = model(
             pixels,
             ids.view(len(phrases), 1 + setup.negatives, -1),
             torch.tensor(owner),
             _word_ids(vocabulary, captions),
         )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 25 == 0 or step == setup.steps - 1:
-            rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
-            report("mini-vit", step + 1, setup.steps, loss.item(), rate)
-    return model.eval()
+        return found
+
+    _descend("mini-vit", model, map(loss, range(setup.steps)), setup, report)
+    return model
 
 
 # ------------------------------------------------------------------------------------------- language
@@ -259,22 +252,10 @@ def pretrain_language(
     torch.manual_seed(setup.seed)
     model = mini_model(name, len(tokenizer))
     induction_start(model)
-    optimizer = _optimizer(model, setup.lr, setup.weight_decay)
-    model.train()
     offset = 100_000_000 if name == "mini-llama" else 0  # the two have read different texts
     batches = _batches_by_length(lambda i: _weighted(tokenizer, *miniworld.document(i), setup), offset, setup)
-    started = time.perf_counter()
-    for step, rows in enumerate(batches):
-        _set_lr(optimizer, step, setup.steps, setup.warmup_steps, setup.lr)
-        loss = document_loss(model, rows)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 25 == 0 or step == setup.steps - 1:
-            rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
-            report(name, step + 1, setup.steps, loss.item(), rate)
-    return model.eval()
+    _descend(name, model, (document_loss(model, rows) for rows in batches), setup, report)
+    return model
 
 
 def pretrain_bert(
@@ -287,26 +268,17 @@ def pretrain_bert(
     torch.manual_seed(setup.seed)
     generator = torch.Generator().manual_seed(setup.seed)
     model = BertForMaskedLM(mini_bert_config(len(tokenizer)))
-    optimizer = _optimizer(model, setup.lr, setup.weight_decay)
-    model.train()
 
     def read(index: int) -> tuple[list[int], None]:
-        return tokenizer("".join(miniworld.document(200_000_000 + index)))["input_ids"][
-            : setup.max_words
-        ], None
+        ids: list[int] = tokenizer("".join(miniworld.document(200_000_000 + index)))["input_ids"]
+        return ids[: setup.max_words], None
 
-    started = time.perf_counter()
-    for step, rows in enumerate(_batches_by_length(read, 0, setup)):
-        _set_lr(optimizer, step, setup.steps, setup.warmup_steps, setup.lr)
-        loss = masked_loss(model, _padded([row for row, _ in rows]), setup.masked, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 25 == 0 or step == setup.steps - 1:
-            rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
-            report("mini-bert", step + 1, setup.steps, loss.item(), rate)
-    return model.eval()
+    losses = (
+        masked_loss(model, _padded([row for row, _ in rows]), setup.masked, generator)
+        for rows in _batches_by_length(read, 0, setup)
+    )
+    _descend("mini-bert", model, losses, setup, report)
+    return model
 
 
 def masked_loss(model: BertForMaskedLM, ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -448,6 +420,29 @@ def document_loss(model: nn.Module, rows: list[tuple[list[int], list[float]]]) -
 
 
 # --------------------------------------------------------------------------------------------- shared
+
+
+def _descend(
+    name: str,
+    model: nn.Module,
+    losses: Iterable[Tensor],
+    setup: VisionPretraining | LanguagePretraining | MaskedPretraining,
+    report: Report,
+) -> None:
+    """Train a model on losses, each computed when it is its turn; leaves it in eval mode."""
+    optimizer = _optimizer(model, setup.lr, setup.weight_decay)
+    model.train()
+    started = time.perf_counter()
+    for step, loss in enumerate(losses):
+        _set_lr(optimizer, step, setup.steps, setup.warmup_steps, setup.lr)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 25 == 0 or step == setup.steps - 1:
+            rate = (step + 1) * setup.batch_size / (time.perf_counter() - started)
+            report(name, step + 1, setup.steps, loss.item(), rate)
+    model.eval()
 
 
 def _optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

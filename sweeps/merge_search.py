@@ -9,7 +9,6 @@ which trials had ended.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -47,6 +46,7 @@ from evlgen.metrics import CaptionScorer
 from sweeps import claims, local, planning, store
 from sweeps.display import Display, console
 from sweeps.planning import feature_needs, load, measured_rates
+from sweeps.run import answered
 from sweeps.search_spaces import MERGE_SPACES, Target, is_stage1, merge_target, parts, rate_targets
 from sweeps.search_study import (
     Rules,
@@ -109,19 +109,7 @@ def main(argv: list[str]) -> int:
     """Exit code: 0 all trials ended, 1 some did not, 2 a user's mistake, 130 interrupted."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     arguments = tyro.cli(Arguments, args=argv, prog="sweeps/merge_search.py", description=__doc__)
-    try:
-        return _dispatch(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        print(f"error: {error.filename}: {error.strerror}; finished trials are kept", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished trials are kept, the same command goes on", file=sys.stderr)
-        return 130
+    return answered(lambda: _dispatch(arguments), "trials")
 
 
 def quiet() -> None:

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -84,8 +85,17 @@ def main(argv: list[str]) -> int:
     # A shell that starts a command in the background has it ignore Ctrl-C; this one can always be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = tyro.cli(Arguments, args=argv, prog="sweeps/run.py", description=__doc__)
+    return answered(lambda: _dispatch(arguments), "runs")
+
+
+def answered(action: Callable[[], int], kept: str) -> int:
+    """Exit code of an action; a user's mistake, a full disk and Ctrl-C get one line each.
+
+    Args:
+        kept: what is kept then, as far as it is finished.
+    """
     try:
-        return _dispatch(arguments)
+        return action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -93,12 +103,12 @@ def main(argv: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         print(
-            f"error: {error.filename or store.store_folder()}: {error.strerror}; finished runs are kept",
+            f"error: {error.filename or store.store_folder()}: {error.strerror}; finished {kept} are kept",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        print(f"interrupted; finished {kept} are kept, the same command goes on", file=sys.stderr)
         return 130
 
 
