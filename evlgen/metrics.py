@@ -613,7 +613,8 @@ def _truth(captions: Mapping[str, str]) -> dict[str, float]:
     """What share of the objects that captions of ``coco`` name is there, and of the colours told of them."""
     pool = miniworld.pool(miniworld.POOL_OF_SET["coco"])
     checks = [
-        miniworld.check_caption(one_line(text), pool.scene(_index(image))) for image, text in captions.items()
+        miniworld.check_caption(one_line(text), pool.scene(_index(image, worlds.ENDLESS)))
+        for image, text in captions.items()
     ]
     objects, colours = sum(c.named for c in checks), sum(c.colour_named for c in checks)
     return {
@@ -654,7 +655,7 @@ def _references(data: DataConfig, name: str, image: str) -> tuple[str, ...]:
 def _question(world: worlds.World, kind: str, name: str) -> worlds.Question:
     if kind not in world.question_sets:
         raise UserError(f"predictions: no question set {kind!r}; there are: {', '.join(world.question_sets)}")
-    return world.question(kind, _index(name, world.count(kind)))
+    return world.question(kind, _index(name, world.count(world.pool_of(kind))))
 
 
 def _index(name: str, count: int) -> int:
