@@ -40,6 +40,7 @@ def build(scale: str) -> Experiment:
         cases += [
             (f"warm-up {share:.0%}", "warmup", share, with_setting(base, init, rate, share))
             for share in WARMUPS
+            if share != warmup
         ]
         cases += [
             (f"{tokens} soft tokens", "queries", tokens, with_connector(base, **changes))
