@@ -89,7 +89,7 @@ def convert(path: Path, connector: ConnectorConfig | None = None) -> Converted:
     layout = _layout(state, path)
     if connector is None:
         connector = TomeFormerConfig() if layout == "evlgen" else QFormerConfig()
-    if isinstance(connector, TomeFormerConfig) != (layout == "evlgen"):
+    if not isinstance(connector, TomeFormerConfig if layout == "evlgen" else QFormerConfig):
         raise UserError(f"{path}: keys {_MARKS[layout]}* are no {connector.kind}; choose the other connector")
     connector = dataclasses.replace(connector, init="random")
     projection = next((name for name in PROJECTIONS if f"{name}.weight" in state), "")
