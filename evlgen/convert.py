@@ -233,7 +233,7 @@ def _shapes(connector: ConnectorConfig, language_width: int) -> dict[str, tuple[
     width = feature_width(connector)
     shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
     shapes |= {f"connector.{name}": tuple(tensor.shape) for name, tensor in inside.items()}
-    if isinstance(connector, TomeFormerConfig) or not connector.vocab_size:
+    if not vocab_size:
         shapes["projection.weight"] = (language_width, connector.width)
         shapes["projection.bias"] = (language_width,)
     return shapes
