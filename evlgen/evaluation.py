@@ -53,7 +53,7 @@ def evaluate(
         if name not in miniworld.POOL_OF_SET and name not in miniworld.QUESTION_KINDS:
             known = ", ".join([*miniworld.POOL_OF_SET, *miniworld.QUESTION_KINDS])
             raise UserError(f"evaluation.sets: no set {name!r}; there are: {known}")
-    captioner = _load(config, folder, model)
+    captioner = load_captioner(config, folder, model)
     total = sum(size * (1 if name in miniworld.POOL_OF_SET else 2) for name, size in config.evaluation.sets)
     done, started = 0, time.perf_counter()
 
@@ -134,14 +134,15 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
     Raises:
         UserError: as `evaluate`, or there is no such pool.
     """
-    captioner = _load(config, folder, None)
+    captioner = load_captioner(config, folder)
     encoder = build_vision(config.vision)
     images = np.stack([miniworld.pool(pool).image(i) for i in indices])
     stored = encoder.encode(images).to(torch.float16).numpy()
     return caption_all(captioner, config, stored, np.arange(len(indices)))
 
 
-def _load(config: RunConfig, folder: Path, model: CaptionModel | None) -> CaptionModel:
+def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None = None) -> CaptionModel:
+    """The trained model of a run, on the GPU if there is one; arguments and errors as of `evaluate`."""
     if config.stage != "caption":
         raise UserError(f"{folder}: a run of the stage {config.stage!r} has no language model to speak with")
     captioner = model or build_model(config)
