@@ -613,7 +613,8 @@ def _truth(captions: Mapping[str, str]) -> dict[str, float]:
     """What share of the objects that captions of ``coco`` name is there, and of the colours told of them."""
     pool = miniworld.pool(miniworld.POOL_OF_SET["coco"])
     checks = [
-        miniworld.check_caption(one_line(text), pool.scene(_index(image))) for image, text in captions.items()
+        miniworld.check_caption(one_line(text), pool.scene(_index(image, worlds.ENDLESS)))
+        for image, text in captions.items()
     ]
     objects, colours = sum(c.named for c in checks), sum(c.colour_named for c in checks)
     return {
