@@ -355,8 +355,7 @@ def _begin(
 ) -> _State:
     """Model and optimiser at step 0."""
     if model is None:
-        torch.manual_seed(_seed(WEIGHTS, config.seed))
-        model = build_model(config)
+        model = untrained_model(config)
     if init_folder is not None:
         if not isinstance(model, CaptionModel):
             raise UserError("init_from: only a run of the stage 'caption' can start from stage 1")
@@ -375,6 +374,12 @@ def _begin(
     scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "fp16")
     blocks = _blocks(model) if config.optim.gradient_checkpointing else ()
     return _State(model, build_optimizer(model, config.optim), scaler, blocks)
+
+
+def untrained_model(config: RunConfig) -> Model:
+    """The model that a run's training begins with, but for what it takes over from stage 1."""
+    torch.manual_seed(_seed(WEIGHTS, config.seed))
+    return build_model(config)
 
 
 def _blocks(model: Model) -> list[nn.Module]:
