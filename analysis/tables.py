@@ -142,14 +142,14 @@ def _collect(experiment: Experiment, results: Results, expected: int) -> Cells:
         runs += [None] * (expected - len(runs))
         cells[row.label] = {}
         for metric in metrics:
-            values = tuple(_number(run["metrics"].get(metric)) if run else None for run in runs)
+            values = tuple(number(run["metrics"].get(metric)) if run else None for run in runs)
             present = [value for value in values if value is not None]
             interval = mean_interval(present) if present else None
             cells[row.label][metric] = Cell(values, interval, row.paper.get(metric))
     return cells
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     """A finite number, else None: a loss that is not a number is no result."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)

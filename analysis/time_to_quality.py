@@ -2,13 +2,14 @@
 
 "Five times faster" is a ratio of such costs: that at which one method reaches the final score of another,
 over what the other one cost. The points are whole trainings of several budgets, each with its own complete
-schedule of learning rates; a point halfway through a longer schedule would be worse than what its cost buys.
+schedule of learning rates; a point halfway through a longer schedule would be worse than what its cost
+buys.
 
 Between two budgets the score is taken for linear in the logarithm of the cost, as learning curves roughly
-are. Outside of the budgets nothing is guessed: a target that the smallest budget already reaches was reached
-at *at most* its cost, one that the largest does not reach needs *at least* its cost. A curve of noisy points
-first reaches a target somewhat earlier than the curve without noise would; this favours whoever has more
-points, so read the ratio of the mean curves beside the mean of the ratios.
+are. Outside of the budgets nothing is guessed: a target that the smallest budget already reaches was
+reached at *at most* its cost, one that the largest does not reach needs *at least* its cost. A curve of
+noisy points first reaches a target somewhat earlier than the curve without noise would; this favours
+whoever has more points, so read the ratio of the mean curves beside the mean of the ratios.
 """
 
 from __future__ import annotations
