@@ -48,7 +48,7 @@ def summary_path(scale: str) -> Path:
 
 
 def write(scale: str, seeds: dict[str, int]) -> Provenance:
-    """Bring the summary up to the run store; experiments without any run there keep what it says of them.
+    """Bring the summary up to the run store; experiments that lack rows there keep what it says of them.
 
     Args:
         seeds: experiment -> seeds of each row, where they are more than the experiment says.
@@ -62,13 +62,23 @@ def write(scale: str, seeds: dict[str, int]) -> Provenance:
     known, found = read(scale), from_store(scale, seeds)
     if not found.runs:
         return known
-    renewed = {name for run in found.runs.values() for name in run["experiments"]}
-    runs = dict(found.runs)
-    for run, facts in known.runs.items():
-        kept = {name: rows for name, rows in facts["experiments"].items() if name not in renewed}
-        if kept:
-            both = {**kept, **runs[run]["experiments"]} if run in runs else kept
-            runs[run] = {**facts, **runs.get(run, {}), "experiments": both}
+    rows = {
+        name: {label for run in found.runs.values() for label in run["experiments"].get(name, ())}
+        for name in EXPERIMENTS
+    }
+    told = {name for run in known.runs.values() for name in run["experiments"]}
+    # One run may serve several experiments, so some runs in the store do not mean that its table is from there.
+    renewed = {
+        name
+        for name, there in rows.items()
+        if there and (name not in told or there >= {row.label for row in load(name, scale).rows})
+    }
+    runs: dict[str, dict[str, Any]] = {}
+    for source, wanted in ((known, told - renewed), (found, renewed)):
+        for run, facts in source.runs.items():
+            own = {name: labels for name, labels in facts["experiments"].items() if name in wanted}
+            if own:
+                runs[run] = {**facts, "experiments": {**runs.get(run, {}).get("experiments", {}), **own}}
     environments = {**known.environments, **found.environments}
     used = {facts["environment"] for facts in runs.values()}
     new = Provenance({key: environments[key] for key in sorted(used)}, dict(sorted(runs.items())))

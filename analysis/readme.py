@@ -30,7 +30,9 @@ def with_results(page: str, results: Path) -> str:
 
     def replace(found: re.Match[str]) -> str:
         name = found["name"]
-        text = {"claims": _claims, "headline": _headline}.get(name, lambda results: _table(results, name))(results)
+        text = {"claims": _claims, "headline": _headline}.get(name, lambda results: _table(results, name))(
+            results
+        )
         return found[0] if text is None else f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (?P<name>\w+) -->.*?<!-- /(?P=name) -->", replace, page, flags=re.DOTALL)

@@ -148,9 +148,7 @@ def build(scale: str, origin: provenance.Provenance) -> str:
         raise UserError(
             f"{results}: no table of scale {scale}; make them with `python sweeps/run.py all --scale {scale}`"
         )
-    searches = [
-        _search(path, ids) for path in sorted(results.glob(f"merge_search/*/{scale}/trials.md"))
-    ]
+    searches = [_search(path, ids) for path in sorted(results.glob(f"merge_search/*/{scale}/trials.md"))]
     pictures = [_picture(path, ids) for path in _pngs(results, scale)]
     claims = read_claims(results)
     script = SCRIPT.read_text()
@@ -160,7 +158,9 @@ def build(scale: str, origin: provenance.Provenance) -> str:
     return environment.from_string(TEMPLATE.read_text()).render(
         scale=scale,
         is_default=scale == "mini",
-        claims=None if claims is None else [{**one, "runs": [(run, "") for run in one["runs"]]} for one in claims],
+        claims=None
+        if claims is None
+        else [{**one, "runs": [(run, "") for run in one["runs"]]} for one in claims],
         headline=next((one for one in pictures if one.id == f"figure-{HEADLINE}"), None),
         pictures=[one for one in pictures if one.id != f"figure-{HEADLINE}"],
         chapters=[chapter for chapter in chapters if chapter.sections],
@@ -201,11 +201,11 @@ def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
 
     What is counted, not trained, is shown at the paper's scale as well.
     """
-    names = [(name, scale) for name in EXPERIMENTS if name not in COUNTED]
-    for name in COUNTED:
-        names += [(name, one) for one in (scale, "paper") if (results / name / one / "table.csv").exists()]
-        if not (results / name / scale / "table.csv").exists() and (name, "paper") not in names:
-            names.append((name, scale))
+    names = []
+    for name in EXPERIMENTS:
+        own = (scale, "paper") if name in COUNTED else (scale,)
+        there = [one for one in own if (results / name / one / "table.csv").exists()]
+        names += [(name, one) for one in there or [scale]]
     others = sorted(path.parent.parent.name for path in results.glob(f"*/{scale}/table.csv"))
     names += [(name, scale) for name in others if name not in EXPERIMENTS]
     return list(dict.fromkeys(names))
@@ -255,7 +255,9 @@ def read_markdown(path: Path, prefix: str, ids: Ids) -> tuple[str, list[Section]
             while at < len(lines) and lines[at].startswith("|"):
                 grid.append(_split(lines[at]))
                 at += 1
-            blocks.append(_table(grid[0], grid[2:], ids.new(prefix, caption, "table"), caption or heading, ids))
+            blocks.append(
+                _table(grid[0], grid[2:], ids.new(prefix, caption, "table"), caption or heading, ids)
+            )
         elif line.strip():
             blocks.append(inline(line))
     found, seen = [], False
@@ -296,7 +298,9 @@ def read_cell(text: str) -> Cell:
     parts = re.fullmatch(r"(?P<figure>\S+)(?P<interval> \[[^\]]+\])?(?P<word> \w+)?", rest)
     if parts and _NUMBER.fullmatch(parts["figure"]):
         number = parts["figure"].replace(",", "")
-        return Cell(parts["figure"], number, (parts["interval"] or "").strip(), (parts["word"] or "").strip(), paper)
+        return Cell(
+            parts["figure"], number, (parts["interval"] or "").strip(), (parts["word"] or "").strip(), paper
+        )
     if rest in ("–", "", "?"):
         return Cell(rest, "", "", "", paper)
     # "65.1 / 65.6 / 68.4", "2 of 3 (incomplete)", "1.2 M" go by the number in front.
@@ -387,7 +391,10 @@ def _told(path: Path) -> dict[str, Any]:
     """What a figure's JSON file says of it; if damaged, it is named on stderr and says nothing."""
     try:
         told = json.loads(path.read_text())
-        _ = [(run["id"], run["row"], run["seed"]) for run in told["runs"]], [str(one) for one in told["missing"]]
+        _ = (
+            [(run["id"], run["row"], run["seed"]) for run in told["runs"]],
+            [str(one) for one in told["missing"]],
+        )
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -421,7 +428,15 @@ def _run_table(origin: provenance.Provenance, ids: Ids) -> Table | None:
             Cell(facts["environment"]),
         ]
         lines.append(Line(f"run-{run}", run, cells))
-    head = ("run", "experiments and rows", "seed", "wall time, s", "peak memory, MiB", "begun (UTC)", "environment")
+    head = (
+        "run",
+        "experiments and rows",
+        "seed",
+        "wall time, s",
+        "peak memory, MiB",
+        "begun (UTC)",
+        "environment",
+    )
     return Table(ids.new("runs", "table"), "Runs", head, lines)
 
 
