@@ -19,13 +19,13 @@ from sweeps.provenance import Meter, write_provenance
 Tell = Callable[[Any], None]
 
 
-def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int) -> None:
+def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int, world: str) -> None:
     """Make sure that the features of a pool's first images are in the cache."""
     from evlgen.cpu import prepare_worker
     from evlgen.data import features
 
     prepare_worker()
-    features.ensure(pool, size, vision, views)
+    features.ensure(pool, size, vision, views, world)
 
 
 def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
