@@ -13,6 +13,7 @@ from analysis.statistics import Interval, mean_interval
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from experiments.base import Row, seeded
+from experiments.scales import get
 from sweeps import store
 from sweeps.planning import load as load_experiment
 
@@ -42,25 +43,31 @@ def load(experiment: str, scale: str, seeds: int | None = None) -> list[Run]:
     A damaged result is named on stderr, and its run counts as not complete. Nothing in the store is changed.
 
     Args:
-        seeds: of each row; None takes as many as the experiment says.
+        seeds: of each row; None takes as many as the experiment says, and more if some row has more: what
+            claims rest on gets more where everything is run.
 
     Raises:
         UserError: no such experiment or scale, or none of its runs is complete; the message has the command.
     """
     described = load_experiment(experiment, scale)
-    found = []
-    for row in described.rows:
-        for seed in range(seeds or described.seeds):
-            config = seeded(row.config, seed)
-            run = store.run_id(config)
-            folder = store.store_folder() / run
-            found.append(Run(row, seed, run, folder, config, _metrics(folder)))
-    if not complete(found):
+    expected = seeds or described.seeds
+    most = seeds or max(expected, get(scale).claim_seeds)
+    found = [_run(row, seed) for row in described.rows for seed in range(most)]
+    there = max((run.seed + 1 for run in complete(found)), default=0)
+    found = [run for run in found if run.seed < max(expected, there)]
+    if not there:
         raise UserError(
             f"{store.store_folder()}: no complete run of {experiment} at scale {scale}; "
             f"make them with `{command(experiment, scale)}`"
         )
     return found
+
+
+def _run(row: Row, seed: int) -> Run:
+    config = seeded(row.config, seed)
+    run = store.run_id(config)
+    folder = store.store_folder() / run
+    return Run(row, seed, run, folder, config, _metrics(folder))
 
 
 def command(experiment: str, scale: str) -> str:
@@ -112,6 +119,15 @@ def missing(runs: Iterable[Run], experiment: str = "") -> list[str]:
     return lines
 
 
+def connector(config: RunConfig) -> str:
+    """What figures call the connector of a run, and how it was trained."""
+    if config.connector.kind == "tomeformer":
+        return "EVLGen"
+    if config.connector.kind == "qformer":
+        return "BLIP-2, single stage" if config.init_from is None else "BLIP-2, two stages"
+    return config.connector.kind
+
+
 def value(run: Run, metric: str) -> float | None:
     """A metric of a run; None if the run is not complete, lacks it, or it is no finite number."""
     number = (run.metrics or {}).get(metric)
@@ -128,6 +144,26 @@ def values(runs: Iterable[Run], metric: str) -> list[float]:
 def interval(numbers: Sequence[float]) -> Interval | None:
     """Mean and 95% bootstrap interval over seeds; None without numbers."""
     return mean_interval(numbers) if numbers else None
+
+
+def either(*experiments: str, scale: str) -> tuple[dict[str, list[Run]], list[str]]:
+    """The runs of several experiments that share a figure, and what is missing.
+
+    Raises:
+        UserError: none of them has a complete run.
+    """
+    found: dict[str, list[Run]] = {}
+    lacking, errors = [], []
+    for experiment in experiments:
+        try:
+            found[experiment] = load(experiment, scale)
+            lacking += missing(found[experiment], experiment)
+        except UserError as error:  # noqa: PERF203 (a handful of experiments)
+            errors.append(error)
+            lacking.append(f"{experiment} (`{command(experiment, scale)}`)")
+    if not found:
+        raise errors[0]
+    return found, lacking
 
 
 def course(folder: Path) -> list[dict[str, float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +22,17 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from analysis.statistics import Interval
+from analysis.statistics import mean_interval
 from evlgen.files import write_atomic
-from paper_figures.runs import Run
+from paper_figures.runs import Run, interval
 from sweeps import store
 
 COLUMN, PAGE = 3.3, 6.9  # inches: a column of a paper with two, and both
 SMALL = 6.5  # points: legends, notes and other small print
 PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-GREY = "#6E6E6E"
+GREY, MISSING = "#6E6E6E", "#B00000"
 COLOURS: dict[str, str] = {
     "EVLGen": "#0072B2",
     "BLIP-2, two stages": "#D55E00",
@@ -114,12 +116,70 @@ def marker(connector: str, index: int = 0) -> str:
     return MARKERS.get(connector, SHAPES[index % len(SHAPES)])
 
 
-def point(axis: Axes, x: float, seeds: Sequence[float], found: Interval, colour: str, mark: str) -> None:
-    """A mean over seeds with its interval, and each seed as a dot: averages hide outcomes of two kinds."""
-    axis.plot([x] * len(seeds), seeds, ".", color=colour, ms=2.5, alpha=0.55, mew=0, zorder=2)
+def point(axis: Axes, x: float, seeds: Sequence[float], colour: str, mark: str, flat: bool = False) -> None:
+    """A mean over seeds with its interval, and each seed as a ring: averages hide outcomes of two kinds.
+
+    Args:
+        x: where; with ``flat`` the height, and the seeds lie along the x axis.
+    """
+    found = interval(seeds)
+    if found is None:
+        return
+
+    def plot(across: list[float], along: Sequence[float], *args: Any, **others: Any) -> None:
+        axis.plot(*((along, across) if flat else (across, along)), *args, color=colour, **others)
+
     if found.low is not None and found.high is not None:
-        axis.plot([x, x], [found.low, found.high], color=colour, lw=1, solid_capstyle="butt", zorder=3)
-    axis.plot([x], [found.mean], mark, color=colour, ms=4.5, mec="white", mew=0.4, zorder=4)
+        plot([x, x], [found.low, found.high], lw=1, solid_capstyle="butt", zorder=3)
+    plot([x], [found.mean], mark, ms=4.8, mec="white", mew=0.5, zorder=4)
+    plot([x] * len(seeds), seeds, "o", ms=1.8, mfc="white", mew=0.5, zorder=5)
+
+
+def series(
+    axis: Axes,
+    points: Sequence[tuple[float, Sequence[float]]],
+    colour: str,
+    mark: str,
+    label: str | None = None,
+    **line: Any,
+) -> None:
+    """Points with their intervals and seeds, joined by a line through the means.
+
+    Args:
+        points: x and the values of the seeds there; points without values are left out.
+    """
+    there = sorted(((x, seeds) for x, seeds in points if seeds), key=lambda one: one[0])
+    if not there:
+        return
+    xs = [x for x, _ in there]
+    means = [mean_interval(seeds).mean for _, seeds in there]
+    axis.plot(xs, means, color=colour, marker=mark, ms=4, mec="white", mew=0.5, label=label, **line)
+    for x, seeds in there:
+        point(axis, x, seeds, colour, mark)
+
+
+def band(axis: Axes, xs: Sequence[float], lines: Sequence[Sequence[float]], colour: str, **line: Any) -> None:
+    """Courses of several seeds over the same ``xs``: their mean, and faintly each of them."""
+    if len(lines) > 1:
+        for one in lines:
+            axis.plot(xs, one, color=colour, lw=0.4, alpha=0.45, ls=line.get("ls", "-"))
+    axis.plot(xs, [math.fsum(at) / len(at) for at in zip(*lines, strict=True)], color=colour, **line)
+
+
+def dots(
+    axis: Axes, rows: Sequence[tuple[str, Sequence[float], str, str]], title: str, labelled: bool = True
+) -> None:
+    """A plot of dots, a row each from top to bottom: label, values of the seeds, colour, mark."""
+    for height, (_, seeds, colour, mark) in enumerate(rows):
+        axis.axhline(height, color="#E4E4E4", lw=0.5, zorder=0)
+        point(axis, height, seeds, colour, mark, flat=True)
+        if not seeds:
+            there = axis.get_yaxis_transform()
+            axis.text(0.5, height, "missing", transform=there, ha="center", va="center", color=MISSING)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=title)
+    axis.set_yticks(range(len(rows)), [label for label, *_ in rows] if labelled else [])
+    axis.tick_params(axis="y", length=0)
+    axis.margins(x=0.08)
 
 
 def note(axis: Axes, text: str, x: float = 0.5, y: float = 0.5) -> None:
@@ -137,7 +197,7 @@ def legend_below(figure: Figure, axis: Axes, columns: int = 3, **others: Any) ->
 def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Sequence[str]) -> list[Path]:
     """Write a figure as PDF and PNG, and beside it as JSON from which runs it was drawn and what is missing.
 
-    Equal runs give equal bytes: no dates. The figure must have a constrained layout (`apply` sees to it).
+    Equal runs give equal bytes: no dates. The figure has a constrained layout (`apply` comes before it).
 
     Args:
         runs: those whose numbers are in the figure; those that are not complete are left out.
@@ -168,19 +228,17 @@ def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Se
 def _say_missing(figure: Figure, missing: Sequence[str]) -> None:
     """Lines under the figure, which grows by their height; a long list is cut, the JSON file has it all."""
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap("missing: " + "; ".join(missing), int(width * 23))
+    lines = textwrap.wrap("missing: " + "; ".join(missing), int(width * 21))
     if len(lines) > _NOTE_LINES:
         lines = [*lines[: _NOTE_LINES - 1], f"... ({len(missing)} in all, listed in the JSON file)"]
-    room = 0.05 + 0.115 * len(lines)
+    room = 0.07 + 0.112 * len(lines)
+    bottom = room / (height + room)
+    above = (0, bottom, 1, 1 - bottom)
     figure.set_size_inches(width, height + room)
     engine = figure.get_layout_engine()
-    assert engine is not None, "figures need a constrained layout"
-    bottom = room / (height + room)
-    engine.set(rect=(0, bottom, 1, 1 - bottom))
-    figure.text(
-        *(0.01, 0.03 / (height + room), "\n".join(lines)),
-        va="bottom",
-        fontsize=SMALL,
-        color="#B00000",
-        in_layout=False,
-    )
+    assert isinstance(engine, ConstrainedLayoutEngine), "style.apply() comes before the figure is made"
+    engine.set(rect=above)
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor(above, transform=figure.transFigure)
+    figure.text(0.01, 0.03 / (height + room), "\n".join(lines), va="bottom", fontsize=SMALL, color=MISSING)
+    figure.texts[-1].set_in_layout(False)
