@@ -22,7 +22,6 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from analysis.statistics import mean_interval
 from evlgen.files import write_atomic
@@ -197,7 +196,8 @@ def legend_below(figure: Figure, axis: Axes, columns: int = 3, **others: Any) ->
 def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Sequence[str]) -> list[Path]:
     """Write a figure as PDF and PNG, and beside it as JSON from which runs it was drawn and what is missing.
 
-    Equal runs give equal bytes: no dates. The figure has a constrained layout (`apply` comes before it).
+    Equal runs give equal bytes: no dates. The figure has a constrained layout (`apply` comes before
+    it) and no title of its own: what is missing stands there.
 
     Args:
         runs: those whose numbers are in the figure; those that are not complete are left out.
@@ -226,19 +226,10 @@ def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Se
 
 
 def _say_missing(figure: Figure, missing: Sequence[str]) -> None:
-    """Lines under the figure, which grows by their height; a long list is cut, the JSON file has it all."""
+    """Lines above the figure, which grows by their height; a long list is cut, the JSON file has it all."""
     width, height = figure.get_size_inches()
     lines = textwrap.wrap("missing: " + "; ".join(missing), int(width * 21))
     if len(lines) > _NOTE_LINES:
         lines = [*lines[: _NOTE_LINES - 1], f"... ({len(missing)} in all, listed in the JSON file)"]
-    room = 0.07 + 0.112 * len(lines)
-    bottom = room / (height + room)
-    above = (0, bottom, 1, 1 - bottom)
-    figure.set_size_inches(width, height + room)
-    engine = figure.get_layout_engine()
-    assert isinstance(engine, ConstrainedLayoutEngine), "style.apply() comes before the figure is made"
-    engine.set(rect=above)
-    for legend in figure.legends:
-        legend.set_bbox_to_anchor(above, transform=figure.transFigure)
-    figure.text(0.01, 0.03 / (height + room), "\n".join(lines), va="bottom", fontsize=SMALL, color=MISSING)
-    figure.texts[-1].set_in_layout(False)
+    figure.set_size_inches(width, height + 0.07 + 0.112 * len(lines))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=SMALL, color=MISSING)
