@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from analysis.statistics import Interval, mean_interval
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from experiments.base import Row, seeded
+from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import store
 from sweeps.planning import load as load_experiment
@@ -193,20 +195,18 @@ def main(draw: Callable[[str], list[Path]], description: str | None) -> int:
     Returns:
         The exit code: 0, or 2 where the user must do something first, which is said in one line.
     """
-    import tyro
-
-    def arguments(scale: str = "mini") -> str:
-        """
-        Args:
-            scale: smoke, mini or paper
-        """
-        return scale
-
-    scale = tyro.cli(arguments, description=description)
     try:
-        for path in draw(scale):
+        for path in draw(scale_of(sys.argv[1:], Path(sys.argv[0]).name, description)):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def scale_of(argv: Sequence[str], program: str, description: str | None) -> str:
+    """The value of ``--scale``, the only flag."""
+    parser = argparse.ArgumentParser(program, description=description)
+    parser.add_argument("--scale", default="mini", choices=SCALES, help="default: mini")
+    scale: str = parser.parse_args(argv).scale
+    return scale
