@@ -1,9 +1,9 @@
-"""Collapse diagnostics over training: one factor a column, for EVLGen and for the Q-Former in a single stage.
+"""Collapse diagnostics over training, a factor a column, for EVLGen and for the Q-Former in a single stage.
 
-``collapse_evlgen`` and ``collapse_qformer`` show, over the updates, the loss gap (validation loss with shuffled
-images less that with the right ones), the cosine of soft prompts of different images, and their effective
-rank. A gap above the dashed line means that the image is used. The grey line is the setting of table 1; the
-last column has three times the updates.
+``collapse_evlgen`` and ``collapse_qformer`` show, over the updates, the loss gap (validation loss with
+shuffled images less that with the right ones), the cosine of soft prompts of different images, and their
+effective rank. A gap above the dashed line means that the image is used. The grey line is the setting of
+table 1; the last column has three times the updates.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _paper() -> str:
     """What the paper says of a tenth of its data."""
     rows = {row.label: row.paper["coco/CIDEr"] for row in table1.build("paper").rows}
     whole, tenth = rows["EVLGen, 104M, 150K"], rows["EVLGen, 11M, 150K"]
-    return f"the paper's, other world: {whole} with 104M pairs,\\n{tenth} with 11M"
+    return f"the paper's, other world: {whole} with 104M pairs,\n{tenth} with 11M"
 
 
 if __name__ == "__main__":

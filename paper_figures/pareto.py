@@ -88,9 +88,7 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
     axis.plot([], [], "o", color=style.PALETTE[0], label="constant r (the number beside)")
     front = pareto_front(means, lower)
     xs, ys = [x for x, _ in front], [y for _, y in front]
-    axis.plot(
-        xs, ys, color=style.GREY, lw=0.8, drawstyle="steps-post", zorder=1, label="Pareto front of the means"
-    )
+    axis.plot(xs, ys, color=style.GREY, lw=0.8, drawstyle="steps-post", zorder=1, label="Pareto front")
     axis.set(xlabel=style.LABELS["connector_gmacs"], ylabel=style.LABELS[metric])
     axis.margins(x=0.1)
 

@@ -1,9 +1,9 @@
-"""Quality against the cost of training, the headline: who is how good after how many seconds, or operations.
+"""Quality against the cost of training, the headline: who is how good after how many seconds or operations.
 
-``quality_cost`` has seconds, stage 1 included, and beside them the paper's own hours; ``quality_cost_macs`` the
-multiply-accumulates of all training steps, both stages, counted. A dashed line is BLIP-2's score at the end of
-its two stages; where a connector first reaches it between two budgets, by a straight line over the logarithm
-of the cost, the share of BLIP-2's cost is written.
+``quality_cost`` has seconds, stage 1 included, and beside them the paper's own hours; ``quality_cost_macs``
+the multiply-accumulates of all training steps, both stages, counted. A dashed line is BLIP-2's score at the
+end of its two stages; where a connector first reaches it between two budgets, by a straight line over the
+logarithm of the cost, the share of BLIP-2's cost is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from evlgen.config import RunConfig
 from experiments import table1
 from paper_figures import runs, style
 from paper_figures.runs import Run
@@ -67,7 +66,7 @@ def quality(
     metric: str,
     cost: Callable[[Run], float | None],
 ) -> None:
-    """One panel: a line for each connector over its budgets, BLIP-2's final score, and where it is reached."""
+    """One panel: a line a connector over its budgets, BLIP-2's final score, and where it is reached."""
     axis.set_xscale("log")
     means: dict[str, list[tuple[float, float]]] = {}
     for connector in CONNECTORS:
@@ -157,11 +156,11 @@ def training_tmacs(run: Run) -> float | None:
     from evlgen.cost import run_cost
 
     total, stage = 0.0, run.config
-    following: RunConfig | None = stage
-    while following is not None:
-        samples = following.optim.steps * following.optim.batch_size
-        total += run_cost(following).step_flop / 2 * samples
-        following = following.init_from
+    while True:
+        total += run_cost(stage).step_flop / 2 * stage.optim.steps * stage.optim.batch_size
+        if stage.init_from is None:
+            break
+        stage = stage.init_from
     return total / 1e12
 
 
