@@ -57,7 +57,7 @@ def evaluate(
     sets = [
         (name, min(size, world.count(world.pool_of(name)))) for name, size in config.evaluation.sets if size
     ]
-    captioner = _load(config, folder, model)
+    captioner = load_captioner(config, folder, model)
     total = sum(size * (1 if name in world.caption_sets else 2) for name, size in sets)
     done, started = 0, time.perf_counter()
 
@@ -144,7 +144,7 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
     Raises:
         UserError: as `evaluate`, or there is no such pool.
     """
-    captioner = _load(config, folder, None)
+    captioner = load_captioner(config, folder)
     encoder = build_vision(config.vision)
     world = worlds.of(config.data)
     images = features.images_of(world, pool or world.pool_of("coco"), indices, encoder.image_size)
@@ -152,7 +152,8 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
     return caption_all(captioner, config, stored, np.arange(len(indices)))
 
 
-def _load(config: RunConfig, folder: Path, model: CaptionModel | None) -> CaptionModel:
+def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None = None) -> CaptionModel:
+    """The trained model of a run, on the GPU if there is one; arguments and errors as of `evaluate`."""
     if config.stage != "caption":
         raise UserError(f"{folder}: a run of the stage {config.stage!r} has no language model to speak with")
     captioner = model or build_model(config)

@@ -134,7 +134,7 @@ def expected_cost(config: RunConfig) -> float:
 
 def shape(config: RunConfig) -> tuple[object, ...]:
     """What a sample's cost depends on."""
-    return config.connector, config.stage, config.language
+    return config.connector, config.stage, config.objectives, config.language
 
 
 def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict[tuple[object, ...], float]:

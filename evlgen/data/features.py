@@ -74,9 +74,8 @@ def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "mini
     encoder = build_vision(vision)
     source = worlds.get(world)
     count = min(size, source.count(pool))
-    name = (
-        f"{worlds.cache_prefix(pool, size, vision, views)}-{encoder.fingerprint}-{source.version(pool)}.npy"
-    )
+    prefix = worlds.cache_prefix(pool, size, vision, views)
+    name = f"{prefix}-{encoder.fingerprint}-{source.version(pool)}.npy"
     path = cache_folder() / "features" / name
     if _is_good(path):
         return path

@@ -1,4 +1,4 @@
-"""Images of any size, as an encoder takes them: resized, or cropped at random and flipped (PAPER)."""
+"""Images of any size as an encoder takes them: resized, or cropped at random and flipped (PAPER) to train."""
 
 from __future__ import annotations
 
