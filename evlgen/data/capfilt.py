@@ -147,6 +147,8 @@ def _pairs_of_shard(path: Path) -> list[list[int]]:
                 folder, _, name = member.name.rpartition("/")
                 key, _, kind = name.partition(".")
                 members.setdefault(f"{folder}/{key}", {})[kind.lower()] = member
+            if path.stat().st_size < shard.offset + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("its end is missing")
     except (tarfile.TarError, OSError) as error:
         log.warning("%s: damaged (%s): %d pairs before that are used", path, error, len(members))
     rows = []
