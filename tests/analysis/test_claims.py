@@ -208,7 +208,7 @@ def exact(rows: Rows, seeds: int) -> dict[str, list[dict[str, Any] | None]]:
 
 
 def test_the_target_is_that_of_the_same_seed() -> None:
-    """BLIP-2 scores 100 with one seed and 120 with the other, which EVLGen reaches with none of its budgets."""
+    """BLIP-2 scores 100 with one seed and 120 with the other, which no budget of EVLGen reaches."""
     results = exact(paper_like()["budgets"], 2)
     label = "BLIP-2, two stages, 250K + 80K"
     results[label] = [{"id": "", "metrics": scores(level, total_seconds=100)} for level in (100, 120)]
