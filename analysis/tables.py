@@ -48,6 +48,20 @@ TITLES = {
     "total_seconds": "training with stage 1, s",
     "peak_memory_gib": "peak memory of a run, GiB",
     "hours": "hours, 8 x A100",
+    "connector_gmacs": "MACs of the connector, G",
+    "purity": "purity of merged groups",
+    "purity_untrained": "purity, untrained",
+    "purity_random": "purity, random groups",
+    "purity_untrained_random": "purity, random groups of the untrained sizes",
+    "purity_grid": "purity, grid",
+    "purity_objects": "purity for objects",
+    "purity_objects_untrained": "purity for objects, untrained",
+    "purity_objects_random": "purity for objects, random groups",
+    "purity_objects_untrained_random": "purity for objects, random groups of the untrained sizes",
+    "purity_objects_grid": "purity for objects, grid",
+    "merge_ari": "adjusted Rand index of merged groups",
+    "merge_ari_untrained": "adjusted Rand index, untrained",
+    "merge_ari_grid": "adjusted Rand index, grid",
 }
 # What tells a collapsed run from a sound one, and what a run costs: shown below the table where measured.
 DETAILS = (
@@ -71,7 +85,13 @@ STATES = {
     "collapsed": "not used",
     "undecided": "undecided",
 }
-DECIMALS = {"val_loss": 3, "gap": 3, "cosine": 3, "attention_entropy": 2}  # all others have one
+DECIMALS = {
+    "val_loss": 3,
+    "gap": 3,
+    "cosine": 3,
+    "attention_entropy": 2,
+    "connector_gmacs": 3,
+} | {name: 3 for name in TITLES if name.startswith(("purity", "merge_ari"))}  # all others have one
 _MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with the first
 
 Results = Mapping[str, Sequence[Mapping[str, Any] | None]]
