@@ -650,7 +650,8 @@ def markdown(claims: Sequence[Claim], scale: str) -> str:
         "Differences are paired by seed and in percent of the second row's mean, with their 95% "
         'bootstrap intervals over seeds; overall is the mean over the metrics. "Shown" is what lies on '
         f"one side by its interval and by a paired t test, p at most {LEVEL:g} after Holm's correction "
-        "over the claim's comparisons that decide, or those that can veto ([analysis/shown.py](../analysis/shown.py)).",
+        "over the claim's comparisons that decide, or those that can veto "
+        "([analysis/shown.py](../analysis/shown.py)).",
         "",
     ]
     for one in claims:
