@@ -290,7 +290,8 @@ def inline(text: str) -> Markup:
     safe = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
     safe = str(escape(("• " + safe[2:]) if safe.startswith("- ") else safe))
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    return Markup(re.sub(r"(?<!\w)\*([^*]+)\*(?!\w)", r"<em>\1</em>", safe))
+    safe = re.sub(r"(?<![\w\\])\*([^*]+)\*(?!\w)", r"<em>\1</em>", safe)
+    return Markup(safe.replace("\\*", "*"))
 
 
 def read_cell(text: str) -> Cell:
@@ -298,11 +299,15 @@ def read_cell(text: str) -> Cell:
     found = re.fullmatch(r"(?P<rest>.*?)(?: \((?P<paper>paper: [^()]*)\))?", text, re.DOTALL)
     assert found is not None  # matches everything
     rest, paper = found["rest"], found["paper"] or ""
-    parts = re.fullmatch(r"(?P<figure>\S+)(?P<interval> \[[^\]]+\])?(?P<word> \w+)?", rest)
+    parts = re.fullmatch(r"(?P<figure>\S+)(?P<interval> \[[^\]]+\])?(?P<word> \w+(?:\\\*)?)?", rest)
     if parts and _NUMBER.fullmatch(parts["figure"]):
         number = parts["figure"].replace(",", "")
         return Cell(
-            parts["figure"], number, (parts["interval"] or "").strip(), (parts["word"] or "").strip(), paper
+            parts["figure"],
+            number,
+            (parts["interval"] or "").strip(),
+            (parts["word"] or "").strip().replace("\\*", "*"),
+            paper,
         )
     if rest in ("–", "", "?"):
         return Cell(rest, "", "", "", paper)

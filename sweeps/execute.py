@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evlgen.config import RunConfig, from_json
+from evlgen.config import DataConfig, RunConfig, from_json
 from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
 from sweeps import local, store
 from sweeps.display import Display
@@ -100,7 +100,7 @@ def read_predictions(path: Path, config: RunConfig) -> RunPredictions:
         return RunPredictions()
     try:
         value = json.loads(path.read_text())
-        return RunPredictions(value["captions"], value["answers"])
+        return RunPredictions(value["captions"], value["answers"], config.data)
     except FileNotFoundError:
         raise ValueError("is gone") from None
     except (ValueError, KeyError, TypeError) as error:

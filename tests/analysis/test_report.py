@@ -175,6 +175,8 @@ def test_cells() -> None:
     whole = report.read_cell("1,066.3 [-65.1, 68.4] (paper: 44.6)")
     assert (whole.key, whole.interval, whole.paper) == ("1066.3", "[-65.1, 68.4]", "paper: 44.6")
     assert report.read_cell("-4.30 [-7.92, -2.30] lower").word == "lower"
+    assert report.read_cell(r"+4.30 [2.30, 7.92] higher\*").word == "higher*"
+    assert report.inline(r"a *minus* b, starred\*") == "a <em>minus</em> b, starred*"
     assert report.read_cell("– (paper: 234)").key == ""
     assert report.read_cell("2 of 3 (incomplete)").key == "2"
     assert report.read_cell("65.1 / 70.0").key == "65.1"
