@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evlgen.config import DataConfig, RunConfig, from_json
+from evlgen.config import RunConfig, from_json
 from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
 from sweeps import local, store
 from sweeps.display import Display
