@@ -38,6 +38,7 @@ from evlgen.vision import file_hash, weights_file
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
+BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
 _ENCODER_DECODERS = ("t5", "mt5")
 _PLAIN_HEADS = ("opt", "llama")
@@ -181,8 +182,15 @@ def forget_languages() -> None:
     _large_language.cache_clear()
 
 
+def stage1_vocabulary(world: str) -> str:
+    """Whose words stage 1 knows: BERT's (BLIP-2), in the miniworld those of the miniature."""
+    return "mini-opt" if world == "miniworld" else BERT
+
+
 def text_tokenizer(name: str) -> tuple[Any, int]:
     """Tokenizer of the language model ``name`` and the token that ends a text, without loading its weights.
+
+    BERT's texts, of stage 1, end with ``[SEP]``.
 
     Raises:
         UserError: as `build_language`.
@@ -190,6 +198,10 @@ def text_tokenizer(name: str) -> tuple[Any, int]:
     if name in _MINI:
         tokenizer = mini_tokenizer()
         return tokenizer, closing_newline(tokenizer, name)
+    if name == BERT:
+        path = find_weights(name)
+        tokenizer = _read_tokenizer(path, read_config(path))
+        return tokenizer, tokenizer.sep_token_id
     path = _folder(name)
     return load_tokenizer(path, read_config(path))
 
@@ -281,6 +293,20 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
     Raises:
         UserError: there is none that can be read, or it has no token that could end a text.
     """
+    tokenizer = _read_tokenizer(path, config)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
+        # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{path}: its tokenizer has neither of the tokens pad, unk and eos")
+    if not config.is_encoder_decoder:
+        return tokenizer, closing_newline(tokenizer, str(path))
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: its tokenizer has no eos token")
+    return tokenizer, tokenizer.eos_token_id
+
+
+def _read_tokenizer(path: Path, config: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, config=config, local_files_only=True, trust_remote_code=False
@@ -292,16 +318,7 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
         ) from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
-        # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"{path}: its tokenizer has neither of the tokens pad, unk and eos")
-    if not config.is_encoder_decoder:
-        return tokenizer, closing_newline(tokenizer, str(path))
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{path}: its tokenizer has no eos token")
-    return tokenizer, tokenizer.eos_token_id
+    return tokenizer
 
 
 def closing_newline(tokenizer: Any, where: str) -> int:

@@ -37,11 +37,11 @@ from evlgen.data.miniworld import PROMPT
 from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
-from evlgen.language import FrozenLanguage, build_language, mini_tokenizer
+from evlgen.language import FrozenLanguage, build_language, stage1_vocabulary, text_tokenizer
 from evlgen.linear import LinearConnector
 from evlgen.perceiver import PerceiverResampler
 from evlgen.pool import PoolConnector
-from evlgen.pretrained import tensors_hash
+from evlgen.pretrained import SOURCES, find_weights, tensors_hash
 from evlgen.qformer import OBJECTIVES, QFormer, Stage1Losses, image_text_similarity, stage1_losses
 from evlgen.tomeformer import TomeFormer
 from evlgen.vision import weights_file
@@ -356,10 +356,11 @@ def build_model(config: RunConfig) -> Model:
         return CaptionModel(build_connector(config.connector), build_language(config.language), width)
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
-    tokenizer = mini_tokenizer()
+    tokenizer, _ = text_tokenizer(stage1_vocabulary(config.data.world))
     connector = build_connector(config.connector, len(tokenizer) + 1)  # one id more than words: [DEC]
     assert isinstance(connector, QFormer)
-    return RepresentModel(connector, width, int(tokenizer.bos_token_id), config.objectives)
+    class_id = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    return RepresentModel(connector, width, int(class_id), config.objectives)
 
 
 def feature_width(config: ConnectorConfig) -> int:
@@ -404,6 +405,9 @@ def _bert_weights(name: str) -> dict[str, Tensor]:
         if not Path(name).exists():
             raise UserError(f"connector.init {name!r}: no such file")
         return load_file(name)
+    with contextlib.suppress(UserError):  # it may be in the hub's cache
+        if name in SOURCES:
+            name = str(find_weights(name))
     try:
         return dict(BertModel.from_pretrained(name, use_safetensors=True).state_dict())
     except (OSError, ValueError) as error:
