@@ -165,7 +165,8 @@ class RunConfig:
         stage: ``caption`` trains the connector through the frozen LLM (EVLGen's only stage, BLIP-2's
             stage 2); ``represent`` is BLIP-2's stage 1 (ITC + ITM + image-grounded LM, no LLM).
         init_from: the ``represent`` run whose connector this run starts from, or None.
-        vision, language: names of the frozen image encoder and of the frozen LLM.
+        vision, language: names of the frozen image encoder and of the frozen LLM. In the stage ``represent``
+            ``language`` names the BERT whose words the Q-Former reads; empty: that of ``connector.init``.
     """
 
     connector: ConnectorConfig = field(default_factory=TomeFormerConfig)

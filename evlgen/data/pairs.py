@@ -18,7 +18,7 @@ from evlgen.config import DataConfig, RunConfig
 from evlgen.data import features, miniworld
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
 from evlgen.errors import UserError
-from evlgen.language import text_tokenizer
+from evlgen.language import text_reader, text_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,24 +180,22 @@ class TrainingData:
 def load_training_data(config: RunConfig) -> TrainingData:
     """The data of a run: features from the cache (made if need be), captions tokenized once and for all.
 
-    Captions are token ids of the language model that reads them; those of the stage ``represent`` are ids of
-    the Q-Former's own vocabulary, which in the miniature is the same. The last few results stay in memory,
-    for processes that execute one run after another.
+    Captions are token ids of the model that reads them (`evlgen.language.text_reader`). The last few results
+    stay in memory, for processes that execute one run after another.
 
     Raises:
         UserError: unknown world, pool, encoder or language model.
     """
-    language = config.language if config.stage == "caption" else ""
-    return _load(config.data, config.evaluation.validation, config.vision, language)
+    return _load(config.data, config.evaluation.validation, config.vision, text_reader(config))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(data: DataConfig, validation: int, vision: str, language: str) -> TrainingData:
+def _load(data: DataConfig, validation: int, vision: str, reader: str) -> TrainingData:
     if data.world != "miniworld":
         raise UserError(f"data.world {data.world!r}: no such world; there is: miniworld")
     if not any(size for _, size in data.pools):
         raise UserError("data.pools: there is no pair in any pool")
-    tokenizer, end_id = text_tokenizer(language or "mini-opt")  # stage 1 of the miniature has the same
+    tokenizer, end_id = text_tokenizer(reader)
     pools = tuple(
         _miniworld_pairs(name, size, vision, data.views, tokenizer, end_id, data.max_text_tokens)
         for name, size in data.pools
