@@ -68,7 +68,7 @@ class EVLGenConfig(PretrainedConfig):
     """What `EVLGenForConditionalGeneration` is made of; the defaults are the paper's, with OPT-2.7B.
 
     Args:
-        connector: fields of `TomeFormerConfig` or `QFormerConfig`.
+        connector: ``kind`` and the fields of that connector's configuration (`evlgen.config`).
         vision: ``kind`` (``eva-vit`` or ``mini-vit``) and the fields of that encoder's configuration.
         text_config: of the causal LLM, a configuration of `transformers` or its fields with ``model_type``.
         prompting: how the LLM is prompted: ``bos_position`` (see `FrozenLanguage`), and the token ids

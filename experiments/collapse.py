@@ -47,6 +47,7 @@ def build(scale: str) -> Experiment:
             for tokens, changes in _numbers_of_tokens(base, chosen)
         ]
         cases.append((f"from {other}", "init", other, with_setting(base, other, rate, warmup)))
+        assert isinstance(base.connector, TomeFormerConfig | QFormerConfig)
         for layers in (base.connector.num_layers * 3 // 4, base.connector.num_layers * 2):
             schedule = _same_tokens(base, layers, chosen.tokens)
             # random weights: no BERT has that many layers

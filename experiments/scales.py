@@ -16,7 +16,10 @@ from evlgen.config import (
     ConnectorConfig,
     DataConfig,
     EvalConfig,
+    LinearConfig,
     OptimConfig,
+    PerceiverConfig,
+    PoolConfig,
     QFormerConfig,
     RunConfig,
     TomeFormerConfig,
@@ -27,7 +30,8 @@ Pairs = Literal["104M", "11M"]
 Language = Literal["opt", "vicuna"]
 ABLATION_SETS = ("coco", "vqav2")
 ABLATION_STEPS = 150  # thousand updates of the paper: its shorter setting
-PARTS = ("tomeformer", "qformer", "stage1", "stage2")
+BASELINES = ("linear", "mlp", "pool", "perceiver")  # none of them has a BERT in it
+PARTS = ("tomeformer", "qformer", "stage1", "stage2", *BASELINES)
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class Scale:
     Attributes:
         seeds: seeds of a run by default.
         updates: number of updates that stand for a thousand of the paper's, by part: ``tomeformer``,
-            ``qformer`` (in a single stage), ``stage1`` and ``stage2``.
+            ``qformer`` (in a single stage), ``stage1``, ``stage2``, and the baselines, which have one stage.
         lr, warmup, init: peak learning rate, share of the updates that warm up to it, initial weights of the
-            connector, by part; see CALIBRATION.md for how the miniature's were found.
+            connector, by part; see CALIBRATION.md for how the miniature's were found. Those of the baselines
+            are TomeFormer's.
+        language_width: width of each language model, which the hidden layer of LLaVA-1.5's MLP has.
         stage1_cost: seconds of an update of stage 1 in those of an update of stage 2.
         tokens: of an image, the class token among them.
         other_vision: another image encoder, and the width of its features.
@@ -60,10 +66,13 @@ class Scale:
     tokens: int
     tomeformer: TomeFormerConfig
     qformer: QFormerConfig
+    pool: PoolConfig
+    perceiver: PerceiverConfig
     vision: str
     other_vision: tuple[str, int]
     bert: str
     language: dict[Language, str]
+    language_width: dict[Language, int]
     data: DataConfig
     reduced: tuple[tuple[str, int], ...]
     evaluation: EvalConfig
@@ -91,23 +100,36 @@ _MINI_QFORMER = QFormerConfig(
     embed_dim=64,
     dropout=0.0,
 )
+_MINI_PERCEIVER = PerceiverConfig(
+    input_width=96,
+    width=96,
+    num_layers=4,
+    num_heads=4,
+    intermediate=384,
+    max_positions=128,
+    num_latents=17,
+)
 _MINI = Scale(
     name="mini",
     seeds=3,
     claim_seeds=5,
-    updates={"tomeformer": 2.0, "qformer": 2.0, "stage1": 1.2, "stage2": 6.25},
+    updates={"tomeformer": 2.0, "qformer": 2.0, "stage1": 1.2, "stage2": 6.25}
+    | dict.fromkeys(BASELINES, 2.0),
     batch_size=32,
-    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3},
-    warmup={"tomeformer": 0.15, "qformer": 0.3, "stage1": 0.15, "stage2": 0.15},
+    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3} | dict.fromkeys(BASELINES, 3e-3),
+    warmup=dict.fromkeys(PARTS, 0.15) | {"qformer": 0.3},
     init=dict.fromkeys(PARTS, "random"),
     stage1_cost=3.5,  # measured: 0.378 s and 0.108 s
     tokens=65,
     tomeformer=_MINI_TOMEFORMER,
     qformer=_MINI_QFORMER,
+    pool=PoolConfig(input_width=96, rows=4, columns=4),  # 8 x 8 patches -> 17 tokens, as TomeFormer's
+    perceiver=_MINI_PERCEIVER,
     vision="mini-vit",
     other_vision=("mini-clip", 64),
     bert="mini-bert",
     language={"opt": "mini-opt", "vicuna": "mini-llama"},
+    language_width={"opt": 96, "vicuna": 96},
     data=DataConfig(pools=(("web", 6000), ("ccs", 1600), ("coco", 400))),
     reduced=(("ccs", 1600), ("coco", 400)),
     evaluation=EvalConfig(
@@ -159,16 +181,19 @@ _PAPER = Scale(
     batch_size=1600,
     lr=dict.fromkeys(PARTS, 1e-4),
     warmup=dict.fromkeys(PARTS, 0.02),
-    init=dict.fromkeys(PARTS, "bert-base-uncased"),
+    init=dict.fromkeys(PARTS, "bert-base-uncased") | dict.fromkeys(BASELINES, "random"),
     # Derived: 234 hours for 250K + 80K updates, if one of stage 2 takes as long as one of EVLGen's, 1.915 s
     stage1_cost=1.44,
     tokens=257,
     tomeformer=TomeFormerConfig(),
     qformer=QFormerConfig(),
+    pool=PoolConfig(),  # 16 x 16 patches -> 4 x 7, with the class token 29 tokens, as TomeFormer's
+    perceiver=PerceiverConfig(),
     vision="eva-clip-g",
     other_vision=("clip-vit-l", 1024),
     bert="bert-base-uncased",
     language={"opt": "opt-2.7b", "vicuna": "vicuna-7b"},
+    language_width={"opt": 2560, "vicuna": 4096},
     data=DataConfig(
         world="capfilt", pools=(("laion-115m", 78_000_000), ("ccs-14m", 20_800_000), ("coco", 5_200_000))
     ),
@@ -213,6 +238,35 @@ def blip2_single_stage(
     """BLIP-2's Q-Former tied to the LLM from the start ("stage 2 only")."""
     chosen = get(scale)
     return _run(chosen, "qformer", chosen.qformer, language, pairs, steps)
+
+
+def linear(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
+    """LLaVA's single linear layer: all image tokens go to the LLM."""
+    chosen = get(scale)
+    width = chosen.tomeformer.input_width
+    return _run(chosen, "linear", LinearConfig(input_width=width, width=width), language, pairs, steps)
+
+
+def mlp(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
+    """The MLP of LLaVA-1.5: as `linear`, with one hidden layer of the LLM's width."""
+    chosen = get(scale)
+    width, hidden = chosen.tomeformer.input_width, chosen.language_width[language]
+    connector = LinearConfig(input_width=width, width=hidden, num_layers=2)
+    return _run(chosen, "mlp", connector, language, pairs, steps)
+
+
+def pooled(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
+    """Average pooling of the patches to as many soft tokens as TomeFormer's."""
+    chosen = get(scale)
+    return _run(chosen, "pool", chosen.pool, language, pairs, steps)
+
+
+def perceiver(
+    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250
+) -> RunConfig:
+    """Flamingo's perceiver resampler, of TomeFormer's size and with as many soft tokens."""
+    chosen = get(scale)
+    return _run(chosen, "perceiver", chosen.perceiver, language, pairs, steps)
 
 
 def blip2(
