@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT
-from evlgen.language import mini_model, mini_tokenizer
+from evlgen.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
 from evlgen.model import Connector, build_connector, feature_width
 from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
 from evlgen.vision import MiniViT, MiniViTConfig
@@ -252,7 +252,7 @@ def with_text_branch(config: RunConfig) -> QFormerConfig:
     """
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
-    words = len(mini_tokenizer()) if config.data.world == "miniworld" else BERT_VOCABULARY
+    words = len(mini_tokenizer()) if text_reader(config) == MINI_BERT else BERT_VOCABULARY
     return dataclasses.replace(config.connector, vocab_size=words + 1)  # [DEC]
 
 
@@ -335,7 +335,11 @@ def meta_language(name: str) -> Any:
         UserError: its architecture is not known here.
     """
     opt = {"opt-2.7b": (2560, 32, 32), "opt-6.7b": (4096, 32, 32)}  # width, layers, heads
-    llama = {"vicuna-7b": (4096, 11008, 32, 32), "vicuna-13b": (5120, 13824, 40, 40)}
+    llama = {  # width, intermediate, layers, heads, heads of keys and values, words, tied to the head
+        "vicuna-7b": (4096, 11008, 32, 32, 32, 32_000, False),
+        "vicuna-13b": (5120, 13824, 40, 40, 40, 32_000, False),
+        "smollm2-135m": (576, 1536, 30, 9, 3, 49_152, True),
+    }
     with torch.device("meta"):
         if name in ("mini-opt", "mini-llama"):
             model: Any = mini_model(name, len(mini_tokenizer()))
@@ -351,13 +355,16 @@ def meta_language(name: str) -> Any:
                 )
             )
         elif name in llama:
-            width, intermediate, layers, heads = llama[name]
+            width, intermediate, layers, heads, shared, words, tied = llama[name]
             model = LlamaForCausalLM(
                 LlamaConfig(
+                    vocab_size=words,
                     hidden_size=width,
                     intermediate_size=intermediate,
                     num_hidden_layers=layers,
                     num_attention_heads=heads,
+                    num_key_value_heads=shared,
+                    tie_word_embeddings=tied,
                 )
             )
         else:
