@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        _check_heads(width, num_heads)
+        check_heads(width, num_heads)
         self.num_heads, self.dropout = num_heads, dropout
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -71,7 +71,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, context_width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        _check_heads(width, num_heads)
+        check_heads(width, num_heads)
         self.num_heads, self.dropout = num_heads, dropout
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(context_width, 2 * width)
@@ -138,7 +138,12 @@ def init_bert(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _check_heads(width: int, num_heads: int) -> None:
+def check_heads(width: int, num_heads: int) -> None:
+    """Refuse a width that cannot be split evenly.
+
+    Raises:
+        UserError: with both numbers.
+    """
     if width % num_heads:
         raise UserError(f"num_heads = {num_heads}: width {width} is not a multiple of it")
 

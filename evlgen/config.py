@@ -16,6 +16,7 @@ from typing import Any, Literal
 from evlgen.errors import UserError
 
 Schedule = int | tuple[int, ...]
+Objective = Literal["itc", "itm", "lm"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class TomeFormerConfig:
         r: merge schedule in the ToMe notation: ``19`` merges 19 tokens in each layer, ``(19, -1)`` is
             (r, inflection), linear in depth, and a tuple of ``num_layers`` entries is taken as it is.
         metric: what similarity is measured on: the attention's head-averaged ``keys`` (the paper), the
-            layer's ``features``, or ``random`` numbers.
+            layer's ``features``, or ``random`` numbers; ``position`` merges neighbours whatever they hold,
+            which is plain pooling (`evlgen.merging.position_matching`).
         reduce: plain ``mean`` of the tokens merged in a layer (the paper), or ``weighted`` by how many
             input tokens each of them stands for (ToMe).
         proportional_attention: add log(size) to the attention scores (ToMe; the paper does not).
@@ -43,7 +45,7 @@ class TomeFormerConfig:
     intermediate: int = 3072
     max_positions: int = 512
     r: Schedule = 19
-    metric: Literal["keys", "features", "random"] = "keys"
+    metric: Literal["keys", "features", "random", "position"] = "keys"
     reduce: Literal["mean", "weighted"] = "mean"
     proportional_attention: bool = False
     class_token: bool = True
@@ -76,7 +78,73 @@ class QFormerConfig:
     init: str = "random"
 
 
-ConnectorConfig = TomeFormerConfig | QFormerConfig
+@dataclass(frozen=True)
+class LinearConfig:
+    """LLaVA's connector: every image token goes to the language model, through linear layers alone.
+
+    Attributes:
+        width: of the hidden layers (LLaVA-1.5: the language model's); with a single layer, which has no
+            hidden ones, the same as ``input_width``.
+        num_layers: linear layers, a GELU between two of them: 1 is LLaVA's, 2 the MLP of LLaVA-1.5. The last
+            one is the model's own projection to the width of the language model.
+        init: ``random``; there is no BERT in it.
+    """
+
+    kind: Literal["linear"] = "linear"
+    input_width: int = 1408
+    width: int = 1408
+    num_layers: int = 1
+    init: str = "random"
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Average pooling of the square of patches: at the paper's size to 29 tokens, as many as TomeFormer's.
+
+    Attributes:
+        rows, columns: what the patches are pooled to.
+        class_token: position 0 is a class token; it stays in front as it is.
+        init: ``random``; there is no BERT in it.
+    """
+
+    kind: Literal["pool"] = "pool"
+    input_width: int = 1408
+    rows: int = 4
+    columns: int = 7
+    class_token: bool = True
+    init: str = "random"
+
+    @property
+    def width(self) -> int:
+        """Width of the output, that of the image features."""
+        return self.input_width
+
+
+@dataclass(frozen=True)
+class PerceiverConfig:
+    """Perceiver resampler of Flamingo, in the size of TomeFormer: as deep, as wide, as many soft tokens.
+
+    Flamingo's has 6 layers; with 12 it has the parameters of a TomeFormer of BERT-base, so that a comparison
+    is one of how the tokens become few.
+
+    Attributes:
+        num_latents: learned vectors that the image is read into: the soft tokens (Flamingo: 64).
+        max_positions: most image tokens, each with a learned position.
+        init: ``random``; there is no BERT in it.
+    """
+
+    kind: Literal["perceiver"] = "perceiver"
+    input_width: int = 1408
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+    num_latents: int = 29
+    init: str = "random"
+
+
+ConnectorConfig = TomeFormerConfig | QFormerConfig | LinearConfig | PoolConfig | PerceiverConfig
 
 
 @dataclass(frozen=True)
@@ -164,6 +232,8 @@ class RunConfig:
     Attributes:
         stage: ``caption`` trains the connector through the frozen LLM (EVLGen's only stage, BLIP-2's
             stage 2); ``represent`` is BLIP-2's stage 1 (ITC + ITM + image-grounded LM, no LLM).
+        objectives: the losses that the stage ``represent`` sums; one that is left out is not computed. The
+            stage ``caption`` has one loss and does not look at them.
         init_from: the ``represent`` run whose connector this run starts from, or None.
         vision, language: names of the frozen image encoder and of the frozen LLM.
     """
@@ -172,6 +242,7 @@ class RunConfig:
     vision: str = "mini-vit"
     language: str = "mini-opt"
     stage: Literal["caption", "represent"] = "caption"
+    objectives: tuple[Objective, ...] = ("itc", "itm", "lm")
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)

@@ -89,7 +89,7 @@ def convert(path: Path, connector: ConnectorConfig | None = None) -> Converted:
     layout = _layout(state, path)
     if connector is None:
         connector = TomeFormerConfig() if layout == "evlgen" else QFormerConfig()
-    if isinstance(connector, TomeFormerConfig) != (layout == "evlgen"):
+    if not isinstance(connector, TomeFormerConfig if layout == "evlgen" else QFormerConfig):
         raise UserError(f"{path}: keys {_MARKS[layout]}* are no {connector.kind}; choose the other connector")
     connector = dataclasses.replace(connector, init="random")
     projection = next((name for name in PROJECTIONS if f"{name}.weight" in state), "")
@@ -233,7 +233,7 @@ def _shapes(connector: ConnectorConfig, language_width: int) -> dict[str, tuple[
     width = feature_width(connector)
     shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
     shapes |= {f"connector.{name}": tuple(tensor.shape) for name, tensor in inside.items()}
-    if isinstance(connector, TomeFormerConfig) or not connector.vocab_size:
+    if not vocab_size:
         shapes["projection.weight"] = (language_width, connector.width)
         shapes["projection.bias"] = (language_width,)
     return shapes

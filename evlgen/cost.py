@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,12 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig
+from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT
 from evlgen.language import mini_model, mini_tokenizer
-from evlgen.qformer import QFormer, stage1_losses
-from evlgen.tomeformer import TomeFormer
+from evlgen.model import Connector, build_connector, feature_width
+from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
 from evlgen.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_config
 
 BERT_VOCABULARY = 30_522
@@ -190,7 +190,8 @@ def connector_macs(config: ConnectorConfig, tokens: int) -> int:
     """MACs of a connector for one image by the convention of the paper's table 5.
 
     Its linear layers alone: no attention products, no embeddings, no projection in or out. The paper's sizes
-    with 257 tokens give 11.877 G for the TomeFormer and 6.279 G for the Q-Former (stage 2).
+    with 257 tokens give 11.877 G for the TomeFormer and 6.279 G for the Q-Former (stage 2). Of LLaVA's MLP
+    the hidden layers count; a single linear layer is a projection, and pooling has none: both have 0.
 
     Args:
         tokens: image tokens, the class token among them.
@@ -204,18 +205,15 @@ def is_counted(name: str) -> bool:
     return name.startswith("layers.")
 
 
-def meta_connector(config: ConnectorConfig) -> TomeFormer | QFormer:
+def meta_connector(config: ConnectorConfig) -> Connector:
     """The connector on the meta device, without the text branch of stage 1."""
     with torch.device("meta"):
-        if isinstance(config, TomeFormerConfig):
-            return TomeFormer(config).eval()
-        return QFormer(dataclasses.replace(config, vocab_size=0)).eval()
+        return build_connector(dataclasses.replace(config, init="random")).eval()
 
 
 def image_features(config: ConnectorConfig, tokens: int) -> Tensor:
     """Features of one image on the meta device, (1, tokens, D_in)."""
-    width = config.input_width if isinstance(config, TomeFormerConfig) else config.encoder_width
-    return torch.empty(1, tokens, width, device="meta")
+    return torch.empty(1, tokens, feature_width(config), device="meta")
 
 
 # ---------------------------------------------------------------------------------------------- stage 1
@@ -226,15 +224,20 @@ class Stage1(nn.Module):
 
     Every text has ``text_tokens`` tokens. A negative needs a second pair, so B is 2 at least; per sample only
     the contrastive similarities depend on B, by B * queries * embed_dim.
+
+    Args:
+        objectives: the losses that are computed.
     """
 
-    def __init__(self, config: QFormerConfig, text_tokens: int) -> None:
+    def __init__(
+        self, config: QFormerConfig, text_tokens: int, objectives: Sequence[Objective] = OBJECTIVES
+    ) -> None:
         super().__init__()
         if not config.vocab_size:
             raise UserError("stage 1 needs a Q-Former with a text branch: set vocab_size")
         self.norm = nn.LayerNorm(config.encoder_width)
         self.connector = QFormer(config)
-        self.text_tokens = text_tokens
+        self.text_tokens, self.objectives = text_tokens, tuple(objectives)
 
     def forward(self, features: Tensor) -> Tensor:
         shape = (len(features), self.text_tokens)
@@ -242,7 +245,10 @@ class Stage1(nn.Module):
         mask = torch.ones(shape, dtype=torch.bool, device=features.device)
         decode_id = self.connector.config.vocab_size - 1
         with _FullTexts(self.text_tokens):
-            return stage1_losses(self.connector, self.norm(features), ids, mask, decode_id).total
+            losses = stage1_losses(
+                self.connector, self.norm(features), ids, mask, decode_id, objectives=self.objectives
+            )
+        return losses.total
 
 
 def with_text_branch(config: RunConfig) -> QFormerConfig:
@@ -448,17 +454,25 @@ def run_cost(config: RunConfig) -> RunCost:
     """
     half = config.optim.precision != "fp32"
     connector = with_text_branch(config) if config.stage == "represent" else config.connector
-    return _run_cost(connector, config.vision, config.language, config.data.max_text_tokens, half)
+    text = config.data.max_text_tokens
+    return _run_cost(connector, config.vision, config.language, text, half, config.objectives)
 
 
 @functools.cache
-def _run_cost(connector: ConnectorConfig, vision: str, language: str, text: int, half: bool) -> RunCost:
+def _run_cost(
+    connector: ConnectorConfig,
+    vision: str,
+    language: str,
+    text: int,
+    half: bool,
+    objectives: tuple[Objective, ...],
+) -> RunCost:
     dtype = torch.float16 if half else torch.float32
     encoder, pixels, tokens = meta_vision(vision)
     features = image_features(connector, tokens).to(dtype)
     if isinstance(connector, QFormerConfig) and connector.vocab_size:
         with torch.device("meta"):
-            trained: nn.Module = Stage1(connector, text).to(dtype)
+            trained: nn.Module = Stage1(connector, text, objectives).to(dtype)
         pair = step_cost(trained, torch.cat([features, features]))  # expanded, both would be one memory
         step = StepCost(
             pair.output,

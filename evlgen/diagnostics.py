@@ -22,6 +22,8 @@ very alike); the gap does.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,7 +123,8 @@ def validate(model: Model, pool: PairPool, batch_size: int = 32, seed: int = 0) 
 
     The stage ``caption`` gives what the head of this module lists; the stage ``represent`` gives ``val_loss``
     (the sum), ``val_itc``, ``val_itm``, ``val_lm`` and ``retrieval@1`` (percent, image to text and text to
-    image, averaged, among all pairs of the set). The same model and pool give the same numbers: no random
+    image, averaged, among all pairs of the set); of losses that are left out there is nothing, and without
+    ITC no retrieval, which it alone trains. The same model and pool give the same numbers: no random
     generator is read or moved.
     """
     with evaluating(model):
@@ -172,28 +175,28 @@ def _validate_represent(
 ) -> dict[str, float]:
     device = model.norm.weight.device
     generator = torch.Generator(device).manual_seed(seed)  # of the hard negatives
-    sums, count = np.zeros(3), 0
+    names = model.objectives
+    sums, count = np.zeros(len(names)), 0
     images, texts = [], []
     for start in range(0, len(pool), batch_size):
         batch = plain_batch(pool, np.arange(start, min(start + batch_size, len(pool)))).to(device)
-        images.append(model.embed_images(batch.features))
-        texts.append(model.embed_texts(batch.text_ids, batch.text_mask))
+        if "itc" in names:
+            images.append(model.embed_images(batch.features))
+            texts.append(model.embed_texts(batch.text_ids, batch.text_mask))
         size = len(batch.text_ids)
         if size > 1:  # negatives come from the batch
             losses = model.losses(batch.features, batch.text_ids, batch.text_mask, generator)
-            sums += size * np.array([float(losses.itc), float(losses.itm), float(losses.lm)])
+            sums += size * np.array([float(getattr(losses, name)) for name in names])
             count += size
-    similarity = model.similarity(torch.cat(images), torch.cat(texts))  # (M, M)
-    truth = torch.arange(len(similarity), device=device)
-    hits = [float((similarity.argmax(axis) == truth).double().mean()) for axis in (0, 1)]
-    itc, itm, lm = (sums / max(count, 1)).tolist()
-    return {
-        "val_loss": itc + itm + lm,
-        "val_itc": itc,
-        "val_itm": itm,
-        "val_lm": lm,
-        "retrieval@1": 100 * sum(hits) / 2,
-    }
+    means: list[float] = (sums / max(count, 1)).tolist()
+    total = functools.reduce(operator.add, means)  # Python's sum() of floats depends on its version
+    found = {"val_loss": total} | {f"val_{name}": m for name, m in zip(names, means, strict=True)}
+    if "itc" in names:
+        similarity = model.similarity(torch.cat(images), torch.cat(texts))  # (M, M)
+        truth = torch.arange(len(similarity), device=device)
+        hits = [float((similarity.argmax(axis) == truth).double().mean()) for axis in (0, 1)]
+        found["retrieval@1"] = 100 * sum(hits) / 2
+    return found
 
 
 # -------------------------------------------------------------------------------------------- verdict

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from evlgen.config import RunConfig
-from evlgen.data import features, miniworld
+from evlgen.data import features, worlds
 from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
@@ -49,12 +49,15 @@ def evaluate(
     Raises:
         UserError: the run is not trained or is of the stage ``represent``, or a set does not exist.
     """
+    world = worlds.of(config.data)
     for name, _ in config.evaluation.sets:
-        if name not in miniworld.POOL_OF_SET and name not in miniworld.QUESTION_KINDS:
-            known = ", ".join([*miniworld.POOL_OF_SET, *miniworld.QUESTION_KINDS])
-            raise UserError(f"evaluation.sets: no set {name!r}; there are: {known}")
-    captioner = _load(config, folder, model)
-    total = sum(size * (1 if name in miniworld.POOL_OF_SET else 2) for name, size in config.evaluation.sets)
+        if name not in world.sets:
+            raise UserError(f"evaluation.sets: no set {name!r}; there are: {', '.join(world.sets)}")
+    sets = [
+        (name, min(size, world.count(world.pool_of(name)))) for name, size in config.evaluation.sets if size
+    ]
+    captioner = load_captioner(config, folder, model)
+    total = sum(size * (1 if name in world.caption_sets else 2) for name, size in sets)
     done, started = 0, time.perf_counter()
 
     def advance(examples: int) -> None:
@@ -65,16 +68,15 @@ def evaluate(
 
     captions: dict[str, dict[str, str]] = {}
     answers: dict[str, dict[str, str]] = {}
-    for name, size in config.evaluation.sets:
-        if not size:
-            continue
-        pool = miniworld.POOL_OF_SET.get(name, name)
-        stored = features.load(features.ensure(pool, size, config.vision))[0]  # (size, tokens, width)
+    wanted = dict(config.evaluation.sets)
+    for name, size in sets:
+        pool = world.pool_of(name)
+        stored = features.load(features.ensure(pool, wanted[name], config.vision, 1, world.name))[0]
         order = np.arange(size)
-        if name in miniworld.POOL_OF_SET:
+        if name in world.caption_sets:
             captions[name] = _named(caption_all(captioner, config, stored, order, advance))
             continue
-        questions = [miniworld.question(name, i).text for i in range(size)]
+        questions = [world.question(name, i).text for i in range(size)]
         answers[name] = _named(answer_all(captioner, config, stored, order, questions, advance))
         if size > 1:
             other = derangement(size).numpy()
@@ -128,20 +130,25 @@ def answer_all(
     return found
 
 
-def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str = "coco_test") -> list[str]:
-    """Captions by a trained run of a few images of a miniworld pool, for people to look at.
+def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str = "") -> list[str]:
+    """Captions by a trained run of a few images of a pool, for people to look at.
+
+    Args:
+        pool: of the run's world; empty: the one of the set ``coco``.
 
     Raises:
         UserError: as `evaluate`, or there is no such pool.
     """
-    captioner = _load(config, folder, None)
+    captioner = load_captioner(config, folder)
     encoder = build_vision(config.vision)
-    images = np.stack([miniworld.pool(pool).image(i) for i in indices])
+    world = worlds.of(config.data)
+    images = features.images_of(world, pool or world.pool_of("coco"), indices, encoder.image_size)
     stored = encoder.encode(images).to(torch.float16).numpy()
     return caption_all(captioner, config, stored, np.arange(len(indices)))
 
 
-def _load(config: RunConfig, folder: Path, model: CaptionModel | None) -> CaptionModel:
+def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None = None) -> CaptionModel:
+    """The trained model of a run, on the GPU if there is one; arguments and errors as of `evaluate`."""
     if config.stage != "caption":
         raise UserError(f"{folder}: a run of the stage {config.stage!r} has no language model to speak with")
     captioner = model or build_model(config)

@@ -28,8 +28,9 @@ class Matching:
         destination: (B, N) int64, the output position of each input token.
         tokens_out: N_out, the number of output tokens.
 
-    Outputs are in this order: the unmerged even tokens in their old order (the class token, at position 0, in
-    front), then all odd tokens in their old order, each with the even tokens merged into it.
+    Where even tokens are linked to odd ones, outputs are in this order: the unmerged even tokens in their old
+    order (the class token, at position 0, in front), then all odd tokens in their old order, each with the
+    even tokens merged into it. Those of `position_matching` are in the order of the sequence.
     """
 
     destination: Tensor
@@ -135,6 +136,30 @@ def random_matching(
     device = metric.device if generator is None else generator.device
     similarity = torch.rand((1 if shared else batch, even, odd), generator=generator, device=device)
     return _match(similarity.to(metric.device).expand(batch, -1, -1), r, tokens)
+
+
+def position_matching(metric: Tensor, r: int, class_token: bool = True) -> Matching:
+    """Merge r pairs of neighbours, spread evenly over the sequence, whatever they hold (an ablation).
+
+    This is plain pooling in the place of token merging. The tokens behind the class token are taken two by
+    two; of these P pairs number floor((j + 1/2) P / r), j = 0 .. r - 1, become one token each. The order of
+    the sequence stays, so that neighbours of the image are neighbours in the next step, too. (A step's last
+    patch of a row and the first of the next count as neighbours.)
+
+    Args:
+        metric: (B, N, C); only its shape and device are used.
+
+    Raises:
+        UserError: as `bipartite_soft_matching`.
+    """
+    batch, tokens, _ = metric.shape
+    _check_r(r, tokens, class_token)
+    pairs = merge_limit(tokens, class_token)
+    chosen = (2 * torch.arange(r, device=metric.device) + 1) * pairs // (2 * max(r, 1))  # (r,)
+    absorbed = torch.zeros(tokens, dtype=torch.bool, device=metric.device)
+    absorbed[class_token + 2 * chosen + 1] = True  # the second of a pair goes where the first one is
+    destination = (~absorbed).cumsum(0) - 1  # (N,)
+    return Matching(destination.expand(batch, -1), tokens - r)
 
 
 def _match(similarity: Tensor, r: int, tokens: int) -> Matching:

@@ -44,7 +44,8 @@ import pycocoevalcap
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evlgen.data import miniworld
+from evlgen.config import DataConfig
+from evlgen.data import miniworld, worlds
 from evlgen.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -540,10 +541,12 @@ class RunPredictions:
         captions: evaluation set (``coco``, ``nocaps_in``, ..., ``flickr``) -> image id -> caption.
         answers: question set (``vqav2``, ``gqa``, ``okvqa``) -> question id -> answer; under
             ``vqav2_shuffled`` etc. the answers to the same questions on another image.
+        data: what the run reads; its world has the references and the right answers.
     """
 
     captions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 NOCAPS = ("nocaps_in", "nocaps_near", "nocaps_out")
@@ -554,23 +557,22 @@ def score_runs(
     scorer: CaptionScorer | None = None,
     meteor_sets: Collection[str] = ("coco",),
 ) -> list[dict[str, float]]:
-    """The scores of each run on the miniworld's evaluation sets, all captions of all runs in one batch.
+    """The scores of each run on its world's evaluation sets, all captions of all runs in one batch.
 
     Keys: ``<set>/CIDEr``, ``/BLEU-4``, ``/ROUGE-L`` and ``/images`` for each captioning set, and for
     ``nocaps``, the three domains scored together as one set (where a run has all three); ``<set>/METEOR`` for
     the ``meteor_sets``;
     ``distinct_captions``, the share of distinct captions on ``coco``; ``coco/objects_right`` and
     ``coco/colours_right``, how many of the objects named, and of the colours told with one, are true of the
-    scene (`evlgen.data.miniworld.check_caption`); ``vqav2``, ``gqa``, ``okvqa``;
+    scene (`evlgen.data.miniworld.check_caption`, of the miniworld only); ``vqav2``, ``gqa``, ``okvqa``;
     ``vqav2/yes-no``, ``/number`` and ``/other`` by type of answer; the same for ``vqav2_shuffled`` etc.;
     ``ptb_tokenizer``, 1 or 0 (no Java).
     All but the numbers of images and the last are percentages (CIDEr: times 100).
 
     Raises:
-        UserError: a set or an id that the miniworld does not have.
+        UserError: a set or an id that the world does not have.
     """
     references = functools.cache(_references)
-    question = functools.cache(_question)
     jobs: list[CaptionJob] = []
     places: list[tuple[int, str]] = []  # of each job: run, name of the set
     results: list[dict[str, float]] = [{} for _ in predictions]
@@ -584,7 +586,7 @@ def score_runs(
         for name, captions in merged.items():
             jobs.append(
                 CaptionJob(
-                    {"/".join(key): references(*key) for key in captions},
+                    {"/".join(key): references(prediction.data, *key) for key in captions},
                     {"/".join(key): text for key, text in captions.items()},
                     meteor=name in meteor_sets,
                 )
@@ -594,9 +596,10 @@ def score_runs(
         if "coco" in sets:
             distinct = {one_line(text).lower() for text in sets["coco"].values()}
             results[run]["distinct_captions"] = 100 * len(distinct) / len(sets["coco"])
-            results[run].update(_truth(sets["coco"]))
+            if prediction.data.world == "miniworld":
+                results[run].update(_truth(sets["coco"]))
         for kind, answers in prediction.answers.items():
-            results[run].update(_score_answers(kind, answers, question))
+            results[run].update(_score_answers(kind, answers, worlds.of(prediction.data)))
     if jobs:
         with contextlib.ExitStack() as stack:
             used = scorer or stack.enter_context(CaptionScorer())
@@ -610,7 +613,8 @@ def _truth(captions: Mapping[str, str]) -> dict[str, float]:
     """What share of the objects that captions of ``coco`` name is there, and of the colours told of them."""
     pool = miniworld.pool(miniworld.POOL_OF_SET["coco"])
     checks = [
-        miniworld.check_caption(one_line(text), pool.scene(_index(image))) for image, text in captions.items()
+        miniworld.check_caption(one_line(text), pool.scene(_index(image, worlds.ENDLESS)))
+        for image, text in captions.items()
     ]
     objects, colours = sum(c.named for c in checks), sum(c.colour_named for c in checks)
     return {
@@ -619,14 +623,12 @@ def _truth(captions: Mapping[str, str]) -> dict[str, float]:
     }
 
 
-def _score_answers(
-    kind: str, answers: Mapping[str, str], question: Callable[[str, str], miniworld.Question]
-) -> dict[str, float]:
+def _score_answers(kind: str, answers: Mapping[str, str], world: worlds.World) -> dict[str, float]:
     """Mean accuracy of the question set ``kind`` and, for VQAv2, of each type of answer."""
     groups: dict[str, list[float]] = {}
     shown, kind = kind, kind.removesuffix("_shuffled")
     for name, answer in answers.items():
-        asked = question(kind, name)
+        asked = _question(world, kind, name)
         if kind == "gqa":  # exact match
             accuracy = float(normalize_answer(answer) == normalize_answer(asked.answers[0]))
         else:
@@ -639,24 +641,26 @@ def _score_answers(
     return {group: 100 * sum(values) / len(values) for group, values in groups.items()}
 
 
-def _references(name: str, image: str) -> tuple[str, ...]:
+def _references(data: DataConfig, name: str, image: str) -> tuple[str, ...]:
     """Reference captions of an image of an evaluation set."""
-    if name not in miniworld.POOL_OF_SET:
+    world = worlds.of(data)
+    if name not in world.caption_sets:
         raise UserError(
-            f"predictions: no captioning set {name!r}; there are: {', '.join(miniworld.POOL_OF_SET)}"
+            f"predictions: no captioning set {name!r}; there are: {', '.join(world.caption_sets)}"
         )
-    return tuple(miniworld.pool(miniworld.POOL_OF_SET[name]).captions(_index(image)))
+    pool = world.caption_sets[name]
+    return tuple(world.references(pool, _index(image, world.count(pool))))
 
 
-def _question(kind: str, name: str) -> miniworld.Question:
-    if kind not in miniworld.QUESTION_KINDS:
-        raise UserError(
-            f"predictions: no question set {kind!r}; there are: {', '.join(miniworld.QUESTION_KINDS)}"
-        )
-    return miniworld.question(kind, _index(name))
+def _question(world: worlds.World, kind: str, name: str) -> worlds.Question:
+    if kind not in world.question_sets:
+        raise UserError(f"predictions: no question set {kind!r}; there are: {', '.join(world.question_sets)}")
+    return world.question(kind, _index(name, world.count(kind)))
 
 
-def _index(name: str) -> int:
+def _index(name: str, count: int) -> int:
     if not (name.isascii() and name.isdigit()):
         raise UserError(f"predictions: id {name!r} is not a number")
+    if int(name) >= count:
+        raise UserError(f"predictions: id {name}: the set has {count} examples")
     return int(name)

@@ -22,18 +22,31 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import BertModel, DynamicCache, GenerationConfig
 
-from evlgen.config import ConnectorConfig, EvalConfig, RunConfig, TomeFormerConfig
+from evlgen.config import (
+    ConnectorConfig,
+    EvalConfig,
+    LinearConfig,
+    Objective,
+    PerceiverConfig,
+    PoolConfig,
+    QFormerConfig,
+    RunConfig,
+    TomeFormerConfig,
+)
 from evlgen.data.miniworld import PROMPT
 from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
 from evlgen.language import FrozenLanguage, build_language, mini_tokenizer
+from evlgen.linear import LinearConnector
+from evlgen.perceiver import PerceiverResampler
+from evlgen.pool import PoolConnector
 from evlgen.pretrained import tensors_hash
-from evlgen.qformer import QFormer, Stage1Losses, image_text_similarity, stage1_losses
+from evlgen.qformer import OBJECTIVES, QFormer, Stage1Losses, image_text_similarity, stage1_losses
 from evlgen.tomeformer import TomeFormer
 from evlgen.vision import weights_file
 
-Connector = TomeFormer | QFormer
+Connector = TomeFormer | QFormer | LinearConnector | PoolConnector | PerceiverResampler
 
 
 class CaptionModel(nn.Module):
@@ -250,10 +263,18 @@ class RepresentModel(nn.Module):
     Args:
         connector: a Q-Former whose ``vocab_size`` has room for one id more than the tokenizer: [DEC].
         class_id: the token put in front of each text, whose output stands for it ([CLS]).
+        objectives: the losses that are computed.
     """
 
-    def __init__(self, connector: QFormer, feature_width: int, class_id: int) -> None:
+    def __init__(
+        self,
+        connector: QFormer,
+        feature_width: int,
+        class_id: int,
+        objectives: Sequence[Objective] = OBJECTIVES,
+    ) -> None:
         super().__init__()
+        self.objectives = tuple(objectives)
         self.norm = nn.LayerNorm(feature_width)
         self.connector = connector
         self.class_id = class_id
@@ -270,11 +291,18 @@ class RepresentModel(nn.Module):
         """ITC, ITM and image-grounded LM loss of a batch; arguments as of `CaptionModel.loss`."""
         ids, mask = self._with_class(text_ids, text_mask)
         return stage1_losses(
-            self.connector, self.norm(features), ids, mask, self.decode_id, generator=generator, ranks=ranks
+            self.connector,
+            self.norm(features),
+            ids,
+            mask,
+            self.decode_id,
+            generator=generator,
+            ranks=ranks,
+            objectives=self.objectives,
         )
 
     def loss(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Sum of the three losses."""
+        """Sum of the losses."""
         return self.losses(features, text_ids, text_mask).total
 
     def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -326,17 +354,17 @@ def build_model(config: RunConfig) -> Model:
     width = feature_width(config.connector)
     if config.stage == "caption":
         return CaptionModel(build_connector(config.connector), build_language(config.language), width)
-    if isinstance(config.connector, TomeFormerConfig):
+    if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
     tokenizer = mini_tokenizer()
     connector = build_connector(config.connector, len(tokenizer) + 1)  # one id more than words: [DEC]
     assert isinstance(connector, QFormer)
-    return RepresentModel(connector, width, int(tokenizer.bos_token_id))
+    return RepresentModel(connector, width, int(tokenizer.bos_token_id), config.objectives)
 
 
 def feature_width(config: ConnectorConfig) -> int:
     """Width of the image features that a connector takes."""
-    return config.input_width if isinstance(config, TomeFormerConfig) else config.encoder_width
+    return config.encoder_width if isinstance(config, QFormerConfig) else config.input_width
 
 
 def build_connector(config: ConnectorConfig, vocab_size: int = 0) -> Connector:
@@ -347,10 +375,20 @@ def build_connector(config: ConnectorConfig, vocab_size: int = 0) -> Connector:
         vocab_size: of the Q-Former's text branch; 0 leaves it out.
 
     Raises:
-        UserError: the weights that ``init`` names cannot be had or do not fit.
+        UserError: a config value is wrong, or the weights that ``init`` names cannot be had or do not fit.
     """
+    if isinstance(config, LinearConfig | PoolConfig | PerceiverConfig) and config.init != "random":
+        raise UserError(
+            f"connector.init {config.init!r}: a {config.kind} connector has no BERT in it; set it to random"
+        )
+    if isinstance(config, LinearConfig):
+        return LinearConnector(config)
+    if isinstance(config, PoolConfig):
+        return PoolConnector(config)
+    if isinstance(config, PerceiverConfig):
+        return PerceiverResampler(config)
     if isinstance(config, TomeFormerConfig):
-        connector: Connector = TomeFormer(config)
+        connector: TomeFormer | QFormer = TomeFormer(config)
     else:
         connector = QFormer(dataclasses.replace(config, vocab_size=vocab_size))
     if config.init != "random":

@@ -12,7 +12,8 @@ apart (Li et al., "BLIP-2", 2023, figure 2):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ from evlgen.bert import (
     load_self_attention,
     take,
 )
-from evlgen.config import QFormerConfig
+from evlgen.config import Objective, QFormerConfig
 from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
 from evlgen.pretrained import first_mismatch
@@ -281,17 +282,43 @@ class QFormerLayer(nn.Module):
 # -------------------------------------------------------------------------------------------------- stage 1
 
 
+OBJECTIVES: tuple[Objective, ...] = typing.get_args(Objective)  # in the order of their passes
+
+
 @dataclass(frozen=True, eq=False)
 class Stage1Losses:
-    """The three losses of stage 1, scalars in nats; BLIP-2 minimises their plain sum."""
+    """The losses of stage 1, scalars in nats, None if left out; BLIP-2 minimises their plain sum."""
 
-    itc: Tensor
-    itm: Tensor
-    lm: Tensor
+    itc: Tensor | None
+    itm: Tensor | None
+    lm: Tensor | None
 
     @property
     def total(self) -> Tensor:
-        return self.itc + self.itm + self.lm
+        """Sum of those there are."""
+        return add_present((self.itc, self.itm, self.lm))
+
+
+def add_present(losses: Iterable[Tensor | None]) -> Tensor:
+    """Sum of the losses that are not None; one at least must be there."""
+    first, *others = (loss for loss in losses if loss is not None)
+    return sum(others, first)
+
+
+def check_objectives(objectives: Sequence[Objective]) -> None:
+    """Refuse losses of stage 1 that cannot be summed.
+
+    Raises:
+        UserError: there is none, one comes twice, or one is unknown.
+    """
+    known = ", ".join(OBJECTIVES)
+    if not objectives:
+        raise UserError(f"objectives: is empty; stage 1 needs a loss, there are {known}")
+    for name in objectives:
+        if name not in OBJECTIVES:
+            raise UserError(f"objectives: {name!r} is not one of {known}")
+        if objectives.count(name) > 1:
+            raise UserError(f"objectives: {name} is there more than once")
 
 
 def stage1_losses(
@@ -303,6 +330,7 @@ def stage1_losses(
     label_smoothing: float = 0.1,
     generator: torch.Generator | None = None,
     ranks: Ranks = ALONE,
+    objectives: Sequence[Objective] = OBJECTIVES,
 ) -> Stage1Losses:
     """The losses of BLIP-2's first stage on one batch.
 
@@ -312,6 +340,9 @@ def stage1_losses(
     With several ranks the negatives come from the batches of all of them, as in BLIP-2's code, and each loss
     is the mean over this rank's rows. Unlike BLIP-2's code, which cuts the gradient of the other ranks'
     embeddings in ITC, gradients go back to all ranks: the gradient is that of the joint batch.
+
+    A loss that is left out is not computed, nor are the passes that it alone needs. Without ITC nothing
+    trains the similarities by which ITM's hard negatives are drawn: then they are drawn uniformly.
 
     Args:
         features: (B, N, D_in).
@@ -323,14 +354,17 @@ def stage1_losses(
         generator: for the sampling of hard negatives; None takes torch's global one. With several ranks it
             must be in the same state on all of them: each draws for the joint batch and keeps its rows.
         ranks: those that compute the losses of a joint batch together, B rows each.
+        objectives: the losses to compute.
 
     Raises:
-        UserError: the Q-Former has no text branch, or there is no negative because there is one pair only.
+        UserError: the Q-Former has no text branch, there is no negative because there is one pair only, or
+            the objectives are none or repeated.
     """
     if not qformer.config.vocab_size:
         raise UserError("stage 1 needs a Q-Former with a text branch: set vocab_size")
+    check_objectives(objectives)
     batch = len(features)
-    if batch * ranks.size < 2:
+    if batch * ranks.size < 2 and tuple(objectives) != ("lm",):
         raise UserError(
             "batch_size = 1: stage 1 takes its negatives from the batch (from a part of it, where it is "
             "accumulated), 2 at least"
@@ -339,9 +373,31 @@ def stage1_losses(
     text_ids, text_mask = text_ids[:, :longest], text_mask[:, :longest]  # nothing sees the padding
 
     image = qformer.project_image(features)
-    seen, cache = qformer.see(image, batch)  # (B, Q, D)
+    itc = itm = lm = None
+    if "itc" in objectives or "lm" in objectives:
+        seen, cache = qformer.see(image, batch)  # (B, Q, D)
+    pairs = batch * ranks.size
+    similarity = torch.zeros(pairs, pairs, device=text_ids.device)  # all alike, unless ITC knows better
+    if "itc" in objectives:
+        itc, to_text = _contrastive(qformer, seen, text_ids, text_mask, label_smoothing, ranks)
+        if "itm" in objectives:
+            similarity = ranks.gather(to_text.detach())  # (C, C)
+    if "itm" in objectives:
+        itm = _matching(qformer, features, image, text_ids, text_mask, similarity, generator, ranks)
+    if "lm" in objectives:
+        lm = _generation(qformer, cache, text_ids, text_mask, decode_id, label_smoothing)
+    return Stage1Losses(itc, itm, lm)
 
-    # ITC
+
+def _contrastive(
+    qformer: QFormer,
+    seen: Tensor,
+    text_ids: Tensor,
+    text_mask: Tensor,
+    label_smoothing: float,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """ITC, and the similarities of this rank's images to all texts, (B, C), divided by the temperature."""
     image_embedding = F.normalize(qformer.image_projection(seen), dim=-1)  # (B, Q, E)
     text_embedding = F.normalize(qformer.text_projection(qformer.read(text_ids, text_mask)), dim=-1)  # (B, E)
     temperature = qformer.log_temperature.exp()
@@ -350,15 +406,28 @@ def stage1_losses(
         to_image = to_text.T
     else:  # C = size * B: all images for the texts of this rank
         to_image = image_text_similarity(ranks.gather(image_embedding), text_embedding).T / temperature
-    own = torch.arange(batch, device=to_text.device)
-    target = own + ranks.index * batch
+    target = _own_pairs(len(seen), ranks, to_text.device)
     itc = 0.5 * (
         F.cross_entropy(to_text, target, label_smoothing=label_smoothing)
         + F.cross_entropy(to_image, target, label_smoothing=label_smoothing)
     )
+    return itc, to_text
 
-    # ITM: the pair itself, its text with a wrong image, its image with a wrong text, in one batch of 3 B
-    similarity = ranks.gather(to_text.detach())  # (C, C)
+
+def _matching(
+    qformer: QFormer,
+    features: Tensor,
+    image: list[Tensor | None],
+    text_ids: Tensor,
+    text_mask: Tensor,
+    similarity: Tensor,
+    generator: torch.Generator | None,
+    ranks: Ranks,
+) -> Tensor:
+    """ITM: the pair itself, its text with a wrong image, its image with a wrong text, in one batch of 3 B."""
+    batch = len(features)
+    own = torch.arange(batch, device=similarity.device)
+    target = _own_pairs(batch, ranks, similarity.device)
     other_image = hard_negatives(similarity.T, generator)[target]  # (B,) for each text
     other_text = hard_negatives(similarity, generator)[target]  # (B,) for each image
     all_ids, all_mask = ranks.gather_padded(text_ids), ranks.gather_padded(text_mask)  # (C, T)
@@ -376,16 +445,29 @@ def stage1_losses(
         image3, all_ids.index_select(0, texts), all_mask.index_select(0, texts)
     )  # (3 B, Q, D)
     matches = torch.arange(3 * batch, device=fused.device) < batch
-    itm = F.cross_entropy(qformer.matching_head(fused).mean(1), matches.long())
+    return F.cross_entropy(qformer.matching_head(fused).mean(1), matches.long())
 
-    # LM
+
+def _generation(
+    qformer: QFormer,
+    cache: list[KeyValue],
+    text_ids: Tensor,
+    text_mask: Tensor,
+    decode_id: int,
+    label_smoothing: float,
+) -> Tensor:
+    """Image-grounded LM: the text after the queries, whose keys and values are in the cache."""
     decoder_ids = torch.cat([torch.full_like(text_ids[:, :1], decode_id), text_ids[:, 1:]], 1)
     logits = qformer.write(cache, decoder_ids, text_mask)  # (B, T, V)
     labels = text_ids.masked_fill(~text_mask, -100)
-    lm = F.cross_entropy(
+    return F.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=label_smoothing
     )
-    return Stage1Losses(itc, itm, lm)
+
+
+def _own_pairs(batch: int, ranks: Ranks, device: torch.device) -> Tensor:
+    """(B,) numbers of this rank's pairs in the joint batch."""
+    return torch.arange(batch, device=device) + ranks.index * batch
 
 
 def image_text_similarity(image: Tensor, text: Tensor) -> Tensor:

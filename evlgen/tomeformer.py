@@ -23,7 +23,14 @@ from evlgen.bert import (
 )
 from evlgen.config import TomeFormerConfig
 from evlgen.errors import UserError
-from evlgen.merging import Matching, bipartite_soft_matching, merge_schedule, random_matching, token_counts
+from evlgen.merging import (
+    Matching,
+    bipartite_soft_matching,
+    merge_schedule,
+    position_matching,
+    random_matching,
+    token_counts,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +133,8 @@ class TomeFormer(nn.Module):
                 return random_matching(x, r, self.config.class_token)
             generator = torch.Generator().manual_seed(index)
             return random_matching(x, r, self.config.class_token, generator, shared=True)
+        if self.config.metric == "position":
+            return position_matching(x, r, self.config.class_token)
         metric = key.detach().mean(1) if self.config.metric == "keys" else x.detach()
         return bipartite_soft_matching(metric, r, self.config.class_token)
 

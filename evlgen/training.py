@@ -38,15 +38,19 @@ from evlgen.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.errors import UserError
 from evlgen.files import disk_errors, remove_leftovers, write_atomic
 from evlgen.language import forget_languages
+from evlgen.linear import LinearConnector
 from evlgen.model import (
     CaptionModel,
     Model,
+    RepresentModel,
     build_model,
     feature_width,
     init_from_stage1,
     parameter_counts,
     save_trained,
 )
+from evlgen.perceiver import PerceiverLayer
+from evlgen.qformer import add_present, check_objectives
 from evlgen.throughput import peak_flops, training_flops
 
 __all__ = ["Progress", "Stop", "TrainingData", "learning_rate", "load_training_data", "train"]
@@ -336,6 +340,7 @@ def _check(
         )
     if optim.precision == "fp16" and device.type != "cuda":
         raise UserError("optim.precision fp16: needs a GPU; use bf16 or fp32")
+    check_objectives(config.objectives)
     wanted, width = feature_width(config.connector), data.validation.features.shape[-1]
     if wanted != width:
         raise UserError(f"connector: takes image features of width {wanted}, {config.vision} gives {width}")
@@ -350,8 +355,7 @@ def _begin(
 ) -> _State:
     """Model and optimiser at step 0."""
     if model is None:
-        torch.manual_seed(_seed(WEIGHTS, config.seed))
-        model = build_model(config)
+        model = untrained_model(config)
     if init_folder is not None:
         if not isinstance(model, CaptionModel):
             raise UserError("init_from: only a run of the stage 'caption' can start from stage 1")
@@ -359,6 +363,8 @@ def _begin(
     model.to(device).train()
     if ranks.is_first:
         log.info("parameters: %s", ", ".join(f"{part} {n:,}" for part, n in parameter_counts(model).items()))
+    if isinstance(model, RepresentModel):
+        log.info("losses: %s", ", ".join(model.objectives))
     if isinstance(model, CaptionModel):
         if config.optim.llm_placement == "shard" and ranks.size > 1:
             forget_languages()  # whoever builds it next wants a whole one
@@ -370,12 +376,18 @@ def _begin(
     return _State(model, build_optimizer(model, config.optim), scaler, blocks)
 
 
+def untrained_model(config: RunConfig) -> Model:
+    """The model that a run's training begins with, but for what it takes over from stage 1."""
+    torch.manual_seed(_seed(WEIGHTS, config.seed))
+    return build_model(config)
+
+
 def _blocks(model: Model) -> list[nn.Module]:
     """What gradient checkpointing computes twice: the connector's blocks and the language model's layers.
 
     Of a connector's layer, what lies between the blocks is kept: queries, keys, values, and what is merged.
     """
-    kinds = (SelfAttention, CrossAttention, FeedForward)
+    kinds = (SelfAttention, CrossAttention, FeedForward, PerceiverLayer, LinearConnector)
     blocks = [module for module in model.modules() if isinstance(module, kinds)]
     return blocks + (transformer_layers(model.language.model) if isinstance(model, CaptionModel) else [])
 
@@ -451,7 +463,10 @@ def _share_of_loss(
     if isinstance(model, CaptionModel):
         return model(batch.features, batch.text_ids, batch.text_mask) * own_tokens / tokens
     losses = model.losses(batch.features, batch.text_ids, batch.text_mask, negatives, ranks)
-    return (losses.itc + losses.itm) / (optim.accumulate * ranks.size) + losses.lm * own_tokens / tokens
+    of_pairs = None  # a mean over pairs; that of the LM is one over tokens
+    if losses.itc is not None or losses.itm is not None:
+        of_pairs = add_present((losses.itc, losses.itm)) / (optim.accumulate * ranks.size)
+    return add_present((of_pairs, None if losses.lm is None else losses.lm * own_tokens / tokens))
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

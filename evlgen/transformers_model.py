@@ -82,7 +82,7 @@ class EVLGenConfig(PretrainedConfig):
     """What `EVLGenForConditionalGeneration` is made of; the defaults are the paper's, with OPT-2.7B.
 
     Args:
-        connector: fields of `TomeFormerConfig` or `QFormerConfig`.
+        connector: ``kind`` and the fields of that connector's configuration (`evlgen.config`).
         vision: ``kind`` (``eva-vit``, ``mini-vit`` or ``clip``) and the fields of that encoder's
             configuration; CLIP's layers are those in front of its last one, which is not there.
         text_config: of the LLM, a causal one or T5: a configuration of `transformers` or its fields with

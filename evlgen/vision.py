@@ -112,6 +112,7 @@ class FrozenVision:
         tokens: number of feature vectors of one image, the class token among them.
         fingerprint: hash of the weights, part of every cache key.
         mean, std: what pixels in 0..1 are normalised with, by channel.
+        image_size: pixels a side of the images it takes.
     """
 
     model: nn.Module
@@ -120,6 +121,7 @@ class FrozenVision:
     fingerprint: str
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    image_size: int = 64
 
     @torch.no_grad()
     def encode(self, images: npt.NDArray[np.uint8]) -> Tensor:
@@ -184,7 +186,8 @@ def _build_mini() -> FrozenVision:
     model = MiniViT(config)
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     model.eval().requires_grad_(False)
-    return FrozenVision(model, config.width, model.positions.shape[1], file_hash(path))
+    tokens = model.positions.shape[1]
+    return FrozenVision(model, config.width, tokens, file_hash(path), image_size=config.image_size)
 
 
 def _device_and_dtype() -> tuple[torch.device, torch.dtype]:
@@ -210,7 +213,8 @@ def build_eva(path: Path, config: EvaConfig) -> FrozenVision:
     load_checked(model, state, path)
     model.eval().requires_grad_(False)
     fingerprint = tensors_hash({key: state[key] for key in model.state_dict()})[:16]
-    return FrozenVision(model, config.width, 1 + config.grid**2, fingerprint, CLIP_MEAN, CLIP_STD)
+    tokens = 1 + config.grid**2
+    return FrozenVision(model, config.width, tokens, fingerprint, CLIP_MEAN, CLIP_STD, config.image_size)
 
 
 class ClipViT(nn.Module):
@@ -264,7 +268,8 @@ def _frozen_clip(model: CLIPVisionModel, fingerprint: str) -> FrozenVision:
     config = model.config
     tokens = 1 + (config.image_size // config.patch_size) ** 2
     frozen = ClipViT(model, config.image_size)
-    return FrozenVision(frozen, config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD)
+    size = config.image_size
+    return FrozenVision(frozen, config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD, size)
 
 
 def mini_clip_config() -> CLIPVisionConfig:

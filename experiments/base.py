@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from evlgen.config import RunConfig
 
@@ -15,11 +16,14 @@ class Row:
     Attributes:
         config: the run with seed 0; `seeded` gives the others.
         paper: metric -> the paper's number, or a word of the paper's ("collapse"); unknown ones are left out.
+        values: what sets the row apart from the others of its experiment, by name ({"r": 8}): by these a
+            figure places it and a claim finds it.
     """
 
     label: str
     config: RunConfig
-    paper: dict[str, float | str]
+    paper: Mapping[str, float | str] = field(default_factory=dict)
+    values: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

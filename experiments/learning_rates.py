@@ -11,7 +11,16 @@ import dataclasses
 
 from evlgen.config import EvalConfig, RunConfig
 from experiments.base import Experiment, Row
-from experiments.scales import blip2, blip2_single_stage, blip2_stage1, evlgen
+from experiments.scales import (
+    blip2,
+    blip2_single_stage,
+    blip2_stage1,
+    evlgen,
+    linear,
+    mlp,
+    perceiver,
+    pooled,
+)
 
 # Initial weights, peak learning rate, share of the updates that warm up to it
 SETTINGS = (
@@ -29,8 +38,9 @@ def build(scale: str) -> Experiment:
     """Each part at each setting.
 
     Of BLIP-2's two stages one changes, the other is as in force, and what counts is the loss at the end of
-    both; a stage 2 has the initial weights that stage 1 gives it.
+    both; a stage 2 has the initial weights that stage 1 gives it. The baselines have no BERT in them.
     """
+    baselines = {"linear": linear, "MLP": mlp, "average pooling": pooled, "perceiver": perceiver}
     rows = []
     for init, rate, warmup in SETTINGS:
         two = blip2(scale)
@@ -42,6 +52,8 @@ def build(scale: str) -> Experiment:
         }
         if init == "random":
             parts["BLIP-2, stage 2 of two"] = with_setting(two, init, rate, warmup)
+            for name, baseline in baselines.items():
+                parts[name] = with_setting(baseline(scale), init, rate, warmup)
         rows += [
             Row(f"{part}, {init}, lr {rate:g}, warm-up {warmup:.0%}", _unscored(config), {})
             for part, config in parts.items()

@@ -16,7 +16,10 @@ from evlgen.config import (
     ConnectorConfig,
     DataConfig,
     EvalConfig,
+    LinearConfig,
     OptimConfig,
+    PerceiverConfig,
+    PoolConfig,
     QFormerConfig,
     RunConfig,
     TomeFormerConfig,
@@ -25,7 +28,10 @@ from evlgen.errors import UserError
 
 Pairs = Literal["104M", "11M"]
 Language = Literal["opt", "vicuna"]
-PARTS = ("tomeformer", "qformer", "stage1", "stage2")
+ABLATION_SETS = ("coco", "vqav2")
+ABLATION_STEPS = 150  # thousand updates of the paper: its shorter setting
+BASELINES = ("linear", "mlp", "pool", "perceiver")  # none of them has a BERT in it
+PARTS = ("tomeformer", "qformer", "stage1", "stage2", *BASELINES)
 
 
 @dataclass(frozen=True)
@@ -35,23 +41,38 @@ class Scale:
     Attributes:
         seeds: seeds of a run by default.
         updates: number of updates that stand for a thousand of the paper's, by part: ``tomeformer``,
-            ``qformer`` (in a single stage), ``stage1`` and ``stage2``.
+            ``qformer`` (in a single stage), ``stage1``, ``stage2``, and the baselines, which have one stage.
         lr, warmup, init: peak learning rate, share of the updates that warm up to it, initial weights of the
-            connector, by part; see CALIBRATION.md for how the miniature's were found.
+            connector, by part; see CALIBRATION.md for how the miniature's were found. Those of the baselines
+            are TomeFormer's.
+        language_width: width of each language model, which the hidden layer of LLaVA-1.5's MLP has.
+        stage1_cost: seconds of an update of stage 1 in those of an update of stage 2.
+        tokens: of an image, the class token among them.
+        other_vision: another image encoder, and the width of its features.
+        bert: weights of a BERT of the connectors' shape.
         data, reduced: pools in the roles of the 104M and the 11M pairs.
+        claim_seeds: seeds of the experiments that claims rest on, where everything is run.
     """
 
     name: str
     seeds: int
+    claim_seeds: int
     updates: dict[str, float]
     batch_size: int
     lr: dict[str, float]
     warmup: dict[str, float]
     init: dict[str, str]
+    stage1_cost: float
+    tokens: int
     tomeformer: TomeFormerConfig
     qformer: QFormerConfig
+    pool: PoolConfig
+    perceiver: PerceiverConfig
     vision: str
+    other_vision: tuple[str, int]
+    bert: str
     language: dict[Language, str]
+    language_width: dict[Language, int]
     data: DataConfig
     reduced: tuple[tuple[str, int], ...]
     evaluation: EvalConfig
@@ -79,18 +100,36 @@ _MINI_QFORMER = QFormerConfig(
     embed_dim=64,
     dropout=0.0,
 )
+_MINI_PERCEIVER = PerceiverConfig(
+    input_width=96,
+    width=96,
+    num_layers=4,
+    num_heads=4,
+    intermediate=384,
+    max_positions=128,
+    num_latents=17,
+)
 _MINI = Scale(
     name="mini",
     seeds=3,
-    updates={"tomeformer": 2.0, "qformer": 2.0, "stage1": 1.2, "stage2": 6.25},
+    claim_seeds=5,
+    updates={"tomeformer": 2.0, "qformer": 2.0, "stage1": 1.2, "stage2": 6.25}
+    | dict.fromkeys(BASELINES, 2.0),
     batch_size=32,
-    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3},
-    warmup={"tomeformer": 0.15, "qformer": 0.3, "stage1": 0.15, "stage2": 0.15},
+    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3} | dict.fromkeys(BASELINES, 3e-3),
+    warmup=dict.fromkeys(PARTS, 0.15) | {"qformer": 0.3},
     init=dict.fromkeys(PARTS, "random"),
+    stage1_cost=3.5,  # measured: 0.378 s and 0.108 s
+    tokens=65,
     tomeformer=_MINI_TOMEFORMER,
     qformer=_MINI_QFORMER,
+    pool=PoolConfig(input_width=96, rows=4, columns=4),  # 8 x 8 patches -> 17 tokens, as TomeFormer's
+    perceiver=_MINI_PERCEIVER,
     vision="mini-vit",
+    other_vision=("mini-clip", 64),
+    bert="mini-bert",
     language={"opt": "mini-opt", "vicuna": "mini-llama"},
+    language_width={"opt": 96, "vicuna": 96},
     data=DataConfig(pools=(("web", 6000), ("ccs", 1600), ("coco", 400))),
     reduced=(("ccs", 1600), ("coco", 400)),
     evaluation=EvalConfig(
@@ -112,6 +151,7 @@ _SMOKE = dataclasses.replace(
     _MINI,
     name="smoke",
     seeds=1,
+    claim_seeds=1,
     updates=dict.fromkeys(PARTS, 0.12),  # 250K -> 30
     batch_size=16,
     data=DataConfig(pools=(("web", 120), ("ccs", 32), ("coco", 8))),
@@ -136,15 +176,24 @@ _SMOKE = dataclasses.replace(
 _PAPER = Scale(
     name="paper",
     seeds=1,
+    claim_seeds=1,
     updates=dict.fromkeys(PARTS, 1000.0),
     batch_size=1600,
     lr=dict.fromkeys(PARTS, 1e-4),
     warmup=dict.fromkeys(PARTS, 0.02),
-    init=dict.fromkeys(PARTS, "bert-base-uncased"),
+    init=dict.fromkeys(PARTS, "bert-base-uncased") | dict.fromkeys(BASELINES, "random"),
+    # Derived: 234 hours for 250K + 80K updates, if one of stage 2 takes as long as one of EVLGen's, 1.915 s
+    stage1_cost=1.44,
+    tokens=257,
     tomeformer=TomeFormerConfig(),
     qformer=QFormerConfig(),
+    pool=PoolConfig(),  # 16 x 16 patches -> 4 x 7, with the class token 29 tokens, as TomeFormer's
+    perceiver=PerceiverConfig(),
     vision="eva-clip-g",
+    other_vision=("clip-vit-l", 1024),
+    bert="bert-base-uncased",
     language={"opt": "opt-2.7b", "vicuna": "vicuna-7b"},
+    language_width={"opt": 2560, "vicuna": 4096},
     data=DataConfig(
         world="capfilt", pools=(("laion-115m", 78_000_000), ("ccs-14m", 20_800_000), ("coco", 5_200_000))
     ),
@@ -177,18 +226,47 @@ def get(name: str) -> Scale:
     return _SCALES[name]
 
 
-def evlgen(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
+def evlgen(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
     """EVLGen: TomeFormer, one stage, ``steps`` thousand updates of the paper."""
     chosen = get(scale)
     return _run(chosen, "tomeformer", chosen.tomeformer, language, pairs, steps)
 
 
 def blip2_single_stage(
-    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250
+    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250
 ) -> RunConfig:
     """BLIP-2's Q-Former tied to the LLM from the start ("stage 2 only")."""
     chosen = get(scale)
     return _run(chosen, "qformer", chosen.qformer, language, pairs, steps)
+
+
+def linear(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
+    """LLaVA's single linear layer: all image tokens go to the LLM."""
+    chosen = get(scale)
+    width = chosen.tomeformer.input_width
+    return _run(chosen, "linear", LinearConfig(input_width=width, width=width), language, pairs, steps)
+
+
+def mlp(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
+    """The MLP of LLaVA-1.5: as `linear`, with one hidden layer of the LLM's width."""
+    chosen = get(scale)
+    width, hidden = chosen.tomeformer.input_width, chosen.language_width[language]
+    connector = LinearConfig(input_width=width, width=hidden, num_layers=2)
+    return _run(chosen, "mlp", connector, language, pairs, steps)
+
+
+def pooled(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
+    """Average pooling of the patches to as many soft tokens as TomeFormer's."""
+    chosen = get(scale)
+    return _run(chosen, "pool", chosen.pool, language, pairs, steps)
+
+
+def perceiver(
+    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250
+) -> RunConfig:
+    """Flamingo's perceiver resampler, of TomeFormer's size and with as many soft tokens."""
+    chosen = get(scale)
+    return _run(chosen, "perceiver", chosen.perceiver, language, pairs, steps)
 
 
 def blip2(
@@ -196,8 +274,8 @@ def blip2(
     *,
     language: Language = "opt",
     pairs: Pairs = "104M",
-    stage1_steps: int = 250,
-    stage2_steps: int = 80,
+    stage1_steps: float = 250,
+    stage2_steps: float = 80,
 ) -> RunConfig:
     """BLIP-2 in its two stages; stage 1 is a run of its own that rows may share."""
     chosen = get(scale)
@@ -205,7 +283,7 @@ def blip2(
     return dataclasses.replace(second, init_from=blip2_stage1(scale, pairs=pairs, steps=stage1_steps))
 
 
-def blip2_stage1(scale: str, *, pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
+def blip2_stage1(scale: str, *, pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
     """BLIP-2's stage 1: the Q-Former learns from images and texts (ITC, ITM, LM), no LLM."""
     chosen = get(scale)
     return dataclasses.replace(
@@ -216,8 +294,26 @@ def blip2_stage1(scale: str, *, pairs: Pairs = "104M", steps: int = 250) -> RunC
     )
 
 
+def blip2_split(scale: str, share: float) -> RunConfig:
+    """BLIP-2 at the cost of `blip2`, of which stage 1 gets ``share``; without stage 1 there is but one."""
+    chosen = get(scale)
+    first, second = 250 * chosen.updates["stage1"], 80 * chosen.updates["stage2"]
+    total = first * chosen.stage1_cost + second  # in updates of stage 2
+    return blip2(
+        scale,
+        stage1_steps=share * total / chosen.stage1_cost / chosen.updates["stage1"],
+        stage2_steps=(1 - share) * total / chosen.updates["stage2"],
+    )
+
+
+def ablation(config: RunConfig) -> RunConfig:
+    """The run, evaluated on what the rows of an ablation are compared by."""
+    sets = tuple(one for one in config.evaluation.sets if one[0] in ABLATION_SETS)
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, sets=sets))
+
+
 def _run(
-    scale: Scale, part: str, connector: ConnectorConfig, language: Language, pairs: Pairs, steps: int
+    scale: Scale, part: str, connector: ConnectorConfig, language: Language, pairs: Pairs, steps: float
 ) -> RunConfig:
     updates, lr = max(2, round(steps * scale.updates[part])), scale.lr[part]
     data = scale.data if pairs == "104M" else dataclasses.replace(scale.data, pools=scale.reduced)

@@ -1,55 +1,107 @@
 """Images of the miniworld's test set with one person's caption and those of two trained EVLGens, not chosen.
 
-``python paper_figures/sample_captions.py`` draws the first images of ``coco_test`` into ``docs/captions.png``
-from the run store (seed 0, both language models); ``python sweeps/run.py table2`` makes the runs.
+Drawn are the first images of ``coco_test`` and what the runs of table 2 with seed 0 say of them, with both
+language models. The picture of the scale ``mini`` is the README's, too: ``docs/captions.png``.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import matplotlib  # noqa: E402
+import json
+import textwrap
+from typing import Any
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from evlgen.data import miniworld  # noqa: E402
-from experiments.scales import evlgen  # noqa: E402
-from sweeps import store  # noqa: E402
+from evlgen.errors import UserError
+from evlgen.files import write_atomic
+from experiments.base import Row
+from paper_figures import runs, style
+from paper_figures.runs import Run
+from sweeps import store
 
-COLOURS = ("black", "#0050c8", "#007a3d")  # a person, EVLGen with OPT, EVLGen with LLaMA
+ROWS, COLUMNS = 2, 6
+WHO = {"a person": "black", "EVLGen, OPT": "#0050C8", "EVLGen, LLaMA": "#007A3D"}
+README = Path(__file__).parents[1] / "docs" / "captions.png"
+LINE = 0.105  # inches
 
 
-def draw(captions: list[dict[str, str]], out: Path, rows: int = 2, columns: int = 6) -> None:
+def draw(scale: str) -> list[Path]:
+    """The figure, and the README's where results go to the project's own folder.
+
+    Raises:
+        UserError: there are no runs.
+    """
+    found = [run for run in runs.load("table2", scale) if run.seed == 0 and is_evlgen(run.row)]
+    captions = [said(run) for run in found]
+    missing = [f"{run.row.label} (seed 0)" for run, one in zip(found, captions, strict=True) if not one]
+    if len(missing) == len(found):
+        raise UserError(f"no captions of EVLGen; make them with `{runs.command('table2', scale)}`")
+    style.apply()
+    paths = style.save(figure_of(captions), "sample_captions", scale, found, missing)
+    if scale == "mini" and not missing and store.results_folder() == store.ROOT / "results":
+        write_atomic(README, paths[1].read_bytes())
+        paths.append(README)
+    return paths
+
+
+def is_evlgen(row: Row) -> bool:
+    """Whether a row's captions are shown."""
+    return runs.connector(row.config) == "EVLGen"
+
+
+def said(run: Run) -> dict[str, str]:
+    """Number of the image -> caption; empty if there are none or the file is damaged."""
+    path = run.folder / "predictions.json"
+    if run.metrics is None:
+        return {}
+    try:
+        captions: dict[str, str] = json.loads(path.read_text())["captions"]["coco"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        runs.skip(f"{path}: damaged ({error!r})")
+        return {}
+    return captions
+
+
+def figure_of(captions: list[dict[str, str]]) -> Any:
     """Images 0, 1, ... of ``coco_test``, each above a person's caption and those of the models."""
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.9 * rows))
+    from evlgen.data import miniworld
+
     pool = miniworld.pool("coco_test")
-    for index, axis in enumerate(axes.flat):
-        axis.imshow(pool.image(index), interpolation="nearest")
-        axis.axis("off")
-        place = 67.0
-        texts = [pool.captions(index)[0], *(one[str(index)] for one in captions)]
-        for text, colour in zip(texts, COLOURS, strict=True):
-            wrapped = textwrap.fill(text, 30)
-            axis.text(0, place, wrapped, va="top", fontsize=7, color=colour)
-            place += 2 + 5.2 * (wrapped.count("\n") + 1)
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.27, wspace=0.08, hspace=0.95)
-    out.parent.mkdir(exist_ok=True)
-    figure.savefig(out, dpi=130)
+    figure, axes = plt.subplots(2 * ROWS, COLUMNS, figsize=(style.PAGE, 5.6), height_ratios=[1, 1.35] * ROWS)
+    for index in range(ROWS * COLUMNS):
+        image, text = axes[2 * (index // COLUMNS) : 2 * (index // COLUMNS) + 2, index % COLUMNS]
+        image.imshow(pool.image(index), interpolation="nearest")
+        image.axis("off")
+        text.axis("off")
+        lines = 0
+        for said, colour in zip(
+            (pool.captions(index)[0], *(one.get(str(index), "") for one in captions)),
+            WHO.values(),
+            strict=True,
+        ):
+            wrapped = textwrap.wrap(said, 22)
+            text.annotate(
+                "\n".join(wrapped),
+                (0, 1),
+                xytext=(0, -72 * LINE * lines),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                va="top",
+                fontsize=6,
+                color=colour,
+                in_layout=False,
+            )
+            lines += len(wrapped) + (0.4 if wrapped else 0)
+    handles = [plt.Line2D([], [], color=colour, lw=3, label=who) for who, colour in WHO.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
 
 
 if __name__ == "__main__":
-    found = []
-    for run in (evlgen("mini"), evlgen("mini", language="vicuna")):
-        predictions = store.run_folder(run) / "predictions.json"
-        if not predictions.exists():
-            print(f"{predictions}: not there; make it with `python sweeps/run.py table2`", file=sys.stderr)
-            raise SystemExit(2)
-        found.append(json.loads(predictions.read_text())["captions"]["coco"])
-    draw(found, ROOT / "docs" / "captions.png")
+    sys.exit(runs.main(draw, __doc__))

@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from evlgen.config import RunConfig, from_json
+from evlgen.config import DataConfig, RunConfig, from_json
 from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
 from sweeps import local, store
 from sweeps.display import Display
@@ -70,7 +70,7 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
         folder = store.store_folder() / run
         outcome = store.read_if_whole(folder / "outcome.json")
         if outcome is not None:
-            trained[run] = (config, outcome, read_predictions(folder / "predictions.json"))
+            trained[run] = (config, outcome, read_predictions(folder / "predictions.json", config.data))
     scores = score_runs([predictions for _, _, predictions in trained.values()], scorer)
     for (run, (config, outcome, _)), scored in zip(trained.items(), scores, strict=True):
         metrics = {**outcome, **scored}
@@ -82,9 +82,9 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
         store.write_json(store.store_folder() / run / "result.json", {"id": run, "metrics": metrics})
 
 
-def read_predictions(path: Path) -> RunPredictions:
+def read_predictions(path: Path, data: DataConfig) -> RunPredictions:
     """What a run said; empty for one that says nothing (stage 1)."""
     if not path.exists():
         return RunPredictions()
     value = json.loads(path.read_text())
-    return RunPredictions(value.get("captions", {}), value.get("answers", {}))
+    return RunPredictions(value.get("captions", {}), value.get("answers", {}), data)

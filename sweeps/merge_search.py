@@ -192,7 +192,7 @@ def study_name(arguments: Arguments, target: Target) -> str:
         "space": {name: repr(axis) for name, axis in target.space.items()},
         "objectives": objectives(arguments),
         "pruner": arguments.pruner,
-        "code": store.code_version(),
+        "code": store.version(),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     part = target.part.lower().replace(",", "").replace(" ", "-")

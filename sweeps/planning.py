@@ -62,14 +62,20 @@ def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:
     return runs
 
 
-def feature_needs(config: RunConfig) -> list[tuple[str, int, str, int]]:
-    """Which cached features a run reads: pool, number of images, encoder, views."""
-    from evlgen.data import miniworld
+Need = tuple[str, int, str, int, str]
 
-    needs = [(pool, size, config.vision, config.data.views) for pool, size in config.data.pools if size]
-    needs.append(("coco_val", config.evaluation.validation, config.vision, 1))
+
+def feature_needs(config: RunConfig) -> list[Need]:
+    """Which cached features a run reads: pool, number of images, encoder, views, world."""
+    from evlgen.data import worlds
+
+    world = worlds.of(config.data)
+    needs = [
+        (pool, size, config.vision, config.data.views, world.name) for pool, size in config.data.pools if size
+    ]
+    needs.append((world.validation, config.evaluation.validation, config.vision, 1, world.name))
     needs += [
-        (miniworld.POOL_OF_SET.get(name, name), size, config.vision, 1)
+        (world.pool_of(name), size, config.vision, 1, world.name)
         for name, size in config.evaluation.sets
         if size
     ]
@@ -90,12 +96,13 @@ def missing_features(tasks: Iterable[local.Task]) -> list[local.Task]:
 
     A wrong guess costs time at most: a run makes for itself what it does not find.
     """
+    from evlgen.data import worlds
+
     folder = store.cache_folder() / "features"
     return [
         task
         for task in tasks
-        for pool, size, vision, views in [task.arguments]
-        if not any(folder.glob(f"{glob.escape(f'{pool}-{size}x{views}-{vision}')}-*.sha256"))
+        if not any(folder.glob(glob.escape(worlds.cache_prefix(*task.arguments[:4])) + "-*.sha256"))
     ]
 
 
@@ -113,7 +120,7 @@ def run_task(run: str, config: RunConfig) -> local.Task:
     )
 
 
-def _feature_key(need: tuple[str, int, str, int]) -> str:
+def _feature_key(need: Need) -> str:
     return "features " + " ".join(map(str, need))
 
 
@@ -125,7 +132,7 @@ def expected_cost(config: RunConfig) -> float:
 
 def shape(config: RunConfig) -> tuple[object, ...]:
     """What a sample's cost depends on."""
-    return config.connector, config.stage, config.language
+    return config.connector, config.stage, config.objectives, config.language
 
 
 def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict[tuple[object, ...], float]:

@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from evlgen.errors import UserError
-from experiments import COUNTED, EXPERIMENTS
+from experiments import CLAIMED, COUNTED, EXPERIMENTS, PAPER
 from experiments.base import Experiment
 from experiments.scales import NAMES as SCALES
+from experiments.scales import get
 from sweeps import reporting, slurm, store
 from sweeps.planning import load, unique_runs
 from sweeps.sweep import Sweep, plan_phases, run_here, run_queued, states, wait
@@ -31,6 +32,7 @@ __all__ = ["load", "main", "unique_runs"]
 
 console = Console()
 
+ALL = "all"  # every experiment of the paper, and the claims that they decide
 COMMANDS = ("status", "show", "retry", "wait", "cancel")  # that take an experiment
 
 
@@ -39,13 +41,13 @@ class Arguments:
     """Run an experiment, or say what there is."""
 
     command: Annotated[str, tyro.conf.Positional]
-    """an experiment, or: list, status, show, logs, retry, wait, cancel, foundation"""
+    """an experiment, or: all, list, status, show, logs, retry, wait, cancel, foundation"""
     target: Annotated[str, tyro.conf.Positional] = ""
-    """an experiment, or for show and logs the beginning of a run's id"""
+    """an experiment or all, or for show and logs the beginning of a run's id"""
     scale: str = "mini"
     """smoke, mini or paper"""
     seeds: int | None = None
-    """seeds of every row; default: what the scale says"""
+    """seeds of every row; default: what the scale says (all: more for what claims rest on)"""
     executor: str = "local"
     """where runs are executed: local or slurm"""
     workers: int = 0
@@ -118,7 +120,7 @@ def _dispatch(arguments: Arguments) -> int:
     if arguments.command == "foundation":
         return build_foundation(arguments)
     if arguments.command == "logs" or (
-        arguments.command == "show" and arguments.target and arguments.target not in EXPERIMENTS
+        arguments.command == "show" and arguments.target and arguments.target not in (*EXPERIMENTS, ALL)
     ):
         (reporting.show_logs if arguments.command == "logs" else reporting.show_run)(arguments.target)
         return 0
@@ -128,32 +130,50 @@ def _dispatch(arguments: Arguments) -> int:
     if arguments.seeds is not None and arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: at least 1 is needed")
     if not name and arguments.command not in ("status", "show"):
-        raise UserError(f"{arguments.command}: of what? There are: {', '.join(EXPERIMENTS)}")
-    for one in [name] if name else list(EXPERIMENTS):
-        experiment = load(one, arguments.scale, arguments.set, arguments.rows)
-        seeds = arguments.seeds or experiment.seeds
-        if one in COUNTED and arguments.command != "show":
-            count(experiment, arguments)
-            continue
-        sweep = Sweep(experiment, arguments.scale, seeds, bool(arguments.set or arguments.rows))
-        if arguments.command == "show":
-            reporting.print_table(arguments.scale, experiment.name)
-        elif arguments.command == "status":
-            reporting.show_status(experiment, sweep.scale, seeds, sweep.runs, states(sweep, _queue()))
-        elif arguments.command == "wait":
-            return wait(sweep, arguments.profile() if arguments.cluster else None)
-        elif arguments.command == "cancel":
-            print(f"{slurm.cancel(sweep.name)} jobs cancelled; the same command queues what is not done")
-        elif arguments.dry_run:
-            plan(sweep, arguments)
-        elif arguments.executor == "slurm":
-            profile = arguments.profile()
-            if arguments.command == "retry" and not arguments.cluster:
-                profile = slurm.profile_of(slurm.batches(sweep.name).values()) or profile
-            return run_queued(sweep, profile, failed_only=arguments.command == "retry")
-        else:
-            workers = arguments.workers or os.cpu_count() or 1
-            return run_here(sweep, workers, failed_only=arguments.command == "retry")
+        raise UserError(f"{arguments.command}: of what? There are: {', '.join((*EXPERIMENTS, ALL))}")
+    names = PAPER if name == ALL else (name,) if name else tuple(EXPERIMENTS)
+    # Planned before any is executed: a mistake in a flag must not show after an hour.
+    sweeps = [_sweep(one, arguments, everything=name == ALL) for one in names]
+    codes = [_carry_out(sweep, arguments) for sweep in sweeps]
+    if name == ALL and arguments.command == ALL and not arguments.dry_run:
+        from analysis import claims
+
+        claims.write(arguments.scale)
+    # 1, some runs failed, says more than 3, some are queued
+    return 1 if 1 in codes else max(codes)
+
+
+def _sweep(name: str, arguments: Arguments, everything: bool) -> Sweep:
+    experiment = load(name, arguments.scale, arguments.set, arguments.rows)
+    seeds = arguments.seeds or experiment.seeds
+    if everything and name in CLAIMED and not arguments.seeds:
+        seeds = get(arguments.scale).claim_seeds
+    return Sweep(experiment, arguments.scale, seeds, bool(arguments.set or arguments.rows))
+
+
+def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
+    """Do with one experiment what the command says; exit code."""
+    experiment, command = sweep.experiment, arguments.command
+    if experiment.name in COUNTED and command != "show":
+        count(experiment, arguments)
+    elif command == "show":
+        reporting.print_table(arguments.scale, experiment.name)
+    elif command == "status":
+        reporting.show_status(experiment, sweep.scale, sweep.seeds, sweep.runs, states(sweep, _queue()))
+    elif command == "wait":
+        return wait(sweep, arguments.profile() if arguments.cluster else None)
+    elif command == "cancel":
+        print(f"{slurm.cancel(sweep.name)} jobs cancelled; the same command queues what is not done")
+    elif arguments.dry_run:
+        plan(sweep, arguments)
+    elif arguments.executor == "slurm":
+        profile = arguments.profile()
+        if command == "retry" and not arguments.cluster:
+            profile = slurm.profile_of(slurm.batches(sweep.name).values()) or profile
+        return run_queued(sweep, profile, failed_only=command == "retry")
+    else:
+        workers = arguments.workers or os.cpu_count() or 1
+        return run_here(sweep, workers, failed_only=command == "retry")
     return 0
 
 

@@ -243,7 +243,7 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
     path = _folder() / f"{batch}.json"
     record = {
         "sweep": sweep,
-        "code": store.code_version(),
+        "code": store.version(),
         "chunks": [[dataclasses.asdict(task) for task in chunk] for chunk in array],
         "profile": dataclasses.asdict(profile),
         "environment": {

@@ -47,7 +47,7 @@ class Chunk:
             raise UserError(f"{self.batch}: not there, but this job was queued to do what it says")
         os.environ.update(batch["environment"])
         tasks = [read_task(entry) for entry in batch["chunks"][self.index]]
-        if (now := store.code_version()) != batch["code"]:
+        if (now := store.version()) != batch["code"]:
             self._refuse(
                 f"{store.ROOT}: the code has changed since this job was queued ({batch['code']}, now {now}); "
                 "type the sweep's command again, or go back to the code of then and retry"

@@ -25,7 +25,10 @@ from sweeps import claims
 
 ROOT = Path(__file__).parents[1]
 # These decide how a run is scored, described or reported, not what it learns.
-_NOT_DECISIVE = {"metrics.py", "cost.py", "errors.py", "files.py", "cpu.py", "foundation.py"}
+_NOT_DECISIVE = {
+    *("metrics.py", "cost.py", "errors.py", "files.py", "cpu.py", "foundation.py"),
+    *("convert.py", "throughput.py", "transformers_model.py"),
+}
 
 
 def store_folder() -> Path:
@@ -45,16 +48,31 @@ def cache_folder() -> Path:
 
 @functools.cache
 def code_version() -> str:
-    """Hash of the library's code, without comments, docstrings and layout, and of the shipped weights."""
+    """Hash of the library's code, without comments, docstrings and layout."""
     digest = hashlib.sha256()
     package = ROOT / "evlgen"
     for path in sorted(package.rglob("*.py")):
         if path.name not in _NOT_DECISIVE:
             digest.update(path.relative_to(package).as_posix().encode())
             digest.update(code_fingerprint(path.read_text()).encode())
-    for path in sorted((package / "weights").glob("mini-*")):
-        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def weights_version(*names: str) -> str:
+    """Hash of those of the shipped weights that have one of the names, and of the miniature's words."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "evlgen" / "weights").glob("mini-*")):
+        if path.stem in (*names, "mini-tokenizer"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def version() -> str:
+    """Of everything that may decide a run: code and all shipped weights."""
+    names = [path.stem for path in (ROOT / "evlgen" / "weights").glob("mini-*")]
+    return f"{code_version()}-{weights_version(*sorted(names))}"
 
 
 def code_fingerprint(source: str) -> str:
@@ -70,8 +88,10 @@ def code_fingerprint(source: str) -> str:
 
 
 def run_id(config: RunConfig) -> str:
-    """16 hex digits that stand for the configuration and the code version."""
-    return hashlib.sha256(f"{_text(config)}\n{code_version()}".encode()).hexdigest()[:16]
+    """16 hex digits that stand for the configuration, the code, and the shipped weights that it uses."""
+    first = config if config.init_from is None else config.init_from
+    weights = weights_version(config.vision, config.language, config.connector.init, first.connector.init)
+    return hashlib.sha256(f"{_text(config)}\n{code_version()}\n{weights}".encode()).hexdigest()[:16]
 
 
 def _text(config: RunConfig) -> str:

@@ -19,13 +19,13 @@ from sweeps.provenance import Meter, write_provenance
 Tell = Callable[[Any], None]
 
 
-def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int) -> None:
+def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int, world: str) -> None:
     """Make sure that the features of a pool's first images are in the cache."""
     from evlgen.cpu import prepare_worker
     from evlgen.data import features
 
     prepare_worker()
-    features.ensure(pool, size, vision, views)
+    features.ensure(pool, size, vision, views, world)
 
 
 def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
@@ -83,17 +83,18 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
 
 
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
-    from evlgen import diagnostics, evaluation, training
+    from evlgen import diagnostics, evaluation, inspection, training
 
     meter = Meter()
     summary, data = _train(config, folder, report, init_folder)
     if config.stage == "caption" and config.evaluation.sets:
         evaluation.evaluate(config, folder, report)
+    inspected = inspection.inspect(config, folder) if config.stage == "caption" else {}
     measured = meter.read()
     write_provenance(folder, config, data, measured)
     state = diagnostics.classify(training.read_metrics(folder))
     peak = {"peak_memory_gib": measured["peak_memory_mib"] / 1024}
-    store.write_json(folder / "outcome.json", {**summary, "state": state, **peak})
+    store.write_json(folder / "outcome.json", {**summary, **inspected, "state": state, **peak})
 
 
 def _train(

@@ -17,7 +17,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +26,16 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
-from evlgen.data import miniworld
-from evlgen.data.sampling import CROP, hashed
+from evlgen.data import worlds
+from evlgen.data.images import CROP_RATIO, CROP_SCALE, augmented, resized, uniform
+from evlgen.data.sampling import CROP
+from evlgen.data.worlds import World
 from evlgen.errors import UserError
 from evlgen.files import sha256_of, write_atomic
 from evlgen.vision import FrozenVision, build_vision
 
 log = logging.getLogger(__name__)
 
-CROP_SCALE = (0.5, 1.0)  # share of the image's area (paper)
-CROP_RATIO = (3 / 4, 4 / 3)
 _BATCH = 64  # fixed, since the bits of a feature may depend on it
 
 
@@ -47,8 +47,8 @@ def cache_folder() -> Path:
     return project / ".cache" if (project / "pyproject.toml").exists() else Path.home() / ".cache" / "evlgen"
 
 
-def ensure(pool: str, size: int, vision: str, views: int = 1) -> Path:
-    """The cache file with the features of the first ``size`` images of a miniworld pool.
+def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "miniworld") -> Path:
+    """The cache file with the features of the first ``size`` images of a pool, or of all if there are fewer.
 
     It is made if it is not there, and made anew, with a line in the log, if its bytes are not those that its
     checksum promises. Processes that want the same file wait for the one that makes it.
@@ -58,19 +58,23 @@ def ensure(pool: str, size: int, vision: str, views: int = 1) -> Path:
         size: number of images, from index 0.
         vision: name of the frozen image encoder.
         views: versions of each image, the plain one among them.
+        world: name of the data world.
 
     Returns:
-        Path of an ``.npy``, (views, size, tokens, width) float16. Its name has everything that decides its
-        content: pool, size, views, encoder, the hash of the encoder's weights, and the world's version.
+        Path of an ``.npy``, (views, images, tokens, width) float16. Its name has everything that decides its
+        content: pool, size, views, encoder, the hash of the encoder's weights, and the pool's version.
 
     Raises:
-        UserError: unknown pool or encoder, or the cache folder cannot be written to.
+        UserError: unknown world, pool or encoder, an image that cannot be read, or the cache folder cannot be
+            written to.
     """
     if size < 1 or views < 1:
         raise UserError(f"pool {pool!r}: {size} images in {views} views; there must be at least one of each")
     encoder = build_vision(vision)
-    images = miniworld.pool(pool)
-    name = f"{pool}-{size}x{views}-{Path(vision).name}-{encoder.fingerprint}-{miniworld.version()}.npy"
+    source = worlds.get(world)
+    count = min(size, source.count(pool))
+    prefix = worlds.cache_prefix(pool, size, vision, views)
+    name = f"{prefix}-{encoder.fingerprint}-{source.version(pool)}.npy"
     path = cache_folder() / "features" / name
     if _is_good(path):
         return path
@@ -84,7 +88,7 @@ def ensure(pool: str, size: int, vision: str, views: int = 1) -> Path:
         ) from error
     try:
         if not _is_good(path):  # another process may have made it meanwhile
-            digest = write_atomic(path, _pieces(images, size, encoder, views))
+            digest = write_atomic(path, _pieces(source, pool, count, encoder, views))
             write_atomic(_sidecar(path), f"{digest}  {path.name}\n".encode())
     finally:
         lock.release()
@@ -97,13 +101,29 @@ def load(path: Path) -> npt.NDArray[np.float16]:
     return features
 
 
-def images_of(pool: str, indices: range, view: int = 0) -> npt.NDArray[np.uint8]:
-    """Images of a miniworld pool, (len(indices), 64, 64, 3) uint8; ``view`` 0 is the plain ones."""
-    images = np.stack([miniworld.pool(pool).image(i) for i in indices])
-    return images if view == 0 else crops(images, pool, indices, view)
+def images_of(
+    world: World, pool: str, indices: Sequence[int], side: int, view: int = 0
+) -> npt.NDArray[np.uint8]:
+    """Images of a pool, (len(indices), side, side, 3) uint8; ``view`` 0 is the plain ones.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    found = [world.image(pool, i) for i in indices]
+    if world.name == "miniworld":
+        images = np.stack(found)
+        found = list(images if view == 0 else crops(images, pool, indices, view))
+    elif view:
+        key = _pool_key(pool)
+        found = [
+            augmented(image, side, world.flips, key, view, i) for i, image in zip(indices, found, strict=True)
+        ]
+    return np.stack([resized(image, side) for image in found])
 
 
-def crops(images: npt.NDArray[np.uint8], pool: str, indices: range, view: int) -> npt.NDArray[np.uint8]:
+def crops(
+    images: npt.NDArray[np.uint8], pool: str, indices: Sequence[int], view: int
+) -> npt.NDArray[np.uint8]:
     """Random resized crops, of the size of the images: a pure function of pool, index and view.
 
     Area and aspect ratio are drawn as the paper's augmentation draws them (ratio uniform in its logarithm).
@@ -112,9 +132,9 @@ def crops(images: npt.NDArray[np.uint8], pool: str, indices: range, view: int) -
         images: (B, H, W, 3) uint8, the images ``indices`` of the pool.
     """
     side, out = images.shape[1], np.empty_like(images)
-    key = int.from_bytes(hashlib.blake2b(pool.encode(), digest_size=8).digest(), "little")
+    key = _pool_key(pool)
     # (4, B) numbers in 0..1: area, ratio, place down, place across
-    draws = np.stack([_uniform(CROP, key, view, np.asarray(indices, np.uint64), salt) for salt in range(4)])
+    draws = np.stack([uniform(CROP, key, view, np.asarray(indices, np.uint64), salt) for salt in range(4)])
     area = (CROP_SCALE[0] + draws[0] * (CROP_SCALE[1] - CROP_SCALE[0])) * side**2
     low, high = np.log(CROP_RATIO)
     ratio = np.exp(low + draws[1] * (high - low))
@@ -133,14 +153,13 @@ def crops(images: npt.NDArray[np.uint8], pool: str, indices: range, view: int) -
     return out
 
 
-def _uniform(*key: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1), 53 bits each."""
-    return (hashed(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def _pool_key(pool: str) -> int:
+    return int.from_bytes(hashlib.blake2b(pool.encode(), digest_size=8).digest(), "little")
 
 
-def _pieces(images: miniworld.Pool, size: int, encoder: FrozenVision, views: int) -> Iterator[bytes]:
+def _pieces(world: World, pool: str, size: int, encoder: FrozenVision, views: int) -> Iterator[bytes]:
     """The bytes of the ``.npy``: header, then the features batch by batch."""
-    log.info("features of %d images of %s in %d views", size, images.name, views)
+    log.info("features of %d images of %s in %d views", size, pool, views)
     header = io.BytesIO()
     shape = (views, size, encoder.tokens, encoder.width)
     np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
@@ -148,7 +167,7 @@ def _pieces(images: miniworld.Pool, size: int, encoder: FrozenVision, views: int
     for view in range(views):
         for first in range(0, size, _BATCH):
             indices = range(first, min(first + _BATCH, size))
-            features = encoder.encode(images_of(images.name, indices, view))
+            features = encoder.encode(images_of(world, pool, indices, encoder.image_size, view))
             yield features.to(torch.float16).numpy().astype("<f2", copy=False).tobytes()
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from evlgen.config import DataConfig, RunConfig
-from evlgen.data import features, miniworld
+from evlgen.data import features, worlds
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
+from evlgen.data.worlds import World
 from evlgen.errors import UserError
 from evlgen.language import text_tokenizer
 
@@ -193,28 +194,40 @@ def load_training_data(config: RunConfig) -> TrainingData:
 
 @functools.lru_cache(maxsize=4)
 def _load(data: DataConfig, validation: int, vision: str, language: str) -> TrainingData:
-    if data.world != "miniworld":
-        raise UserError(f"data.world {data.world!r}: no such world; there is: miniworld")
+    world = worlds.of(data)
     if not any(size for _, size in data.pools):
         raise UserError("data.pools: there is no pair in any pool")
     tokenizer, end_id = text_tokenizer(language or "mini-opt")  # stage 1 of the miniature has the same
     pools = tuple(
-        _miniworld_pairs(name, size, vision, data.views, tokenizer, end_id, data.max_text_tokens)
+        _cached_pairs(world, name, size, vision, data.views, tokenizer, end_id, data.max_text_tokens)
         for name, size in data.pools
         if size
     )
-    held_out = _miniworld_pairs("coco_val", validation, vision, 1, tokenizer, end_id, data.max_text_tokens)
+    held_out = _cached_pairs(
+        world, world.validation, validation, vision, 1, tokenizer, end_id, data.max_text_tokens
+    )
     return TrainingData(pools, held_out, len(tokenizer), _fingerprint((*pools, held_out)))
 
 
-def _miniworld_pairs(
-    name: str, size: int, vision: str, views: int, tokenizer: Any, end_id: int, max_tokens: int
+def _cached_pairs(
+    world: World,
+    name: str,
+    size: int,
+    vision: str,
+    views: int,
+    tokenizer: Any,
+    end_id: int,
+    max_tokens: int,
 ) -> PairPool:
-    stored = features.load(features.ensure(name, size, vision, views))
-    pool = miniworld.pool(name)
-    captions = [pool.captions(i) for i in range(size)]
-    ids, lengths = encode_texts(tokenizer, [text for row in captions for text in row], max_tokens, end_id)
-    each = len(captions[0])
+    """The first images of a pool, or all if there are fewer, each with as many captions as the one with most:
+    the others' are gone through again.
+    """
+    stored = features.load(features.ensure(name, size, vision, views, world.name))
+    size = stored.shape[1]
+    captions = [world.captions(name, i) for i in range(size)]
+    each = max(map(len, captions))
+    texts = [row[i % len(row)] for row in captions for i in range(each)]
+    ids, lengths = encode_texts(tokenizer, texts, max_tokens, end_id)
     # (images * captions, L) -> (images, captions, L)
     return PairPool(name, stored, ids.reshape(size, each, max_tokens), lengths.reshape(size, each))
 

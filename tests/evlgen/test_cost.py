@@ -31,7 +31,7 @@ from evlgen.cost import (
     utilisation,
 )
 from evlgen.errors import UserError
-from evlgen.qformer import QFormer, stage1_losses
+from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
 from evlgen.tomeformer import TomeFormer
 
 
@@ -151,6 +151,26 @@ def test_stage1_on_meta_is_the_real_pass() -> None:
     assert counted // batch == (
         macs.image + macs.queries + read + fused + macs.text + macs.generation + heads
     )
+
+    # losses left out: what they share is counted once, what they alone need is not
+    parts = {
+        "itc": read + heads - 3 * 5 * 16 * 2,
+        "itm": fused + 3 * 5 * 16 * 2,
+        "lm": macs.text + macs.generation,
+    }
+    for left in ("itc", "itm", "lm"):
+        objectives = tuple(name for name in OBJECTIVES if name != left)
+        some = linear_macs(Stage1(config, text, objectives), torch.randn(batch, tokens, 10))
+        expected = macs.image + sum(parts[name] for name in objectives)
+        shared = macs.queries  # ITC and LM look at the same pass of the queries, ITM has its own
+        assert some // batch == expected + shared
+    alone = linear_macs(Stage1(config, text, ("itm",)), torch.randn(batch, tokens, 10))
+    assert alone // batch == macs.image + parts["itm"]
+
+    run = RunConfig(connector=dataclasses.replace(config, encoder_width=96), language="", stage="represent")
+    whole, some_run = run_cost(run), run_cost(dataclasses.replace(run, objectives=("itc", "lm")))
+    assert some_run.macs < whole.macs
+    assert some_run.step_flop < whole.step_flop
 
 
 def test_paper_sizes_of_frozen_models() -> None:

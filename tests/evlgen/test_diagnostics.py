@@ -137,6 +137,22 @@ def test_validation_repeats_and_leaves_everything_as_it_was():
         assert subject.validate(model, tiny.pairs("val", 10), batch_size=4) == first
 
 
+def test_losses_left_out_are_not_validated():
+    model, pool = tiny.represent_model(), tiny.pairs("val", 10)
+    whole = subject.validate(model, pool, batch_size=4)
+    assert list(whole) == ["val_loss", "val_itc", "val_itm", "val_lm", "retrieval@1"]
+    model.objectives = ("itc", "lm")
+    found = subject.validate(model, pool, batch_size=4)
+    assert list(found) == ["val_loss", "val_itc", "val_lm", "retrieval@1"]
+    assert found["val_loss"] == found["val_itc"] + found["val_lm"]
+    assert all(found[name] == whole[name] for name in ("val_itc", "val_lm", "retrieval@1"))
+    model.objectives = ("lm",)
+    assert subject.validate(model, pool, batch_size=4) == {
+        "val_loss": whole["val_lm"],
+        "val_lm": whole["val_lm"],
+    }
+
+
 def test_a_connector_that_gives_the_same_prompt_for_all_images_has_no_gap():
     model = tiny.caption_model()
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch.distributed.fsdp  # here, so that forked ranks need not
 from safetensors.torch import load_file
 
 from evlgen import distributed, training
-from evlgen.config import RunConfig
+from evlgen.config import LinearConfig, PerceiverConfig, RunConfig
 from evlgen.data.pairs import Batch, draw_batch, text_tokens
 from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
@@ -151,9 +151,10 @@ def gradients_of_rank(rank: int, folder: str, configs: list[RunConfig]) -> None:
 
 def test_two_ranks_have_loss_and_gradient_of_the_joint_batch(tmp_path):
     """Captions with another number of tokens on each rank; in stage 1 the negatives of both ranks."""
-    ours = [CAPTION, changed(CAPTION, accumulate=2), REPRESENT, changed(REPRESENT, accumulate=2)]
+    some = dataclasses.replace(REPRESENT, objectives=("itm", "lm"))
+    ours = [CAPTION, changed(CAPTION, accumulate=2), REPRESENT, changed(REPRESENT, accumulate=2), some]
     # In stage 1 the negatives are those of a part, so accumulation is compared with accumulation
-    theirs = [CAPTION, CAPTION, REPRESENT, changed(REPRESENT, accumulate=2)]
+    theirs = [CAPTION, CAPTION, REPRESENT, changed(REPRESENT, accumulate=2), some]
     counts = [int(parts_of(CAPTION, Ranks(index, 2))[0].text_mask.sum()) for index in range(2)]
     assert counts[0] != counts[1]
     # Before the ranks are forked, which then inherit what torch imports late
@@ -258,16 +259,27 @@ def test_sharded_language_model_gives_the_bits_of_a_whole_one(tmp_path):
 # ------------------------------------------------------------------------------------------------ one process
 
 
-@pytest.mark.parametrize("case", ["opt", "llama", "qformer", "represent"])
+@pytest.mark.parametrize("case", ["opt", "llama", "qformer", "represent", "linear", "perceiver"])
 def test_gradient_checkpointing_changes_memory_and_not_a_bit(tmp_path, case):
     tomeformer = dataclasses.replace(tiny.TOMEFORMER, dropout=0.2, metric="random")
     qformer = dataclasses.replace(tiny.QFORMER, dropout=0.2)
+    mlp = LinearConfig(input_width=tiny.WIDTH, width=64, num_layers=3)
+    perceiver = PerceiverConfig(
+        input_width=tiny.WIDTH,
+        width=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate=32,
+        max_positions=16,
+        num_latents=4,
+    )
+    others = {"opt": tomeformer, "llama": tomeformer, "linear": mlp, "perceiver": perceiver}
     kept = []
     for recompute in (False, True):
         config = tiny.run_config(
             steps=4,
             gradient_checkpointing=recompute,
-            connector=tomeformer if case in ("opt", "llama") else qformer,
+            connector=others.get(case, qformer),
             stage="represent" if case == "represent" else "caption",
         )
         model = tiny.model_of(config)

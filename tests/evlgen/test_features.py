@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evlgen.data import features as subject
-from evlgen.data import miniworld
+from evlgen.data import miniworld, worlds
 from evlgen.errors import UserError
 from evlgen.vision import FrozenVision, MiniViT, MiniViTConfig
 
@@ -153,7 +153,7 @@ def test_views_are_crops_and_the_first_is_plain():
 
 
 def test_crops_are_a_pure_function_of_pool_index_and_view():
-    images = subject.images_of("coco", range(4))
+    images = subject.images_of(worlds.get("miniworld"), "coco", range(4), 64)
     together = subject.crops(images, "coco", range(4), 1)
     alone = subject.crops(images[2:3], "coco", range(2, 3), 1)
     assert np.array_equal(together[2:3], alone)

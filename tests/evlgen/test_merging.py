@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from evlgen.merging import (
     bipartite_soft_matching,
     merge_limit,
     merge_schedule,
+    position_matching,
     random_matching,
     token_counts,
 )
@@ -109,12 +112,17 @@ def test_agrees_with_plain_loops(case: tuple[Tensor, int, bool]) -> None:
         torch.testing.assert_close(matching.merge(x)[b], expected, rtol=0, atol=1e-12)
 
 
-@given(cases(), st.booleans())
-@settings(max_examples=100, deadline=None)
-def test_every_token_ends_in_exactly_one(case: tuple[Tensor, int, bool], random: bool) -> None:
+RULES = (bipartite_soft_matching, random_matching, position_matching)
+
+
+@given(cases(), st.sampled_from(RULES))
+@settings(max_examples=150, deadline=None)
+def test_every_token_ends_in_exactly_one(
+    case: tuple[Tensor, int, bool], rule: Callable[..., Matching]
+) -> None:
     metric, r, class_token = case
     batch, tokens, _ = metric.shape
-    matching = (random_matching if random else bipartite_soft_matching)(metric, r, class_token)
+    matching = rule(metric, r, class_token)
     source = matching.source()
     assert source.shape == (batch, tokens - r, tokens)
     assert source.unique().tolist() in ([0, 1], [1])
@@ -123,18 +131,21 @@ def test_every_token_ends_in_exactly_one(case: tuple[Tensor, int, bool], random:
     if class_token:
         assert (source[:, 0, 0] == 1).all()
         assert (source[:, 0].sum(-1) == 1).all()
-    if r:  # odd tokens last, each in its own output, in order; unmerged even ones in order before them
+    if rule is position_matching:  # in the order of the sequence, neighbours alone
+        assert (matching.destination.diff(dim=1) >= 0).all()
+        assert source.sum(2).max() <= 2
+    elif r:  # odd tokens last, each in its own output, in order; unmerged even ones in order before them
         odd = tokens // 2
         assert (source[:, -odd:, 1::2] == torch.eye(odd)).all()
         first = source[:, :-odd].argmax(-1)
         assert (first.diff(dim=1) > 0).all()
 
 
-@given(cases())
+@given(cases(), st.sampled_from((bipartite_soft_matching, position_matching)))
 @settings(max_examples=100, deadline=None)
-def test_weighted_merge_keeps_mass(case: tuple[Tensor, int, bool]) -> None:
+def test_weighted_merge_keeps_mass(case: tuple[Tensor, int, bool], rule: Callable[..., Matching]) -> None:
     metric, r, class_token = case
-    matching = bipartite_soft_matching(metric, r, class_token)
+    matching = rule(metric, r, class_token)
     size = torch.rand_like(metric[..., :1]) + 0.5
     x = torch.randn_like(metric)
     merged, new_size = matching.merge(x, size), matching.add(size)
@@ -142,11 +153,13 @@ def test_weighted_merge_keeps_mass(case: tuple[Tensor, int, bool]) -> None:
     torch.testing.assert_close(new_size.sum(1), size.sum(1), rtol=0, atol=1e-10)
 
 
-@given(cases())
+@given(cases(), st.sampled_from((bipartite_soft_matching, position_matching)))
 @settings(max_examples=100, deadline=None)
-def test_unmerge_inverts_merge_where_groups_are_equal(case: tuple[Tensor, int, bool]) -> None:
+def test_unmerge_inverts_merge_where_groups_are_equal(
+    case: tuple[Tensor, int, bool], rule: Callable[..., Matching]
+) -> None:
     metric, r, class_token = case
-    matching = bipartite_soft_matching(metric, r, class_token)
+    matching = rule(metric, r, class_token)
     y = torch.randn(len(metric), matching.tokens_out, 3, dtype=torch.float64)
     x = matching.unmerge(y)
     torch.testing.assert_close(matching.merge(x), y, rtol=0, atol=1e-12)
@@ -182,7 +195,7 @@ def test_source_composes(tokens: int, seed: int, schedule: list[int]) -> None:
 
 def test_r_zero_is_the_identity() -> None:
     x = torch.randn(2, 7, 4)
-    for matching in (bipartite_soft_matching(x, 0), random_matching(x, 0)):
+    for matching in (rule(x, 0) for rule in RULES):
         assert matching.merge(x).equal(x)
         assert matching.unmerge(x).equal(x)
         assert matching.source().equal(torch.eye(7).expand(2, -1, -1))
@@ -268,6 +281,52 @@ def test_random_matching() -> None:
     first = random_matching(metric, 2)
     torch.manual_seed(5)
     assert random_matching(metric, 2).destination.equal(first.destination)
+
+
+def test_neighbours_by_hand() -> None:
+    """Pairs (1, 2), (3, 4), (5, 6), (7, 8) behind the class token; 9 is left over."""
+    x = torch.randn(2, 10, 3)
+    groups = {
+        1: [[0], [1], [2], [3], [4], [5, 6], [7], [8], [9]],
+        2: [[0], [1], [2], [3, 4], [5], [6], [7, 8], [9]],
+        3: [[0], [1, 2], [3], [4], [5, 6], [7, 8], [9]],
+        4: [[0], [1, 2], [3, 4], [5, 6], [7, 8], [9]],
+    }
+    for r, expected in groups.items():
+        matching = position_matching(x, r)
+        for source in matching.source():
+            assert [row.nonzero()[:, 0].tolist() for row in source] == expected
+        assert matching.destination.equal(position_matching(-x, r).destination)
+    halved = position_matching(x, 5, class_token=False)
+    assert halved.destination[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    with pytest.raises(UserError, match="r = 5: 10 tokens with a class token allow merging 0 to 4"):
+        position_matching(x, 5)
+
+
+@given(st.integers(3, 300), st.floats(0, 1))
+def test_neighbours_are_spread_evenly(tokens: int, share: float) -> None:
+    limit = merge_limit(tokens)
+    r = round(share * limit)
+    source = position_matching(torch.zeros(1, tokens, 1), r).source()[0]
+    (merged,) = torch.nonzero(source.sum(1) == 2, as_tuple=True)
+    pair = (source[merged].argmax(1) - 1) // 2
+    assert len(pair) == r
+    if r > 1:  # gaps differ by one at most
+        assert int(pair.diff().max() - pair.diff().min()) <= 1
+        assert abs(int(pair[0]) - (limit - 1 - int(pair[-1]))) <= 1
+
+
+def test_schedules_at_the_size_of_the_miniature() -> None:
+    """65 tokens in 4 layers: what a layer can merge at once bounds one-shot and rising schedules."""
+    for r, counts in (
+        ((32, 0, 0, 0), [65, 33, 33, 33, 33]),
+        ((0, 0, 0, 32), [65, 65, 65, 65, 33]),
+        ((12, -1), [65, 41, 25, 17, 17]),
+        (12, [65, 53, 41, 29, 17]),
+    ):
+        assert token_counts(65, merge_schedule(4, r)) == counts
+    with pytest.raises(UserError, match="layer 3 cannot merge 24 of its 41 tokens, 20 at most"):
+        token_counts(65, merge_schedule(4, (12, 1)))
 
 
 def test_schedules_by_hand() -> None:

@@ -13,7 +13,15 @@ from transformers import (
 )
 
 from evlgen import model as subject
-from evlgen.config import EvalConfig, RunConfig
+from evlgen.config import (
+    EvalConfig,
+    LinearConfig,
+    PerceiverConfig,
+    PoolConfig,
+    RunConfig,
+    from_json,
+    to_json,
+)
 from evlgen.data.miniworld import PROMPT
 from evlgen.errors import UserError
 from evlgen.model import CaptionModel
@@ -187,7 +195,21 @@ def test_soft_prompt_has_the_width_of_the_language_model_and_the_tokens_of_the_c
 # --------------------------------------------------------------------------------------------- frozen
 
 
-@pytest.mark.parametrize("connector", [tiny.TOMEFORMER, tiny.QFORMER], ids=lambda c: c.kind)
+OTHERS = (
+    LinearConfig(input_width=tiny.WIDTH, width=12, num_layers=2),
+    PerceiverConfig(
+        input_width=tiny.WIDTH,
+        width=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate=32,
+        max_positions=16,
+        num_latents=4,
+    ),
+)
+
+
+@pytest.mark.parametrize("connector", [tiny.TOMEFORMER, tiny.QFORMER, *OTHERS], ids=lambda c: c.kind)
 def test_only_norm_connector_and_projection_train(connector):
     model = tiny.caption_model(connector)
     before = subject.weights_checksum(model.language.model)
@@ -459,6 +481,18 @@ def test_text_branch_depends_on_the_stage_alone():
     assert not any("text" in name or "words" in name for name in names)
 
 
+@pytest.mark.parametrize(
+    "connector", [*OTHERS, PoolConfig(input_width=tiny.WIDTH, rows=1, columns=1)], ids=lambda c: c.kind
+)
+def test_a_run_with_any_connector_has_a_json_form(connector):
+    config = RunConfig(connector=connector, objectives=("lm",))
+    assert from_json(to_json(config)) == config
+    assert subject.feature_width(connector) == tiny.WIDTH
+
+
 def test_stage1_needs_a_qformer():
+    for other in OTHERS:
+        with pytest.raises(UserError, match=r"connector\.kind"):
+            subject.build_model(RunConfig(connector=other, stage="represent", language=""))
     with pytest.raises(UserError, match=r"connector\.kind"):
         subject.build_model(RunConfig(connector=tiny.TOMEFORMER, stage="represent", language=""))

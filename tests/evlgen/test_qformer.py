@@ -7,7 +7,9 @@ text side by side, and says with a full mask who sees whom.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,10 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel, Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
-from evlgen.config import QFormerConfig
+from evlgen.config import Objective, QFormerConfig
 from evlgen.convert import qformer_names
 from evlgen.errors import UserError
-from evlgen.qformer import QFormer, hard_negatives, image_text_similarity, stage1_losses
+from evlgen.qformer import OBJECTIVES, QFormer, hard_negatives, image_text_similarity, stage1_losses
 
 TINY = QFormerConfig(
     encoder_width=10,
@@ -184,6 +186,88 @@ def test_stage1_losses(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -
     lm = smoothed(logits[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
     torch.testing.assert_close(losses.lm, lm, rtol=0, atol=1e-10)
     torch.testing.assert_close(losses.total, itc + itm + lm, rtol=0, atol=1e-10)
+
+
+SOME = [c for n in (1, 2) for c in itertools.combinations(OBJECTIVES, n)]
+
+
+@pytest.mark.parametrize("objectives", [*SOME, ("lm", "itc")], ids="+".join)
+def test_losses_left_out(
+    qformer: QFormer,
+    batch: tuple[Tensor, Tensor, Tensor],
+    objectives: tuple[Objective, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others stay what they are, and no pass is made that none of them needs."""
+    features, ids, mask = batch
+    whole = stage1_losses(qformer, features, ids, mask, DECODE, generator=torch.Generator().manual_seed(3))
+    passes = set()
+
+    def counting(name: str) -> Any:
+        real = getattr(qformer, name)
+
+        def call(*arguments: object) -> object:
+            passes.add(name)
+            return real(*arguments)
+
+        return call
+
+    for name in ("see", "read", "fuse", "write"):
+        monkeypatch.setattr(qformer, name, counting(name))
+    losses = stage1_losses(
+        qformer,
+        features,
+        ids,
+        mask,
+        DECODE,
+        generator=torch.Generator().manual_seed(3),
+        objectives=objectives,
+    )
+    needs = {"itc": {"see", "read"}, "itm": {"fuse"}, "lm": {"see", "write"}}
+    assert passes == set().union(*(needs[name] for name in objectives))
+    for name in OBJECTIVES:
+        if name not in objectives:
+            assert getattr(losses, name) is None
+        elif name != "itm" or "itc" in objectives:
+            assert getattr(losses, name).equal(getattr(whole, name))
+    present = [getattr(losses, name) for name in OBJECTIVES if name in objectives]
+    torch.testing.assert_close(losses.total, torch.stack(present).sum(), rtol=0, atol=1e-12)
+
+
+def test_without_itc_negatives_are_uniform(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    features, ids, mask = batch
+    losses = stage1_losses(
+        qformer, features, ids, mask, DECODE, generator=torch.Generator().manual_seed(3), objectives=("itm",)
+    )
+    generator = torch.Generator().manual_seed(3)
+    image, word = (hard_negatives(torch.zeros(5, 5), generator) for _ in range(2))
+    passes = [
+        run_reference(qformer, features, ids, mask, "all")[0],
+        run_reference(qformer, features[image], ids, mask, "all")[0],
+        run_reference(qformer, features, ids[word], mask[word], "all")[0],
+    ]
+    logits = qformer.matching_head(torch.cat(passes)).mean(1)
+    expected = F.cross_entropy(logits, torch.tensor([1] * 5 + [0] * 10))
+    torch.testing.assert_close(losses.total, expected, rtol=0, atol=1e-10)
+    draws = torch.stack([hard_negatives(torch.zeros(5, 5), generator) for _ in range(600)])
+    for row in range(5):
+        counts = torch.bincount(draws[:, row], minlength=5)
+        assert counts[row] == 0
+        assert (counts[torch.arange(5) != row] - 150).abs().max() < 50  # of 600, a quarter each
+
+
+def test_wrong_objectives_are_named(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    for objectives, message in (
+        ((), "objectives: is empty; stage 1 needs a loss, there are itc, itm, lm"),
+        (("lm", "itc", "lm"), "objectives: lm is there more than once"),
+        (("itc", "mlm"), "objectives: 'mlm' is not one of itc, itm, lm"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stage1_losses(qformer, *batch, DECODE, objectives=objectives)  # type: ignore[arg-type]
+    features, ids, mask = (each[:1] for each in batch)
+    with pytest.raises(UserError, match="takes its negatives from the batch"):
+        stage1_losses(qformer, features, ids, mask, DECODE, objectives=("itm", "lm"))
+    assert stage1_losses(qformer, features, ids, mask, DECODE, objectives=("lm",)).total > 0
 
 
 def test_lm_does_not_look_ahead(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:

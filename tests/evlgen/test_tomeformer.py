@@ -109,6 +109,14 @@ def reference(model: TomeFormer, features: Tensor) -> Tensor:
         groups += [[j, *(i for i in merged if merged[i] == j)] for j in range(1, len(tokens), 2)]
         if r == 0:
             groups = [[i] for i in range(len(tokens))]
+        if config.metric == "position":
+            front = int(config.class_token)
+            pairs = [[i, i + 1] for i in range(front, len(tokens) - 1, 2)]
+            chosen = [pairs[int((j + 0.5) * len(pairs) / r)] for j in range(r)]
+            seconds = {second for _, second in chosen}
+            groups = [
+                [i, *([i + 1] if i + 1 in seconds else [])] for i in range(len(tokens)) if i not in seconds
+            ]
         share = [float(size) if config.reduce == "weighted" else 1.0 for size in sizes]
         tokens = [sum(tokens[i] * share[i] for i in group) / sum(share[i] for i in group) for group in groups]
         sizes = [sum(sizes[i] for i in group) for group in groups]
@@ -138,6 +146,8 @@ def test_without_merging_it_is_bert() -> None:
         {"r": (2, -1)},
         {"r": (4, 0, 2)},
         {"metric": "features"},
+        {"metric": "position"},
+        {"metric": "position", "reduce": "weighted", "class_token": False},
         {"reduce": "weighted"},
         {"proportional_attention": True},
         {"reduce": "weighted", "proportional_attention": True, "class_token": False},

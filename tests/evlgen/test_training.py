@@ -277,6 +277,31 @@ def test_stage2_starts_from_stage1(tmp_path):
         run(tmp_path / "three", second)
 
 
+def test_stage1_with_losses_left_out(tmp_path):
+    """ITC and ITM do not move the head of the LM; parts of an accumulation add up; the log says which."""
+    base = tiny.run_config(connector=tiny.QFORMER, stage="represent", steps=4, eval_every=2)
+    before = tiny.represent_model().state_dict()
+    for accumulate in (1, 2):
+        config = dataclasses.replace(
+            base, objectives=("itc", "itm"), optim=dataclasses.replace(base.optim, accumulate=accumulate)
+        )
+        folder = tmp_path / str(accumulate)
+        result = train(config, folder, tiny.training_data(), model=tiny.model_of(config))
+        assert {name for name in result if name.startswith("val_")} == {"val_loss", "val_itc", "val_itm"}
+        after = load_file(folder / training.CONNECTOR)
+        for name in ("generation_dense.weight", "generation_bias"):
+            assert torch.equal(after[f"connector.{name}"], before[f"connector.{name}"])
+        assert not torch.equal(after["connector.queries"], before["connector.queries"])
+    lm = dataclasses.replace(base, objectives=("lm",))
+    train(lm, tmp_path / "lm", tiny.training_data(), model=tiny.model_of(lm))
+    lines = read_metrics(tmp_path / "lm")
+    assert [name for name in lines[-1] if name.startswith(("val_", "retrieval"))] == ["val_loss", "val_lm"]
+    for objectives, message in ((), "is empty"), (("lm", "lm"), "more than once"):
+        wrong = dataclasses.replace(base, objectives=objectives)
+        with pytest.raises(UserError, match=message):
+            train(wrong, tmp_path / "wrong", tiny.training_data(), model=tiny.model_of(wrong))
+
+
 def test_weights_carry_the_config(tmp_path):
     run(tmp_path, tiny.run_config())
     with safe_open(tmp_path / training.CONNECTOR, "pt") as file:

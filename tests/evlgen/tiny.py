@@ -13,6 +13,7 @@ from evlgen.config import (
     ConnectorConfig,
     DataConfig,
     EvalConfig,
+    Objective,
     OptimConfig,
     QFormerConfig,
     RunConfig,
@@ -21,6 +22,7 @@ from evlgen.config import (
 from evlgen.data.pairs import PairPool, TrainingData, encode_texts
 from evlgen.language import BosPosition, FrozenLanguage, word_tokenizer
 from evlgen.model import CaptionModel, Model, RepresentModel, build_connector
+from evlgen.qformer import OBJECTIVES
 
 COLOURS = ("red", "blue", "green", "pink")
 SHAPES = ("ball", "star", "boat", "tree")
@@ -98,15 +100,17 @@ def caption_model(
     return CaptionModel(build_connector(connector), frozen, WIDTH).to(dtype)
 
 
-def represent_model() -> RepresentModel:
+def represent_model(objectives: Sequence[Objective] = OBJECTIVES) -> RepresentModel:
     vocabulary = len(word_tokenizer([WORDS]))
     torch.manual_seed(2)
     connector = build_connector(QFORMER, vocabulary + 1)
-    return RepresentModel(connector, WIDTH, 1)  # type: ignore[arg-type]
+    return RepresentModel(connector, WIDTH, 1, objectives)  # type: ignore[arg-type]
 
 
 def model_of(config: RunConfig) -> Model:
-    return caption_model(config.connector) if config.stage == "caption" else represent_model()
+    if config.stage == "caption":
+        return caption_model(config.connector)
+    return represent_model(config.objectives)
 
 
 def features(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

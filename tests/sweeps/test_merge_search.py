@@ -200,6 +200,10 @@ def test_learning_rates_of_all_parts(box: Box) -> None:
             "Q-Former, single stage",
             "Q-Former, stage 2 of two",
             "Q-Former, stage 1 of two",
+            "linear, single stage",
+            "MLP, single stage",
+            "average pooling, single stage",
+            "perceiver, single stage",
         ],
         2,
     )

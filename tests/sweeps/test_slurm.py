@@ -121,7 +121,7 @@ def test_changed_code_and_too_many_requeues_are_refused_in_one_line(
     store.prepare("run", evlgen("smoke"))
     batch = runs / ".slurm" / "0123abcd.json"
     record = {
-        "code": store.code_version(),
+        "code": store.version(),
         "chunks": [[dataclasses.asdict(Task("run", "x:y", ()))]],
         "profile": dataclasses.asdict(slurm.Profile(max_requeues=2)),
         "environment": {},

@@ -1,0 +1,53 @@
+"""Average pooling: the plainest way to a short soft prompt, without weights and blind to the content."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evlgen.config import PoolConfig
+from evlgen.errors import UserError
+
+
+class PoolConnector(nn.Module):
+    """The square of patches averaged to ``rows`` x ``columns``, the class token in front as it is.
+
+    Raises:
+        UserError: a config value is wrong.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        super().__init__()
+        for name in ("rows", "columns"):
+            if getattr(config, name) < 1:
+                raise UserError(f"connector.{name} is {getattr(config, name)}: it must be 1 or more")
+        self.config = config
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D) image features -> (B, rows * columns + 1 with a class token, D) soft tokens.
+
+        Patches are in the order of reading. Where a side is no multiple, areas overlap by a patch (torch's
+        adaptive pooling).
+
+        Raises:
+            UserError: the patches form no square, or one that is smaller than what they are pooled to.
+        """
+        first, patches = features.tensor_split(
+            [int(self.config.class_token)], dim=1
+        )  # (B, 0 or 1, D), (B, P, D)
+        rows, columns, count = self.config.rows, self.config.columns, patches.shape[1]
+        side = math.isqrt(count)
+        if side * side != count:
+            raise UserError(
+                f"connector.class_token is {self.config.class_token}: the {count} patches form no square"
+            )
+        if max(rows, columns) > side:
+            raise UserError(f"connector: cannot pool {side} x {side} patches to {rows} x {columns}")
+        grid = patches.transpose(1, 2).unflatten(2, (side, side))  # (B, D, side, side)
+        pooled = (
+            F.adaptive_avg_pool2d(grid, (rows, columns)).flatten(2).transpose(1, 2)
+        )  # (B, rows * columns, D)
+        return torch.cat([first, pooled], 1)

@@ -1,0 +1,48 @@
+"""The connectors that a reviewer would ask for, at the same budget, beside EVLGen and the Q-Former."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evlgen.config import RunConfig
+from experiments.base import Experiment, Row
+from experiments.scales import (
+    ABLATION_STEPS,
+    ablation,
+    blip2_single_stage,
+    evlgen,
+    get,
+    linear,
+    mlp,
+    perceiver,
+    pooled,
+)
+
+METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "connector_gmacs", "train_seconds")
+
+
+def build(scale: str) -> Experiment:
+    """All in a single stage; those that do not merge leave all tokens to the language model."""
+    chosen = get(scale)
+    r = chosen.tomeformer.r
+    assert isinstance(r, int)
+    merged = chosen.tokens - r * chosen.tomeformer.num_layers
+    # name, how it is called in the row, the run, its soft tokens
+    cases: tuple[tuple[str, str, Callable[..., RunConfig], int], ...] = (
+        ("EVLGen", "EVLGen", evlgen, merged),
+        ("linear", "linear projection (LLaVA)", linear, chosen.tokens),
+        ("MLP", "MLP projection (LLaVA-1.5)", mlp, chosen.tokens),
+        ("average pooling", "average pooling, projection", pooled, merged),
+        ("perceiver", "perceiver resampler (Flamingo)", perceiver, merged),
+        (
+            "BLIP-2, single stage",
+            "Q-Former (BLIP-2), single stage",
+            blip2_single_stage,
+            chosen.qformer.num_queries,
+        ),
+    )
+    rows = tuple(
+        Row(label, ablation(make(scale, steps=ABLATION_STEPS)), values={"connector": name, "tokens": tokens})
+        for name, label, make, tokens in cases
+    )
+    return Experiment("baselines", "Other connectors", rows, METRICS, chosen.seeds)

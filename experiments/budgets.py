@@ -1,0 +1,42 @@
+"""Quality against the cost of training: each row at several budgets, each with its own complete schedule.
+
+From these the time is read at which EVLGen first reaches what BLIP-2 reaches in its two stages (C1): the
+paper says a fifth.
+"""
+
+from __future__ import annotations
+
+from experiments.base import Experiment, Row
+from experiments.scales import blip2, blip2_single_stage, evlgen, get
+
+METRICS = ("vqav2", "gqa", "okvqa", "coco/CIDEr", "val_loss", "total_seconds")
+EVLGEN = (50, 100, 150, 250, 400)  # thousand updates of the paper
+SINGLE_STAGE = (100, 150, 250)
+TWO_STAGES = (0.5, 1.0)  # of 250K + 80K
+
+
+def build(scale: str) -> Experiment:
+    """Rows that tables 1 and 2 have as well are the same runs."""
+    rows = [
+        Row(f"EVLGen, {steps}K", evlgen(scale, steps=steps), values={"connector": "EVLGen", "budget": steps})
+        for steps in EVLGEN
+    ]
+    rows += [
+        Row(
+            f"BLIP-2, single stage, {steps}K",
+            blip2_single_stage(scale, steps=steps),
+            values={"connector": "BLIP-2, single stage", "budget": steps},
+        )
+        for steps in SINGLE_STAGE
+    ]
+    rows += [
+        Row(
+            f"BLIP-2, two stages, {250 * share:g}K + {80 * share:g}K",
+            blip2(scale, stage1_steps=250 * share, stage2_steps=80 * share),
+            values={"connector": "BLIP-2, two stages", "budget": share},
+        )
+        for share in TWO_STAGES
+    ]
+    return Experiment(
+        "budgets", "Quality against the cost of training", tuple(rows), METRICS, get(scale).seeds
+    )

@@ -1,0 +1,101 @@
+"""Where a single stage collapses and where not, for both connectors, and whether it is collapse or slowness.
+
+One factor at a time is changed. What does not use its image at the end is given three times the budget: what
+then does was slow, what then does not has collapsed (`evlgen.diagnostics.classify`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evlgen.config import QFormerConfig, RunConfig, Schedule, TomeFormerConfig
+from experiments.base import Experiment, Row
+from experiments.learning_rates import with_setting
+from experiments.merge_schedules import spread, with_connector
+from experiments.scales import ABLATION_STEPS, Scale, ablation, blip2_single_stage, evlgen, get
+
+METRICS = ("gap", "val_loss", "cosine", "effective_rank", "attention_entropy", "coco/CIDEr")
+RATES = (1 / 10, 1 / 3, 3.0)  # of the rate in force
+WARMUPS = (0.02, 0.5)
+LONGER = 3
+
+
+def build(scale: str) -> Experiment:
+    """Rows of EVLGen first, then the same of the Q-Former."""
+    chosen = get(scale)
+    rows = []
+    for connector, part, make in (
+        ("EVLGen", "tomeformer", evlgen),
+        ("BLIP-2, single stage", "qformer", blip2_single_stage),
+    ):
+        base = ablation(make(scale, steps=ABLATION_STEPS))
+        longer = ablation(make(scale, steps=ABLATION_STEPS * LONGER))
+        rate, warmup, init = chosen.lr[part], chosen.warmup[part], chosen.init[part]
+        other = chosen.bert if init == "random" else "random"
+        cases: list[tuple[str, str, float | str, RunConfig]] = [("as in table 1", "", "", base)]
+        rates = [float(f"{rate * factor:.1g}") for factor in RATES]
+        for other_rate in rates:
+            changed = with_setting(base, init, other_rate, warmup)
+            cases.append((f"lr {other_rate:g}", "lr", other_rate, changed))
+        cases += [
+            (f"warm-up {share:.0%}", "warmup", share, with_setting(base, init, rate, share))
+            for share in WARMUPS
+            if share != warmup
+        ]
+        cases += [
+            (f"{tokens} soft tokens", "queries", tokens, with_connector(base, **changes))
+            for tokens, changes in _numbers_of_tokens(base, chosen)
+        ]
+        cases.append((f"from {other}", "init", other, with_setting(base, other, rate, warmup)))
+        assert isinstance(base.connector, TomeFormerConfig | QFormerConfig)
+        for layers in (base.connector.num_layers * 3 // 4, base.connector.num_layers * 2):
+            schedule = _same_tokens(base, layers, chosen.tokens)
+            # random weights: no BERT has that many layers
+            changed = with_connector(base, num_layers=layers, init="random", **schedule)
+            cases.append((f"{layers} layers", "depth", layers, changed))
+        for text, setting in (
+            (f"lr {rates[-1]:g}", (init, rates[-1], warmup)),
+            (f"lr {rates[0]:g}", (init, rates[0], warmup)),
+            (f"from {other}", (other, rate, warmup)),
+        ):
+            cases.append((f"{text}, {LONGER}x the updates", "budget", text, with_setting(longer, *setting)))
+        for text, kind, level, config in cases:
+            values: dict[str, float | str] = {"connector": connector, "factor": kind, "level": level}
+            rows.append(Row(f"{connector}, {text}", config, values=values))
+    return Experiment("collapse", "Where a single stage collapses", tuple(rows), METRICS, chosen.seeds)
+
+
+def _numbers_of_tokens(config: RunConfig, scale: Scale) -> list[tuple[int, dict[str, Any]]]:
+    """Fewer and more soft tokens than in force, and what gives them."""
+    connector = config.connector
+    if isinstance(connector, QFormerConfig):
+        numbers = (max(2, connector.num_queries // 4), connector.num_queries * 2)
+        return [(number, {"num_queries": number}) for number in numbers]
+    assert isinstance(connector, TomeFormerConfig)
+    assert isinstance(connector.r, int)
+    few, half = fewest(scale.tokens, connector.num_layers), connector.r // 2
+    return [
+        (scale.tokens - sum(few), {"r": few}),
+        (scale.tokens - half * connector.num_layers, {"r": half}),
+    ]
+
+
+def fewest(tokens: int, layers: int, target: int = 5) -> tuple[int, ...]:
+    """Schedule that merges all it can in each layer until ``target`` tokens are left."""
+    schedule = []
+    for _ in range(layers):
+        schedule.append(min((tokens - 1) // 2, max(0, tokens - target)))
+        tokens -= schedule[-1]
+    return tuple(schedule)
+
+
+def _same_tokens(config: RunConfig, layers: int, tokens: int) -> dict[str, Schedule]:
+    """A merge schedule for another depth that leaves as many tokens."""
+    connector = config.connector
+    if not isinstance(connector, TomeFormerConfig):
+        return {}
+    assert isinstance(connector.r, int)
+    merged = connector.r * connector.num_layers
+    if layers > connector.num_layers:
+        return {"r": spread(merged, [1] * layers)}
+    return {"r": fewest(tokens, layers, tokens - merged)}

@@ -1,0 +1,45 @@
+"""How BLIP-2 should divide its time between its two stages, and what each loss of stage 1 is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from evlgen.config import RunConfig
+from experiments.base import Experiment, Row
+from experiments.scales import ablation, blip2, blip2_split, get
+
+METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "total_seconds")
+SPLITS = ((0, 1), (1, 3), (1, 1), (3, 1))  # stage 1 : stage 2
+Loss = Literal["itc", "itm", "lm"]
+LOSSES: tuple[Loss, ...] = ("itc", "itm", "lm")
+
+
+def build(scale: str) -> Experiment:
+    """All at the same cost in all; a stage 1 without one of its losses has the same updates."""
+    chosen = get(scale)
+    first = 250 * chosen.updates["stage1"] * chosen.stage1_cost
+    in_force = first / (first + 80 * chosen.updates["stage2"])
+    rows = []
+    for one, two in SPLITS:
+        share = one / (one + two)
+        config = blip2_split(scale, share)
+        if share == 0:
+            config = dataclasses.replace(config, init_from=None)
+        values: dict[str, float | str] = {"share": share, "without": ""}
+        rows.append(Row(f"stage 1 : stage 2 = {one} : {two}", ablation(config), values=values))
+    values = {"share": in_force, "without": ""}
+    rows.append(Row("as in table 1", ablation(blip2(scale)), values=values))
+    for loss in LOSSES:
+        values = {"share": in_force, "without": loss}
+        rows.append(
+            Row(f"without {loss.upper()} in stage 1", without(ablation(blip2(scale)), loss), values=values)
+        )
+    return Experiment("two_stage", "BLIP-2's two stages", tuple(rows), METRICS, chosen.seeds)
+
+
+def without(config: RunConfig, loss: Loss) -> RunConfig:
+    """The run behind a stage 1 that lacks one of its losses."""
+    assert config.init_from is not None
+    objectives = tuple(one for one in LOSSES if one != loss)
+    return dataclasses.replace(config, init_from=dataclasses.replace(config.init_from, objectives=objectives))

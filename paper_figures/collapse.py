@@ -1,0 +1,95 @@
+"""Collapse diagnostics over training, a factor a column, for EVLGen and for the Q-Former in a single stage.
+
+``collapse_evlgen`` and ``collapse_qformer`` show, over the updates, the loss gap (validation loss with
+shuffled images less that with the right ones), the cosine of soft prompts of different images, and their
+effective rank. A gap above the dashed line means that the image is used. The grey line is the setting of
+table 1; the last column has three times the updates.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from paper_figures import runs, style
+from paper_figures.runs import Run
+
+METRICS = {"gap": "loss gap (nats)", "cosine": "cosine over\nimages", "effective_rank": "effective\nrank"}
+FACTORS = {
+    "lr": "peak learning rate",
+    "warmup": "share of warm-up",
+    "queries": "soft tokens",
+    "init": "initial weights",
+    "depth": "layers",
+    "budget": "3x the updates",
+}
+FIGURES = {"EVLGen": "collapse_evlgen", "BLIP-2, single stage": "collapse_qformer"}
+LEVELS = (style.PALETTE[0], style.PALETTE[1], style.PALETTE[3], style.PALETTE[4])
+DASHES = ("-", "--", "-.", ":")
+
+
+def draw(scale: str) -> list[Path]:
+    """Both figures.
+
+    Raises:
+        UserError: there are no runs.
+    """
+    found = runs.load("collapse", scale)
+    style.apply()
+    paths = []
+    for connector, name in FIGURES.items():
+        own = [run for run in found if run.row.values["connector"] == connector]
+        paths += _figure(name, scale, own)
+    return paths
+
+
+def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
+    from evlgen.diagnostics import Rules
+
+    rows = list(runs.by_row(runs.complete(found)).values())
+    figure, axes = plt.subplots(3, len(FACTORS), figsize=(style.PAGE, 4.3), sharex="col", sharey="row")
+    for column, (factor, title) in enumerate(FACTORS.items()):
+        base = [row for row in rows if row[0].row.values["factor"] == ""]
+        levels = [row for row in rows if row[0].row.values["factor"] == factor]
+        for axis, metric in zip(axes[:, column], METRICS, strict=True):
+            for row in base:
+                _course(axis, row, metric, style.GREY, "-", "table 1's")
+            for row, colour, dash in zip(levels, LEVELS, DASHES, strict=False):
+                level = row[0].row.values["level"]
+                text = level if isinstance(level, str) else f"{level:g}"
+                _course(axis, row, metric, colour, dash, text)
+            if not levels:
+                style.note(axis, "missing")
+        axes[0, column].axhline(Rules().conditioned, color="black", ls="--", lw=0.5, zorder=0)
+        axes[0, column].set_title(title, fontsize=7)
+        bottom = axes[2, column]
+        bottom.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        bottom.set_xlim(left=0)
+        bottom.set_xlabel("updates")
+        bottom.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.5), handlelength=1.8, fontsize=6, borderaxespad=0
+        )
+    for axis, label in zip(axes[:, 0], METRICS.values(), strict=True):
+        axis.set_ylabel(label)
+    return style.save(figure, name, scale, runs.complete(found), runs.missing(found))
+
+
+def _course(axis: Axes, row: list[Run], metric: str, colour: str, dash: str, label: str) -> None:
+    courses = [runs.validations(run.folder, metric) for run in row]
+    courses = [course for course in courses if course[0]]
+    if courses:
+        steps = courses[0][0]
+        style.band(
+            axis, steps, [ys for xs, ys in courses if xs == steps], colour, ls=dash, lw=0.9, label=label
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(draw, __doc__))

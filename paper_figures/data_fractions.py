@@ -1,0 +1,64 @@
+"""Quality over the fraction of the data, at equal updates and at equal epochs, for both connectors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib.pyplot as plt
+
+from experiments import table1
+from paper_figures import runs, style
+
+CONNECTORS = ("EVLGen", "BLIP-2, single stage")
+TITLES = {"steps": "equal updates", "epochs": "equal epochs (fewer updates)"}
+
+
+def draw(scale: str) -> list[Path]:
+    """The figure.
+
+    Raises:
+        UserError: there are no runs.
+    """
+    found = runs.load("data_fractions", scale)
+    style.apply()
+    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.0), sharex=True, sharey="row")
+    rows = list(runs.by_row(runs.complete(found)).values())
+    for line, metric in zip(axes, ("coco/CIDEr", "val_loss"), strict=True):
+        for axis, equal in zip(line, TITLES, strict=True):
+            for connector in CONNECTORS:
+                points = [
+                    (float(values["fraction"]), runs.values(row, metric))
+                    for row in rows
+                    for values in [row[0].row.values]
+                    # all of the data: the same run
+                    if values["connector"] == connector
+                    and (values["equal"] == equal or values["fraction"] == 1)
+                ]
+                style.series(axis, points, style.colour(connector), style.marker(connector), connector)
+        line[0].set_ylabel(style.LABELS[metric])
+    for axis, title in zip(axes[0], TITLES.values(), strict=True):
+        axis.set_title(title)
+    fractions = sorted({float(run.row.values["fraction"]) for run in found})
+    for axis in axes[1]:
+        axis.set_xscale("log")
+        axis.set_xticks(fractions, ["1" if one == 1 else f"1/{1 / one:g}" for one in fractions])
+        axis.minorticks_off()
+        axis.set_xlabel("fraction of the data")
+    style.note(axes[0, 0], _paper(), 0.64, 0.06)
+    style.legend_below(figure, axes[0, 0], 2)
+    return style.save(figure, "data_fractions", scale, runs.complete(found), runs.missing(found))
+
+
+def _paper() -> str:
+    """What the paper says of a tenth of its data."""
+    rows = {row.label: row.paper["coco/CIDEr"] for row in table1.build("paper").rows}
+    whole, tenth = rows["EVLGen, 104M, 150K"], rows["EVLGen, 11M, 150K"]
+    return f"the paper's, other world: {whole} with 104M pairs,\n{tenth} with 11M"
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(draw, __doc__))

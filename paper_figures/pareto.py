@@ -1,0 +1,112 @@
+"""What merging costs and what it is worth: quality against the connector's MACs, and rules at equal MACs.
+
+Left and middle: merge schedules, their Pareto front as a line (no other schedule is at least as good for at
+most its cost). Right: what is compared to find similar tokens, and what becomes of those merged, all at the
+largest constant r and so at the same cost.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from evlgen.config import TomeFormerConfig
+from paper_figures import runs, style
+from paper_figures.runs import Run
+
+SCHEDULES = ("constant", "inflection", "one-shot")
+RULES = ("rule", "reduce")
+
+
+def draw(scale: str) -> list[Path]:
+    """The figure.
+
+    Raises:
+        UserError: there are no runs.
+    """
+    found = runs.load("merge_schedules", scale)
+    style.apply()
+    figure, axes = plt.subplots(
+        1, 3, figsize=(style.PAGE, 2.9), gridspec_kw={"width_ratios": (1.15, 1.15, 0.8)}
+    )
+    rows = runs.by_row(found)
+    for axis, metric, lower in zip(axes[:2], ("coco/CIDEr", "val_loss"), (False, True), strict=True):
+        _schedules(axis, rows, metric, lower)
+    _rules(axes[2], rows)
+    style.legend_below(figure, axes[0], 4)
+    return style.save(figure, "pareto", scale, runs.complete(found), runs.missing(found))
+
+
+def pareto_front(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
+    """Those points (cost, score) that none is better than in one and at least as good as in the other."""
+    sign = 1.0 if lower else -1.0
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], sign * point[1])):
+        if not front or sign * score < sign * front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool) -> None:
+    means = []
+    others = 0
+    for label, row in rows.items():
+        kind = str(row[0].row.values["kind"])
+        seeds, cost = runs.values(row, metric), runs.values(row, "connector_gmacs")
+        if kind not in SCHEDULES or not seeds or not cost:
+            continue
+        means.append((cost[0], math.fsum(seeds) / len(seeds)))
+        if kind == "constant":
+            style.point(axis, cost[0], seeds, style.PALETTE[0], "o")
+            axis.annotate(
+                f"{row[0].row.values['r']:g}",
+                means[-1],
+                xytext=(4, -3),
+                textcoords="offset points",
+                fontsize=style.SMALL,
+                color=style.PALETTE[0],
+            )
+        else:
+            others += 1
+            style.point(axis, cost[0], seeds, style.PALETTE[others], style.SHAPES[others])
+            axis.plot(
+                [],
+                [],
+                style.SHAPES[others],
+                color=style.PALETTE[others],
+                label=label.rpartition(", ")[2],
+            )
+    axis.plot([], [], "o", color=style.PALETTE[0], label="constant r (the number beside)")
+    front = pareto_front(means, lower)
+    xs, ys = [x for x, _ in front], [y for _, y in front]
+    axis.plot(xs, ys, color=style.GREY, lw=0.8, drawstyle="steps-post", zorder=1, label="Pareto front")
+    axis.set(xlabel=style.LABELS["connector_gmacs"], ylabel=style.LABELS[metric])
+    axis.margins(x=0.1)
+
+
+def _rules(axis: Axes, rows: dict[str, list[Run]]) -> None:
+    constants = [row for row in rows.values() if row[0].row.values["kind"] == "constant"]
+    base = max(constants, key=lambda row: float(row[0].row.values["r"]))
+    lines = [("by keys, mean\n(the paper's)", runs.values(base, "coco/CIDEr"), style.PALETTE[0], "o")]
+    for row in rows.values():
+        config, kind = row[0].config.connector, row[0].row.values["kind"]
+        if kind not in RULES or not isinstance(config, TomeFormerConfig):
+            continue
+        text = row[0].row.label.partition(", ")[2].replace("mean, prop", "mean,\nprop").replace(" (", "\n(")
+        index = 1 + RULES.index(str(kind))
+        lines.append((text, runs.values(row, "coco/CIDEr"), style.PALETTE[index], style.SHAPES[index]))
+    style.dots(axis, lines, style.LABELS["coco/CIDEr"])
+    axis.set_title("rules at equal MACs")
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(draw, __doc__))

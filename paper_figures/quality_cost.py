@@ -1,0 +1,187 @@
+"""Quality against the cost of training, the headline: who is how good after how many seconds or operations.
+
+``quality_cost`` has seconds, stage 1 included, and beside them the paper's own hours; ``quality_cost_macs``
+the multiply-accumulates of all training steps, both stages, counted. A dashed line is BLIP-2's score at the
+end of its two stages; where a connector first reaches it between two budgets, by a straight line over the
+logarithm of the cost, the share of BLIP-2's cost is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import math
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from experiments import table1
+from paper_figures import runs, style
+from paper_figures.runs import Run
+
+CONNECTORS = ("EVLGen", "BLIP-2, single stage", "BLIP-2, two stages")
+TARGET = "BLIP-2, two stages"
+LOWER_IS_BETTER = ("val_loss",)
+LESS_DATA = "EVLGen, 11M, 150K"  # row of table 1
+
+
+def draw(scale: str) -> list[Path]:
+    """Both figures.
+
+    Raises:
+        UserError: there are no runs.
+    """
+    found, missing = runs.either("budgets", "table1", scale=scale)
+    style.apply()
+    of_budgets = runs.complete(found.get("budgets", []))
+    less_data = [run for run in runs.complete(found.get("table1", [])) if run.row.label == LESS_DATA]
+    drawn = of_budgets + less_data
+
+    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.3))
+    panels = zip(axes.flat[:3], ("coco/CIDEr", "vqav2", "val_loss"), strict=True)
+    for axis, metric in panels:
+        quality(axis, of_budgets, less_data, metric, seconds)
+        axis.set(xlabel=style.LABELS["total_seconds"], ylabel=style.LABELS[metric])
+    of_paper(axes.flat[3])
+    style.legend_below(figure, axes.flat[0], 5)
+    paths = style.save(figure, "quality_cost", scale, drawn, missing)
+
+    figure, axes = plt.subplots(1, 3, figsize=(style.PAGE, 2.4))
+    for axis, metric in zip(axes, ("coco/CIDEr", "vqav2", "val_loss"), strict=True):
+        quality(axis, of_budgets, less_data, metric, training_tmacs)
+        axis.set(xlabel="training MACs, all stages (T)", ylabel=style.LABELS[metric])
+    style.legend_below(figure, axes[0], 5)
+    return paths + style.save(figure, "quality_cost_macs", scale, drawn, missing)
+
+
+def quality(
+    axis: Axes,
+    budgets: Sequence[Run],
+    less_data: Sequence[Run],
+    metric: str,
+    cost: Callable[[Run], float | None],
+) -> None:
+    """One panel: a line a connector over its budgets, BLIP-2's final score, and where it is reached."""
+    axis.set_xscale("log")
+    means: dict[str, list[tuple[float, float]]] = {}
+    for connector in CONNECTORS:
+        points, means[connector] = [], []
+        own = [run for run in budgets if run.row.values["connector"] == connector]
+        for row in runs.by_row(own).values():
+            seeds = runs.values(row, metric)
+            costs = [one for one in map(cost, row) if one is not None]
+            if seeds and costs:
+                at = math.fsum(costs) / len(costs)
+                points.append((at, seeds))
+                means[connector].append((at, math.fsum(seeds) / len(seeds)))
+        style.series(axis, points, style.colour(connector), style.marker(connector), connector)
+    seeds, costs = runs.values(less_data, metric), [one for one in map(cost, less_data) if one is not None]
+    if seeds and costs:
+        at = math.fsum(costs) / len(costs)
+        style.point(axis, at, seeds, style.colour("EVLGen"), "*")
+        axis.plot([], [], "*", color=style.colour("EVLGen"), label="EVLGen, 11M pairs")
+    final = max(means[TARGET], default=None)  # of the largest cost
+    if final is None:
+        return
+    axis.axhline(
+        final[1], color=style.colour(TARGET), ls="--", lw=0.8, zorder=1, label="BLIP-2's final score"
+    )
+    for connector in CONNECTORS:
+        if connector != TARGET:
+            reached = first_reach(means[connector], final[1], metric in LOWER_IS_BETTER)
+            mark_reached(axis, connector, reached, final)
+
+
+def mark_reached(
+    axis: Axes, connector: str, reached: tuple[float, bool] | None, final: tuple[float, float]
+) -> None:
+    """A drop line where a connector reaches BLIP-2's score, with the share of BLIP-2's cost."""
+    if reached is None:
+        return
+    at, is_bound = reached
+    colour = style.colour(connector)
+    low = axis.get_ylim()[0]
+    axis.plot([at, at], [low, final[1]], ":", color=colour, lw=0.9, zorder=1)
+    axis.set_ylim(bottom=low)
+    text = f"{'≤ ' if is_bound else ''}{at / final[0]:.2f}×"
+    height = 0.03 if connector == "EVLGen" else 0.13
+    axis.annotate(
+        text,
+        (at, height),
+        xycoords=axis.get_xaxis_transform(),
+        xytext=(2, 0),
+        textcoords="offset points",
+        fontsize=style.SMALL,
+        color=colour,
+    )
+
+
+def first_reach(
+    points: Sequence[tuple[float, float]], target: float, lower: bool = False
+) -> tuple[float, bool] | None:
+    """The cost at which a score is first reached.
+
+    Args:
+        points: cost and mean score of each budget.
+        lower: lower scores are better.
+
+    Returns:
+        The cost, and whether it is only a bound since the cheapest budget reaches the score already; None
+        where no budget does. Between two budgets the score is taken for linear in the cost's logarithm.
+    """
+    sign = -1.0 if lower else 1.0
+    before: tuple[float, float] | None = None
+    for cost, score in sorted(points):
+        if sign * score >= sign * target:
+            if before is None:
+                return cost, True
+            share = (target - before[1]) / (score - before[1])
+            return math.exp(math.log(before[0]) + share * math.log(cost / before[0])), False
+        before = cost, score
+    return None
+
+
+def seconds(run: Run) -> float | None:
+    """Of training, stage 1 included."""
+    return runs.value(run, "total_seconds")
+
+
+def training_tmacs(run: Run) -> float | None:
+    """Multiply-accumulates of all training steps, forward and backward, stage 1 included, in 10^12."""
+    from evlgen.cost import run_cost
+
+    total, stage = 0.0, run.config
+    while True:
+        total += run_cost(stage).step_flop / 2 * stage.optim.steps * stage.optim.batch_size
+        if stage.init_from is None:
+            break
+        stage = stage.init_from
+    return total / 1e12
+
+
+def of_paper(axis: Axes) -> None:
+    """The paper's own table 1: hours on 8 A100s."""
+    rows = [row for row in table1.build("paper").rows if "hours" in row.paper]
+    for row in rows:
+        connector = runs.connector(row.config)
+        hours, score = float(row.paper["hours"]), float(row.paper["coco/CIDEr"])
+        is_less = row.label == LESS_DATA
+        mark = "*" if is_less else style.marker(connector)
+        axis.plot([hours], [score], mark, color=style.colour(connector), mfc="white", ms=6 if is_less else 5)
+        if connector == TARGET:
+            axis.axhline(score, color=style.colour(connector), ls="--", lw=0.8, zorder=1)
+    axis.set_xscale("log")
+    axis.set(xlabel="hours on 8 A100, the paper's", ylabel="COCO CIDEr, the paper's")
+    axis.set_xticks([80, 133, 234], ["80", "133", "234"])
+    axis.minorticks_off()
+    axis.set_xlim(60, 300)
+    style.note(axis, "the paper's own numbers", 0.7, 0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(draw, __doc__))

@@ -1,0 +1,107 @@
+"""Token counts and MACs in each layer under several merge schedules, at the paper's sizes and at the scale's.
+
+Nothing is trained: the real connector is counted on shapes alone (`evlgen.cost`), by the convention of the
+paper's table 5.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import dataclasses
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from evlgen.config import TomeFormerConfig
+from experiments import merge_schedules
+from experiments.base import Row
+from experiments.scales import get
+from paper_figures import runs, style
+
+PAPER_TOKENS, PAPER_GMACS = 29, 11.9
+KINDS = ("constant", "inflection", "one-shot")
+
+
+def draw(scale: str) -> list[Path]:
+    """The figure; no runs are needed."""
+    style.apply()
+    scales = ("paper", scale if scale != "paper" else "mini")
+    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 5.0))
+    for row, name in zip(axes, scales, strict=True):
+        _panels(row, name)
+    return style.save(figure, "schedules", scale, [], [])
+
+
+def chosen(rows: Iterable[Row]) -> dict[str, TomeFormerConfig]:
+    """No merging, the largest constant r, and the schedules that are not constant."""
+    schedules: dict[str, TomeFormerConfig] = {}
+    for row in rows:
+        config = row.config.connector
+        if not isinstance(config, TomeFormerConfig) or row.values["kind"] not in KINDS:
+            continue
+        if isinstance(config.r, int):
+            schedules.pop("constant", None)
+            schedules["no merging" if config.r == 0 else "constant"] = config
+        else:
+            schedules[row.label.rpartition(", ")[2]] = config
+    return schedules
+
+
+def layer_macs(config: TomeFormerConfig, tokens: int) -> list[int]:
+    """MACs of each layer's linear layers for one image of so many tokens."""
+    from evlgen.cost import image_features, linear_macs, meta_connector
+
+    connector, image = meta_connector(config), image_features(config, tokens)
+
+    def counted(layer: int) -> int:
+        return linear_macs(connector, image, include=lambda name: name.startswith(f"layers.{layer}."))
+
+    return [counted(layer) for layer in range(config.num_layers)]
+
+
+def _panels(axes: tuple[Axes, Axes], scale: str) -> None:
+    from evlgen.merging import merge_schedule, token_counts
+
+    tokens = get(scale).tokens
+    left, right = axes
+    for index, (name, config) in enumerate(chosen(merge_schedules.build(scale).rows).items()):
+        config = dataclasses.replace(config, dropout=0.0)
+        r = list(config.r) if isinstance(config.r, tuple) else config.r
+        counts = token_counts(tokens, merge_schedule(config.num_layers, r), config.class_token)
+        macs = layer_macs(config, tokens)
+        look = {"color": style.PALETTE[index], "marker": style.SHAPES[index], "ms": 3, "lw": 0.9}
+        left.plot(range(len(counts)), counts, **look)
+        name = f"r = {config.r}" if name == "constant" else name
+        unit, letter = (1e9, "G") if sum(macs) >= 1e8 else (1e6, "M")
+        label = f"{name}: {counts[-1]} tokens, {sum(macs) / unit:.3g} {letter}"
+        right.plot(range(1, len(macs) + 1), [value / unit for value in macs], **look, label=label)
+        right.set_ylabel(f"MACs of the layer ({letter})")
+    if scale == "paper":
+        layers = get(scale).tomeformer.num_layers
+        left.plot([layers], [PAPER_TOKENS], "*", ms=9, mfc="none", mec="black", zorder=5)
+        left.annotate(
+            f"the paper's: {PAPER_TOKENS} tokens,\n{PAPER_GMACS} GMACs in all",
+            (layers, PAPER_TOKENS),
+            xytext=(-8, 16),
+            textcoords="offset points",
+            ha="right",
+            fontsize=style.SMALL,
+        )
+    sizes = "the paper's sizes" if scale == "paper" else f"scale {scale}"
+    left.set(xlabel="layers passed", ylabel="tokens", title=f"tokens, {sizes}")
+    right.set(xlabel="layer", title=f"MACs, {sizes}")
+    for axis in axes:
+        axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(draw, __doc__))

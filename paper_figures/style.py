@@ -1,0 +1,235 @@
+"""The one look of all figures: colours, sizes, type, and how a figure is written.
+
+Colours are those of Okabe and Ito, which the colour-blind can tell apart; a connector has the same colour and
+the same mark in every figure. Text is as large as in the print: widths are those of a column and of a page
+with two of them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.statistics import mean_interval
+from evlgen.files import write_atomic
+from paper_figures.runs import Run, interval
+from sweeps import store
+
+COLUMN, PAGE = 3.3, 6.9  # inches: a column of a paper with two, and both
+SMALL = 6.5  # points: legends, notes and other small print
+PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+GREY, MISSING = "#6E6E6E", "#B00000"
+COLOURS: dict[str, str] = {
+    "EVLGen": "#0072B2",
+    "BLIP-2, two stages": "#D55E00",
+    "BLIP-2, single stage": "#E69F00",
+    "linear": "#009E73",
+    "MLP": "#56B4E9",
+    "average pooling": "#CC79A7",
+    "perceiver": "#000000",
+}
+MARKERS: dict[str, str] = {
+    "EVLGen": "o",
+    "BLIP-2, two stages": "s",
+    "BLIP-2, single stage": "^",
+    "linear": "D",
+    "MLP": "v",
+    "average pooling": "P",
+    "perceiver": "X",
+}
+SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside colour, for print in grey
+LABELS = {
+    "coco/CIDEr": "COCO CIDEr",
+    "vqav2": "VQAv2 accuracy (%)",
+    "val_loss": "validation loss (nats a token)",
+    "gap": "loss gap, shuffled images (nats)",
+    "cosine": "cosine over images",
+    "effective_rank": "effective rank",
+    "total_seconds": "training, stage 1 included (s)",
+    "connector_gmacs": "connector MACs for an image (G)",
+}
+_NOTE_LINES = 4
+
+
+def apply() -> None:
+    """Set matplotlib's and seaborn's settings."""
+    sns.set_theme(context="paper", style="ticks", palette=PALETTE)
+    plt.rcParams.update(
+        {
+            "figure.constrained_layout.use": True,
+            "figure.constrained_layout.h_pad": 0.03,
+            "figure.constrained_layout.w_pad": 0.03,
+            "figure.figsize": (COLUMN, 2.4),
+            "figure.max_open_warning": 0,
+            "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+            "font.size": 7.5,
+            "axes.titlesize": 8,
+            "axes.labelsize": 7.5,
+            "axes.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "xtick.minor.width": 0.4,
+            "ytick.minor.width": 0.4,
+            "xtick.major.size": 3,
+            "ytick.major.size": 3,
+            "xtick.minor.size": 1.5,
+            "ytick.minor.size": 1.5,
+            "legend.fontsize": SMALL,
+            "legend.frameon": False,
+            "legend.handlelength": 1.6,
+            "legend.borderaxespad": 0.2,
+            "lines.linewidth": 1.1,
+            "lines.markersize": 4,
+            "pdf.fonttype": 42,
+            "pdf.compression": 9,
+            "svg.hashsalt": "evlgen",
+            "savefig.dpi": 300,
+        }
+    )
+
+
+def colour(connector: str, index: int = 0) -> str:
+    """Of a connector; one that has none of its own gets that of its place in a list."""
+    return COLOURS.get(connector, PALETTE[index % len(PALETTE)])
+
+
+def marker(connector: str, index: int = 0) -> str:
+    """As `colour`, for marks."""
+    return MARKERS.get(connector, SHAPES[index % len(SHAPES)])
+
+
+def point(axis: Axes, x: float, seeds: Sequence[float], colour: str, mark: str, flat: bool = False) -> None:
+    """A mean over seeds with its interval, and each seed as a ring: averages hide outcomes of two kinds.
+
+    Args:
+        x: where; with ``flat`` the height, and the seeds lie along the x axis.
+    """
+    found = interval(seeds)
+    if found is None:
+        return
+
+    def plot(across: list[float], along: Sequence[float], *args: Any, **others: Any) -> None:
+        axis.plot(*((along, across) if flat else (across, along)), *args, color=colour, **others)
+
+    if found.low is not None and found.high is not None:
+        plot([x, x], [found.low, found.high], lw=1, solid_capstyle="butt", zorder=3)
+    plot([x], [found.mean], mark, ms=4.8, mec="white", mew=0.5, zorder=4)
+    plot([x] * len(seeds), seeds, "o", ms=1.8, mfc="white", mew=0.5, zorder=5)
+
+
+def series(
+    axis: Axes,
+    points: Sequence[tuple[float, Sequence[float]]],
+    colour: str,
+    mark: str,
+    label: str | None = None,
+    **line: Any,
+) -> None:
+    """Points with their intervals and seeds, joined by a line through the means.
+
+    Args:
+        points: x and the values of the seeds there; points without values are left out.
+    """
+    there = sorted(((x, seeds) for x, seeds in points if seeds), key=lambda one: one[0])
+    if not there:
+        return
+    xs = [x for x, _ in there]
+    means = [mean_interval(seeds).mean for _, seeds in there]
+    axis.plot(xs, means, color=colour, marker=mark, ms=4, mec="white", mew=0.5, label=label, **line)
+    for x, seeds in there:
+        point(axis, x, seeds, colour, mark)
+
+
+def band(axis: Axes, xs: Sequence[float], lines: Sequence[Sequence[float]], colour: str, **line: Any) -> None:
+    """Courses of several seeds over the same ``xs``: their mean, and faintly each of them."""
+    if len(lines) > 1:
+        for one in lines:
+            axis.plot(xs, one, color=colour, lw=0.4, alpha=0.45, ls=line.get("ls", "-"))
+    axis.plot(xs, [math.fsum(at) / len(at) for at in zip(*lines, strict=True)], color=colour, **line)
+
+
+def dots(
+    axis: Axes, rows: Sequence[tuple[str, Sequence[float], str, str]], title: str, labelled: bool = True
+) -> None:
+    """A plot of dots, a row each from top to bottom: label, values of the seeds, colour, mark."""
+    for height, (_, seeds, colour, mark) in enumerate(rows):
+        axis.axhline(height, color="#E4E4E4", lw=0.5, zorder=0)
+        point(axis, height, seeds, colour, mark, flat=True)
+        if not seeds:
+            there = axis.get_yaxis_transform()
+            axis.text(0.5, height, "missing", transform=there, ha="center", va="center", color=MISSING)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=title)
+    axis.set_yticks(range(len(rows)), [label for label, *_ in rows] if labelled else [])
+    axis.tick_params(axis="y", length=0)
+    axis.margins(x=0.08)
+
+
+def note(axis: Axes, text: str, x: float = 0.5, y: float = 0.5) -> None:
+    """Small grey print inside a panel, at a place between 0 and 1: what is missing there, whose numbers."""
+    axis.text(x, y, text, transform=axis.transAxes, ha="center", va="center", fontsize=SMALL, color=GREY)
+
+
+def legend_below(figure: Figure, axis: Axes, columns: int = 3, **others: Any) -> None:
+    """The legend of one panel, once for the figure, under all panels and so never on data."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, **others)
+
+
+def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Sequence[str]) -> list[Path]:
+    """Write a figure as PDF and PNG, and beside it as JSON from which runs it was drawn and what is missing.
+
+    Equal runs give equal bytes: no dates. The figure has a constrained layout (`apply` comes before
+    it) and no title of its own: what is missing stands there.
+
+    Args:
+        runs: those whose numbers are in the figure; those that are not complete are left out.
+        missing: what should be in the figure and is not; it is said in the figure, too.
+
+    Returns:
+        The paths of PDF and PNG, in ``results/figures/SCALE/``.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    if missing:
+        _say_missing(figure, missing)
+    folder = store.results_folder() / "figures" / scale
+    paths = []
+    for kind, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
+        picture = io.BytesIO()
+        figure.savefig(picture, format=kind, metadata=metadata)
+        paths.append(folder / f"{name}.{kind}")
+        write_atomic(paths[-1], picture.getvalue())
+    plt.close(figure)
+    drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.metrics}
+    told = {"figure": name, "scale": scale, "runs": list(drawn.values()), "missing": list(missing)}
+    write_atomic(folder / f"{name}.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    return paths
+
+
+def _say_missing(figure: Figure, missing: Sequence[str]) -> None:
+    """Lines above the figure, which grows by their height; a long list is cut, the JSON file has it all."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap("missing: " + "; ".join(missing), int(width * 21))
+    if len(lines) > _NOTE_LINES:
+        lines = [*lines[: _NOTE_LINES - 1], f"... ({len(missing)} in all, listed in the JSON file)"]
+    figure.set_size_inches(width, height + 0.07 + 0.112 * len(lines))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=SMALL, color=MISSING)

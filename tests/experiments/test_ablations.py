@@ -1,0 +1,97 @@
+"""The experiments beside the paper's tables: what their rows are, at each scale."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig
+from evlgen.merging import merge_schedule, token_counts
+from experiments import CLAIMED, COUNTED, EXPERIMENTS, PAPER
+from experiments.base import Experiment
+from experiments.collapse import fewest
+from experiments.data_fractions import with_fraction
+from experiments.merge_schedules import spread
+from experiments.scales import NAMES, blip2, blip2_split, evlgen, get
+
+TRAINED = [name for name in EXPERIMENTS if name not in COUNTED]
+
+
+def build(name: str, scale: str) -> Experiment:
+    experiment: Experiment = importlib.import_module(EXPERIMENTS[name]).build(scale)
+    return experiment
+
+
+@pytest.mark.parametrize("scale", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
+    rows = build(name, scale).rows
+    assert len({row.label for row in rows}) == len(rows)
+    if name != "learning_rates":  # where a setting in force is a row of several searches
+        assert len({row.config for row in rows}) == len(rows)
+    for row in rows:
+        connector = row.config.connector
+        if isinstance(connector, TomeFormerConfig):
+            schedule = merge_schedule(connector.num_layers, connector.r)
+            left = token_counts(get(scale).tokens, schedule)[-1]  # raises if a layer cannot
+            assert row.values.get("tokens", left) == left
+        elif isinstance(connector, QFormerConfig):
+            assert row.values.get("tokens", connector.num_queries) == connector.num_queries
+
+
+def test_lists_name_experiments() -> None:
+    assert set(CLAIMED) <= set(PAPER) < set(EXPERIMENTS)
+    assert PAPER[:2] == ("table1", "table2")
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "expected"),
+    [
+        (32, [3, 2, 1, 0], (16, 11, 5, 0)),
+        (32, [0, 1, 2, 3], (0, 5, 11, 16)),
+        (32, [1, 1, 1, 1], 8),
+        (7, [1, 1, 1], (2, 3, 2)),
+    ],
+)
+def test_spread_adds_up_exactly(total: int, weights: list[int], expected: int | tuple[int, ...]) -> None:
+    assert spread(total, weights) == expected
+
+
+def test_fewest_merges_all_it_can() -> None:
+    assert fewest(65, 4, 5) == (32, 16, 8, 4)
+    assert fewest(65, 4, 8) == (32, 16, 8, 1)
+    assert fewest(65, 3, 17) == (32, 16, 0)
+
+
+def test_equal_epochs_have_updates_in_proportion() -> None:
+    rows = {
+        (str(row.values["connector"]), str(row.values["equal"]), float(row.values["fraction"])): row.config
+        for row in build("data_fractions", "mini").rows
+    }
+    whole, half = rows["EVLGen", "steps", 1.0], rows["EVLGen", "epochs", 0.5]
+    assert half.optim.steps * 2 == whole.optim.steps
+    assert rows["EVLGen", "steps", 0.5].optim.steps == whole.optim.steps
+    assert rows["EVLGen", "steps", 0.5].data == half.data
+    assert sum(size for _, size in half.data.pools) * 2 == sum(size for _, size in whole.data.pools)
+
+
+def test_a_small_fraction_leaves_no_pool_empty() -> None:
+    assert min(size for _, size in with_fraction(evlgen("smoke"), 0.02).data.pools) == 1
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_two_stages_cost_the_same_however_they_are_split(share: float) -> None:
+    def cost(config: RunConfig) -> tuple[float, float]:
+        assert config.init_from is not None
+        return config.init_from.optim.steps * get("mini").stage1_cost, config.optim.steps
+
+    first, second = cost(blip2_split("mini", share))
+    assert first + second == pytest.approx(sum(cost(blip2("mini"))), rel=0.01)
+    assert first / (first + second) == pytest.approx(share, abs=0.01)
+
+
+def test_tables_share_their_runs_with_the_budgets() -> None:
+    table = {row.config for row in build("table1", "mini").rows}
+    budgets = {row.config for row in build("budgets", "mini").rows}
+    assert len(table & budgets) == 4
