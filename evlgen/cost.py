@@ -330,7 +330,7 @@ def meta_vision(name: str) -> tuple[nn.Module, Tensor, int]:
             eva = EvaConfig()
             model, size, grid = EvaViT(eva), eva.image_size, eva.grid
         elif name in ("mini-clip", "clip-vit-l"):
-            clip = mini_clip_config() if name == "mini-clip" else _clip_vit_l()
+            clip: Any = mini_clip_config() if name == "mini-clip" else _clip_vit_l()
             clip.num_hidden_layers -= 1  # the last one is not run
             size, grid = clip.image_size, clip.image_size // clip.patch_size
             model = ClipViT(CLIPVisionModel(clip), size)

@@ -754,7 +754,8 @@ def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any
     if name in MINI:
         setup: Any = budget.vision if name == "mini-vit" else budget.clip
         contrast = pretrain_vision(name, tokenizer, setup, report)
-        model: nn.Module = contrast.vision if name == "mini-vit" else contrast.vision.model
+        vision = contrast.vision
+        model: nn.Module = vision.model if isinstance(vision, ClipTower) else vision
     elif name == "mini-bert":
         model, setup = pretrain_bert(tokenizer, budget.masked, report), budget.masked
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -265,10 +266,9 @@ def build_clip(path: Path, dtype: torch.dtype | None = None) -> FrozenVision:
 
 def _frozen_clip(model: CLIPVisionModel, fingerprint: str) -> FrozenVision:
     """Of a `CLIPVisionModel` without its last layer."""
-    config = model.config
-    tokens = 1 + (config.image_size // config.patch_size) ** 2
-    frozen = ClipViT(model, config.image_size)
-    size = config.image_size
+    config: Any = model.config
+    tokens, size = 1 + (config.image_size // config.patch_size) ** 2, config.image_size
+    frozen = ClipViT(model, size)
     return FrozenVision(frozen, config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD, size)
 
 
@@ -288,7 +288,7 @@ def mini_clip_config() -> CLIPVisionConfig:
     )
 
 
-def clip_names(model: CLIPVisionModel) -> dict[str, str]:
+def clip_names(model: nn.Module) -> dict[str, str]:
     """Name in the model -> name in a published file, whose prefix some versions of transformers take off."""
     return {key: f"vision_model.{key.removeprefix('vision_model.')}" for key in model.state_dict()}
 
