@@ -46,8 +46,8 @@ BosPosition = Literal["first", "after_prompt", "none"]
 
 MINI_BERT = "mini-bert"
 _MINI = ("mini-opt", "mini-llama")
-_ENCODER_DECODERS = ("t5", "mt5")
-_PLAIN_HEADS = ("opt", "llama")
+ENCODER_DECODERS = ("t5", "mt5")
+PLAIN_HEADS = ("opt", "llama")
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
     """
     config = read_config(path)
     is_encoder_decoder = bool(config.is_encoder_decoder)
-    if is_encoder_decoder and config.model_type not in _ENCODER_DECODERS:
+    if is_encoder_decoder and config.model_type not in ENCODER_DECODERS:
         raise UserError(f"{path}: of the encoder-decoders only T5 is supported, not {config.model_type!r}")
     tokenizer, end_id = load_tokenizer(path, config)
     model_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
@@ -323,7 +323,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
         end_id=end_id,
         fingerprint=weights_fingerprint(path),
         is_encoder_decoder=is_encoder_decoder,
-        has_plain_head=config.model_type in _PLAIN_HEADS,
+        has_plain_head=config.model_type in PLAIN_HEADS,
     )
 
 
