@@ -32,8 +32,8 @@ _NOT_DECISIVE = {
 }
 # What no run uses that has the miniworld and the miniature's models.
 _NOT_MINIATURE = {
-    *("capfilt.py", "easy_vqa.py", "folder.py", "gqa.py", "images.py", "karpathy.py", "listed.py"),
-    *("nocaps.py", "real.py", "stream.py", "vqa.py", "eva.py", "pretrained.py", "wheels.py"),
+    *("capfilt.py", "easy_vqa.py", "folder.py", "gqa.py", "karpathy.py", "listed.py"),
+    *("nocaps.py", "real.py", "stream.py", "vqa.py", "eva.py", "wheels.py"),
 }
 
 
