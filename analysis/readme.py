@@ -66,8 +66,8 @@ def read_claims(results: Path) -> list[dict[str, Any]] | None:
     """The verdicts in ``claims.json``; None if it is not there.
 
     Returns:
-        Of each claim ``id``, ``claim``, ``verdict``, ``rule``, ``scale`` (words, empty where the file has none),
-        ``evidence`` (a list of sentences) and ``runs`` (a list of ids).
+        Of each claim ``id``, ``claim``, ``verdict``, ``rule``, ``scale`` (words, empty where the file has
+        none), ``evidence`` (a list of sentences) and ``runs`` (a list of ids).
 
     Raises:
         UserError: the file is damaged.
@@ -91,7 +91,8 @@ def read_claims(results: Path) -> list[dict[str, Any]] | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
-            f"{path}: damaged ({type(error).__name__}: {error}); make it again with `python -m analysis.claims`"
+            f"{path}: damaged ({type(error).__name__}: {error}); "
+            "make it again with `python -m analysis.claims`"
         ) from error
     return claims
 

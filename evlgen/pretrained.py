@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from evlgen.errors import UserError
 from evlgen.files import sha256_of
 
-Role = Literal["vision", "language"]
+Role = Literal["vision", "language", "bert"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ SOURCES = {
     "opt-6.7b": Source("language", "opt-6.7b", "the folder of facebook/opt-6.7b"),
     "vicuna-7b": Source("language", "vicuna-7b-v1.1", "the folder of lmsys/vicuna-7b-v1.1"),
     "vicuna-13b": Source("language", "vicuna-13b-v1.1", "the folder of lmsys/vicuna-13b-v1.1"),
+    "bert-base-uncased": Source("bert", "bert-base-uncased", "the folder of google-bert/bert-base-uncased"),
     "flan-t5-xl": Source("language", "flan-t5-xl", "the folder of google/flan-t5-xl"),
 }
 

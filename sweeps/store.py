@@ -6,6 +6,7 @@ What state a run is in follows from the files of its folder alone.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -128,6 +129,10 @@ def run_folder(config: RunConfig) -> Path:
 # ------------------------------------------------------------------------------------------- results
 
 
+class Damaged(UserError):
+    """A file that is not what `write_json` wrote, whoever reads it."""
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object atomically, with a checksum of it under ``sha256``."""
     value = {**value, "sha256": _checksum(value)}
@@ -138,16 +143,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """An object that `write_json` wrote; None if there is none.
 
     Raises:
-        UserError: it is damaged (no JSON, or not what its checksum promises).
+        Damaged: no JSON, or not what its checksum promises.
+        UserError: it cannot be read, which does not mean that it is damaged.
     """
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    except ValueError as error:
+        raise Damaged(f"{path}: damaged ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not isinstance(value, dict) or value.pop("sha256", None) != _checksum(value):
-        raise UserError(f"{path}: damaged (does not match its checksum)")
+        raise Damaged(f"{path}: damaged (does not match its checksum)")
     return value
 
 
@@ -155,9 +163,10 @@ def read_if_whole(path: Path) -> dict[str, Any] | None:
     """As `read_json`, but a damaged file is named, put aside as ``*.damaged``, and counts as missing."""
     try:
         return read_json(path)
-    except UserError as error:
+    except Damaged as error:
         print(f"{error}: put aside as {path.name}.damaged, to be made again", file=sys.stderr, flush=True)
-        os.replace(path, path.with_name(path.name + ".damaged"))
+        with contextlib.suppress(FileNotFoundError):  # another process has put it aside
+            os.replace(path, path.with_name(path.name + ".damaged"))
         return None
 
 

@@ -40,8 +40,8 @@ def committed_results(repository: Path, folder: Path) -> Path:
 def is_stale(page: str, repository: Path, folder: Path) -> bool:
     """Whether a README agrees neither with the results in the checkout nor with the committed ones.
 
-    Whoever runs a table has other results than the committed ones, and no fault; whoever has committed new ones
-    without a new README has.
+    Whoever runs a table has other results than the committed ones, which is no fault; to commit new ones
+    without a new README is.
     """
     if with_results(page, repository / "results") == page:
         return False
