@@ -153,7 +153,8 @@ def build(scale: str, origin: provenance.Provenance) -> str:
         )
     searches = [_search(path, ids) for path in sorted(results.glob(f"merge_search/*/{scale}/trials.md"))]
     pictures = [_picture(path, ids) for path in _pngs(results, scale)]
-    claims = read_claims(results)
+    own = results / f"claims-{scale}.json"  # where a larger scale has the other name
+    claims = read_claims(own if own.exists() else results / "claims.json")
     script = SCRIPT.read_text()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

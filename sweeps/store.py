@@ -131,7 +131,7 @@ def _part(part: Any) -> str:
     return known[1]
 
 
-_scalar = functools.lru_cache(maxsize=4096, typed=True)(json.dumps)
+_scalar = functools.lru_cache(maxsize=4096, typed=True)(functools.partial(json.dumps, separators=(",", ":")))
 _parts: dict[int, tuple[Any, str]] = {}  # with the part itself, so that its id stays its own
 
 
