@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import DTYPES, describe, gemm_peak, now, peak_memory_mib
 from benchmarks.reference import ReferenceQFormer, ReferenceTomeFormer
-from evlgen.config import ConnectorConfig, OptimConfig, TomeFormerConfig
+from evlgen.config import ConnectorConfig, OptimConfig, QFormerConfig, TomeFormerConfig
 from evlgen.cost import image_features, step_cost
 from evlgen.files import write_atomic
 from evlgen.model import Connector, build_connector
@@ -87,11 +87,13 @@ class Case:
 def build(case: Case, device: torch.device) -> tuple[Connector, nn.Module]:
     """The connector and its reference, with the same weights, in training mode."""
     torch.manual_seed(0)
-    ours = build_connector(case.config)
-    if isinstance(case.config, TomeFormerConfig):
-        reference: ReferenceTomeFormer | ReferenceQFormer = ReferenceTomeFormer(case.config)
+    config = case.config
+    ours = build_connector(config)
+    if isinstance(config, TomeFormerConfig):
+        reference: ReferenceTomeFormer | ReferenceQFormer = ReferenceTomeFormer(config)
     else:
-        reference = ReferenceQFormer(case.config)
+        assert isinstance(config, QFormerConfig)
+        reference = ReferenceQFormer(config)
     reference.load(ours)  # type: ignore[arg-type]  # the one of its kind
     return ours.to(device).train(), reference.to(device).train()
 

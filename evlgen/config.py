@@ -239,7 +239,8 @@ class RunConfig:
         objectives: the losses that the stage ``represent`` sums; one that is left out is not computed. The
             stage ``caption`` has one loss and does not look at them.
         init_from: the ``represent`` run whose connector this run starts from, or None.
-        vision, language: names of the frozen image encoder and of the frozen LLM.
+        vision, language: names of the frozen image encoder and of the frozen LLM. In the stage ``represent``
+            ``language`` names the BERT whose words the Q-Former reads; empty: that of ``connector.init``.
     """
 
     connector: ConnectorConfig = field(default_factory=TomeFormerConfig)

@@ -19,7 +19,8 @@ from evlgen.data import features, worlds
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.language import stage1_vocabulary, text_tokenizer
+from evlgen.language import text_reader, text_tokenizer
+from evlgen.vision import build_vision
 
 if TYPE_CHECKING:
     from evlgen.data.stream import Stream
@@ -201,19 +202,17 @@ def load_training_data(config: RunConfig) -> TrainingData:
 
     Where ``data.cache`` is off, that is so of the held-out pairs alone; the others are a stream.
 
-    Captions are token ids of the language model that reads them; those of the stage ``represent`` are ids of
-    the Q-Former's own vocabulary, which in the miniworld is the same. The last few results stay in memory,
-    for processes that execute one run after another.
+    Captions are token ids of the model that reads them (`evlgen.language.text_reader`). The last few results
+    stay in memory, for processes that execute one run after another.
 
     Raises:
         UserError: unknown world, pool, encoder or language model; a file is missing or cannot be read.
     """
-    language = config.language if config.stage == "caption" else stage1_vocabulary(config.data.world)
-    return _load(config.data, config.evaluation.validation, config.vision, language)
+    return _load(config.data, config.evaluation.validation, config.vision, text_reader(config))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(data: DataConfig, validation: int, vision: str, language: str) -> TrainingData:
+def _load(data: DataConfig, validation: int, vision: str, reader: str) -> TrainingData:
     world = worlds.of(data)
     if not any(size for _, size in data.pools):
         raise UserError("data.pools: there is no pair in any pool")
@@ -221,7 +220,7 @@ def _load(data: DataConfig, validation: int, vision: str, language: str) -> Trai
     for name, size in wanted:
         if (count := world.count(name)) < (size if data.cache else 1):
             raise UserError(f"data.pools: {size} pairs of {name!r} are asked for, it has {count} images")
-    texts = Texts(*text_tokenizer(language), data.max_text_tokens)
+    texts = Texts(*text_tokenizer(reader), data.max_text_tokens)
     pools: tuple[PairPool, ...] = ()
     stream = None
     if data.cache:
@@ -229,7 +228,7 @@ def _load(data: DataConfig, validation: int, vision: str, language: str) -> Trai
     else:
         from evlgen.data.stream import Stream
 
-        encoder = features.build_vision(vision)
+        encoder = build_vision(vision)
         stream = Stream(world, wanted, encoder.image_size, encoder.fingerprint, texts)
     held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts)
     fingerprint = _fingerprint((*pools, held_out), "" if stream is None else stream.fingerprint)
