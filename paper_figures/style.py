@@ -212,16 +212,26 @@ def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Se
     if missing:
         _say_missing(figure, missing)
     folder = store.results_folder() / "figures" / scale
+    paths = write(figure, folder / name)
+    drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.metrics}
+    told = {"figure": name, "scale": scale, "runs": list(drawn.values()), "missing": list(missing)}
+    write_atomic(folder / f"{name}.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    return paths
+
+
+def write(figure: Figure, path: Path) -> list[Path]:
+    """A figure as ``path`` with .pdf and .png, whole or not at all, without dates; it is closed then.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
     paths = []
     for kind, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
         picture = io.BytesIO()
         figure.savefig(picture, format=kind, metadata=metadata)
-        paths.append(folder / f"{name}.{kind}")
+        paths.append(path.with_name(f"{path.name}.{kind}"))
         write_atomic(paths[-1], picture.getvalue())
     plt.close(figure)
-    drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.metrics}
-    told = {"figure": name, "scale": scale, "runs": list(drawn.values()), "missing": list(missing)}
-    write_atomic(folder / f"{name}.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     return paths
 
 
