@@ -3,6 +3,7 @@
 #   make table5                      costs, counted without training (ARGS="--scale paper": the paper's)
 #   make table2 ARGS="--scale smoke" whatever sweeps/run.py takes
 #   make merge_search ARGS="--space free"  search merge schedules (whatever sweeps/merge_search.py takes)
+#   make report                      one page of all results: results/report.html
 #   make test                        linters, types and tests
 # PYTHON chooses the interpreter; pip's own settings (PIP_EXTRA_INDEX_URL and others) are respected, for
 # example to take PyTorch's CPU builds where pip's choice would be one with CUDA.
@@ -29,11 +30,11 @@ PIP := $(BIN)/python -m pip install --no-compile --no-input --disable-pip-versio
 # Of all that pip says, what takes long; errors go their own way.
 BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p; s/^Installing coll.*/  installing/p'
 
-.PHONY: help table1 table2 table5 foundation merge_search test lint format clean
+.PHONY: help table1 table2 table5 foundation merge_search report test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 table1 table2 table5 foundation: $(BASE)
 	@$(BIN)/python sweeps/run.py $@ $(ARGS)
@@ -41,6 +42,9 @@ table1 table2 table5 foundation: $(BASE)
 merge_search: $(SEARCH)
 	@$(BIN)/python sweeps/merge_search.py $(ARGS)
 	@$(BIN)/python paper_figures/merge_search.py
+
+report: $(BASE)
+	@$(BIN)/python -m analysis.report $(ARGS)
 
 # One thread a worker: the tests run side by side.
 test: lint

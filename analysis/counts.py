@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from analysis.tables import COLUMNS, _escaped, _exact, _grid, latex_escaped
+from analysis.tables import COLUMNS, _escaped, _exact, _grid, csv_text, latex_escaped
 from evlgen.files import write_atomic
 from experiments.counted import Counted, Figures, Part, Sheet
 
@@ -24,10 +22,10 @@ def write_counts(counted: Counted, out_dir: Path) -> list[Path]:
         UserError: a file cannot be written; the old one is kept.
     """
     files = {
-        "table.csv": _csv(COLUMNS, (line for part in counted.parts for line in _lines(part))),
+        "table.csv": csv_text(COLUMNS, (line for part in counted.parts for line in _lines(part))),
         "table.md": _markdown(counted),
         "table.tex": "\n".join(_latex(counted.title, part) for part in counted.parts),
-        **{sheet.name: _csv(sheet.columns, sheet.rows) for sheet in counted.sheets},
+        **{sheet.name: csv_text(sheet.columns, sheet.rows) for sheet in counted.sheets},
     }
     paths = []
     for name, text in files.items():
@@ -48,14 +46,6 @@ def _lines(part: Part) -> Iterable[Sequence[object]]:
                 int(value is not None),
                 "" if paper is None else f"{paper:g}",
             )
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _markdown(counted: Counted) -> str:

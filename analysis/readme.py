@@ -1,32 +1,111 @@
-"""Put the tables under ``results/`` into README.md: ``python -m analysis.readme``.
+"""Put what is under ``results/`` into README.md: ``python -m analysis.readme``.
 
-A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; it is the first part of the Markdown in
-``results/NAME/mini``.
+A part stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``claims`` is the table of verdicts of
+``results/claims.json``, ``headline`` the figure of quality against cost, any other name the first part of the
+Markdown in ``results/NAME/mini``. What is not there stays as it is.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
+
+from evlgen.errors import UserError
+from evlgen.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
+HEADLINE = "quality_cost"
+_HEADLINE_TEXT = "Quality against training cost: EVLGen, BLIP-2 in a single stage and in two stages"
 
 
-def with_tables(page: str, results: Path) -> str:
-    """The page with every marked table replaced by the one under ``results``; those not there stay."""
+def with_results(page: str, results: Path) -> str:
+    """The page with every marked part replaced by what is under ``results``; those not there stay.
+
+    Raises:
+        UserError: ``claims.json`` is damaged.
+    """
 
     def replace(found: re.Match[str]) -> str:
         name = found["name"]
-        table = results / name / "mini" / "table.md"
-        if not table.exists():
-            return found[0]
-        head = table.read_text().split("\n## ")[0]  # the rest, every seed and every difference, stays there
-        text = re.sub(r"^# ", "### ", head, flags=re.MULTILINE).strip()
-        return f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
+        text = {"claims": _claims, "headline": _headline}.get(name, lambda results: _table(results, name))(
+            results
+        )
+        return found[0] if text is None else f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (?P<name>\w+) -->.*?<!-- /(?P=name) -->", replace, page, flags=re.DOTALL)
 
 
-if __name__ == "__main__":
+def _table(results: Path, name: str) -> str | None:
+    path = results / name / "mini" / "table.md"
+    if not path.exists():
+        return None
+    head = path.read_text().split("\n## ")[0]  # the rest, every seed and every difference, stays there
+    return re.sub(r"^# ", "### ", head, flags=re.MULTILINE).strip()
+
+
+def _headline(results: Path) -> str | None:
+    path = Path("figures", "mini", f"{HEADLINE}.png")
+    return f"![{_HEADLINE_TEXT}](results/{path.as_posix()})" if (results / path).exists() else None
+
+
+def _claims(results: Path) -> str | None:
+    claims = read_claims(results)
+    if claims is None:
+        return None
+    lines = ["| claim of the paper | verdict | evidence |", "|---|---|---|"]
+    for claim in claims:
+        words = (f"{claim['id']}: {claim['claim']}", f"**{claim['verdict']}**", " ".join(claim["evidence"]))
+        lines.append("| " + " | ".join(" ".join(word.replace("|", "\\|").split()) for word in words) + " |")
+    return "\n".join(lines)
+
+
+def read_claims(results: Path) -> list[dict[str, Any]] | None:
+    """The verdicts in ``claims.json``; None if it is not there.
+
+    Returns:
+        Of each claim ``id``, ``claim``, ``verdict``, ``rule``, ``scale`` (words, empty where the file has none),
+        ``evidence`` (a list of sentences) and ``runs`` (a list of ids).
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = results / "claims.json"
+    try:
+        claims = []
+        for claim in json.loads(path.read_text()):
+            words = {name: str(claim.get(name, "")) for name in ("claim", "rule", "scale")}
+            evidence = claim["evidence"]
+            claims.append(
+                {
+                    "id": str(claim["id"]),
+                    "verdict": str(claim["verdict"]),
+                    **words,
+                    "evidence": [evidence] if isinstance(evidence, str) else [str(one) for one in evidence],
+                    "runs": [str(run) for run in claim.get("runs", [])],
+                }
+            )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {error}); make it again with `python -m analysis.claims`"
+        ) from error
+    return claims
+
+
+def main() -> int:
+    """Exit code: 0, or 2 where the user must do something first."""
     readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(), ROOT / "results"))
+    try:
+        write_atomic(readme, with_results(readme.read_text(), ROOT / "results").encode())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,5 @@
-"""The table of an experiment as CSV, Markdown and LaTeX: means over seeds, with the paper's numbers beside.
+"""The table of an experiment as CSV, Markdown and LaTeX: means over seeds, with the paper's numbers beside;
+and the differences between its rows, corrected for how many there are.
 
 A number of the paper is always marked as the paper's, one that the paper does not give (or that could not be
 confirmed) as unknown, and a row that lacks seeds as incomplete.
@@ -10,16 +11,21 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.statistics import Difference, Interval, mean_interval, paired_difference
+from analysis.statistics import Difference, Interval, holm, mean_interval, paired_difference
 from evlgen.files import write_atomic
 from experiments.base import Experiment
 
 COLUMNS = ("row", "metric", "mean", "ci_low", "ci_high", "n_seeds", "paper")
+DIFFERENCES = (
+    *("row", "minus", "metric", "mean", "ci_low", "ci_high", "n_seeds"),
+    *("verdict", "p_sign_flip", "p_t", "p_holm"),
+)
+LEVEL = 0.05  # of the corrected p values
 TITLES = {
     "vqav2": "VQAv2",
     "gqa": "GQA",
@@ -109,7 +115,9 @@ class Cell:
 def write_tables(
     experiment: Experiment, scale: str, results: Results, out_dir: Path, seeds: int | None = None
 ) -> list[Path]:
-    """Write ``table.csv``, ``table.md`` and ``table.tex`` into ``out_dir``, whole or not at all.
+    """Write ``table.csv``, ``table.md``, ``table.tex`` and ``differences.csv`` into ``out_dir``.
+
+    Each is written whole or not at all.
 
     Args:
         experiment: the rows and the paper's numbers.
@@ -126,11 +134,13 @@ def write_tables(
     """
     expected = experiment.seeds if seeds is None else seeds
     cells = _collect(experiment, results, expected)
+    compared = _compare(experiment, cells)
     paths = []
     for name, text in (
         ("table.csv", _csv(cells)),
-        ("table.md", _markdown(experiment, scale, results, cells, expected)),
+        ("table.md", _markdown(experiment, scale, results, cells, compared, expected)),
         ("table.tex", _latex(experiment, scale, results, cells, expected)),
+        ("differences.csv", _differences_csv(compared)),
     ):
         paths.append(out_dir / name)
         write_atomic(paths[-1], text.encode())
@@ -152,41 +162,103 @@ def _collect(experiment: Experiment, results: Results, expected: int) -> Cells:
         runs += [None] * (expected - len(runs))
         cells[row.label] = {}
         for metric in metrics:
-            values = tuple(_number(run["metrics"].get(metric)) if run else None for run in runs)
+            values = tuple(number(run["metrics"].get(metric)) if run else None for run in runs)
             present = [value for value in values if value is not None]
             interval = mean_interval(present) if present else None
             cells[row.label][metric] = Cell(values, interval, row.paper.get(metric))
     return cells
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     """A finite number, else None: a loss that is not a number is no result."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
 
 
+# -------------------------------------------------------------------------------------- differences
+
+
+@dataclass(frozen=True)
+class Compared:
+    """``first - second`` in one metric, paired by seed; ``corrected``: the t test's p after Holm."""
+
+    first: str
+    second: str
+    metric: str
+    difference: Difference
+    corrected: float
+
+
+def _compare(experiment: Experiment, cells: Cells) -> list[Compared]:
+    """Every row less every earlier one, or less the first where there are many, in the table's own metrics.
+
+    All differences of a table are one family for the correction.
+    """
+    labels = list(cells)
+    pairs = list(itertools.combinations(labels, 2))
+    if len(labels) > _MANY_ROWS:
+        pairs = [(labels[0], label) for label in labels[1:]]
+    found = [
+        (second, first, metric, difference)
+        for first, second in pairs
+        for metric in experiment.metrics
+        if (difference := _difference(cells[second][metric], cells[first][metric])) is not None
+    ]
+    corrected = holm([difference.t_p for *_, difference in found])
+    return [Compared(*one, p) for one, p in zip(found, corrected, strict=True)]
+
+
+def _difference(first: Cell, second: Cell) -> Difference | None:
+    """``first - second``, or None where no seed has both."""
+    pairs = list(itertools.zip_longest(first.values, second.values))
+    if not any(None not in pair for pair in pairs):
+        return None
+    return paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
 # ------------------------------------------------------------------------------------------------ CSV
 
 
 def _csv(cells: Cells) -> str:
+    rows = [
+        (
+            label,
+            metric,
+            _exact(cell.interval.mean if cell.interval else None),
+            _exact(cell.interval.low if cell.interval else None),
+            _exact(cell.interval.high if cell.interval else None),
+            cell.interval.n if cell.interval else 0,
+            "" if cell.paper is None else cell.paper,
+        )
+        for label, metrics in cells.items()
+        for metric, cell in metrics.items()
+    ]
+    return csv_text(COLUMNS, rows)
+
+
+def _differences_csv(compared: Sequence[Compared]) -> str:
+    rows = [
+        (
+            one.first,
+            one.second,
+            one.metric,
+            *map(_exact, (one.difference.mean, one.difference.low, one.difference.high)),
+            one.difference.n,
+            one.difference.verdict,
+            *map(_exact, (one.difference.p_value, one.difference.t_p, one.corrected)),
+        )
+        for one in compared
+    ]
+    return csv_text(DIFFERENCES, rows)
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV file with a head, lines ended by a line feed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for label, metrics in cells.items():
-        for metric, cell in metrics.items():
-            interval = cell.interval
-            writer.writerow(
-                (
-                    label,
-                    metric,
-                    _exact(interval.mean if interval else None),
-                    _exact(interval.low if interval else None),
-                    _exact(interval.high if interval else None),
-                    interval.n if interval else 0,
-                    "" if cell.paper is None else cell.paper,
-                )
-            )
+    writer.writerow(head)
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -197,7 +269,14 @@ def _exact(value: float | None) -> str:
 # ------------------------------------------------------------------------------------------- Markdown
 
 
-def _markdown(experiment: Experiment, scale: str, results: Results, cells: Cells, expected: int) -> str:
+def _markdown(
+    experiment: Experiment,
+    scale: str,
+    results: Results,
+    cells: Cells,
+    compared: Sequence[Compared],
+    expected: int,
+) -> str:
     metrics = list(experiment.metrics)
     rows = _rows(cells, metrics, lambda cell, metric: f"{_ours(cell, metric)} ({_paper(cell)})")
     for row, label in zip(rows, cells, strict=True):
@@ -215,7 +294,7 @@ def _markdown(experiment: Experiment, scale: str, results: Results, cells: Cells
             row.insert(1, _states(results.get(label, ())))
         lines += _grid(["row", "the image is", *map(title, details)], rows)
         lines += ["", _states_note(), ""]
-    lines += _comparisons(experiment, cells)
+    lines += _comparisons(experiment, compared)
     lines += ["## Every seed", ""]
     lines += _grid(["row", *map(title, metrics)], _rows(cells, metrics, _every_seed))
     return "\n".join(lines) + "\n"
@@ -262,46 +341,40 @@ def _every_seed(cell: Cell, metric: str) -> str:
     return " / ".join(_rounded(value, metric) for value in cell.values)
 
 
-def _comparisons(experiment: Experiment, cells: Cells) -> list[str]:
+def _comparisons(experiment: Experiment, compared: Sequence[Compared]) -> list[str]:
     """Paired differences between rows, as lines of Markdown."""
-    labels = list(cells)
-    pairs = list(itertools.combinations(labels, 2))
-    if len(labels) > _MANY_ROWS:
-        pairs = [(labels[0], label) for label in labels[1:]]
-    rows, most = [], 0
-    for first, second in pairs:
-        differences = [_difference(cells[second][m], cells[first][m]) for m in experiment.metrics]
-        if any(difference for difference in differences):
-            texts = map(_difference_text, differences, experiment.metrics)
-            rows.append([f"{_escaped(second)} *minus* {_escaped(first)}", *texts])
-            most = max(most, *(difference.n for difference in differences if difference))
-    if not rows:
+    if not compared:
         return []
+    found = {(one.first, one.second, one.metric): one for one in compared}
+    rows = []
+    for first, second in dict.fromkeys((one.first, one.second) for one in compared):
+        of_pair = [found.get((first, second, metric)) for metric in experiment.metrics]
+        texts = map(_compared_text, of_pair, experiment.metrics)
+        rows.append([f"{_escaped(first)} *minus* {_escaped(second)}", *texts])
+    most = max(one.difference.n for one in compared)
     lines = ["## Differences between rows, paired by seed", ""]
     lines += _grid(["rows", *map(title, experiment.metrics)], rows)
-    smallest = f"{2 / 2**most:.2g}"
     lines += [
         "",
         'A difference is called "higher" or "lower" if its 95% bootstrap interval over seeds does not hold '
-        f'zero, else "undecided". With {_count(most, "seed")} no sign-flip test can give a p below '
-        f"{smallest}, and nothing is corrected for the number of comparisons: one verdict proves little.",
+        f'zero, else "undecided"; with {_count(most, "seed")} such a verdict alone proves little (no '
+        f"sign-flip test can give a p below {2 / 2**most:.2g}). A star marks those that stay corrected "
+        f"for their number: p of the paired t test at most {LEVEL:g} by Holm's method over the "
+        f"{_count(len(compared), 'difference')} of this table ([differences.csv](differences.csv)).",
         "",
     ]
     return lines
 
 
-def _difference(first: Cell, second: Cell) -> Difference | None:
-    """``first - second``, or None where no seed has both."""
-    pairs = list(itertools.zip_longest(first.values, second.values))
-    if not any(None not in pair for pair in pairs):
-        return None
-    return paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-
-
-def _difference_text(difference: Difference | None, metric: str) -> str:
-    """One decimal more than scores have: an interval that just misses zero must not look as if it held it."""
-    if difference is None:
+def _compared_text(compared: Compared | None, metric: str) -> str:
+    if compared is None:
         return "–"
+    star = "*" if compared.difference.verdict != "undecided" and compared.corrected <= LEVEL else ""
+    return _difference_text(compared.difference, metric) + star.replace("*", "\\*")
+
+
+def _difference_text(difference: Difference, metric: str) -> str:
+    """One decimal more than scores have: an interval that just misses zero must not look as if it held it."""
     interval = _range_text(difference.low, difference.high, metric, "+", 1)
     return f"{_rounded(difference.mean, metric, '+', 1)}{interval} {difference.verdict}"
 

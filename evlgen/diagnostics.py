@@ -22,6 +22,8 @@ very alike); the gap does.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -187,7 +189,8 @@ def _validate_represent(
             sums += size * np.array([float(getattr(losses, name)) for name in names])
             count += size
     means: list[float] = (sums / max(count, 1)).tolist()
-    found = {"val_loss": sum(means)} | {f"val_{name}": m for name, m in zip(names, means, strict=True)}
+    total = functools.reduce(operator.add, means)  # Python's sum() of floats depends on its version
+    found = {"val_loss": total} | {f"val_{name}": m for name, m in zip(names, means, strict=True)}
     if "itc" in names:
         similarity = model.similarity(torch.cat(images), torch.cat(texts))  # (M, M)
         truth = torch.arange(len(similarity), device=device)

@@ -54,7 +54,8 @@ class PerceiverResampler(nn.Module):
         if tokens > len(self.positions):
             raise UserError(f"max_positions = {len(self.positions)}: the image has {tokens} tokens")
         image = self.input_projection(features) + self.positions[:tokens]  # (B, N, D)
-        latents = self.latents.expand(batch, -1, -1)  # (B, L, D)
+        # a copy: torch's FLOP counter fails, without gradients, at a module that is given a parameter's view
+        latents = self.latents.repeat(batch, 1, 1)  # (B, L, D)
         for layer in self.layers:
             latents = layer(latents, image)
         soft: Tensor = self.norm(latents)

@@ -10,6 +10,7 @@ EXPERIMENTS: dict[str, str] = {
     "two_stage": "experiments.two_stage",
     "collapse": "experiments.collapse",
     "encoders": "experiments.encoders",
+    "baselines": "experiments.baselines",
     "initialisation": "experiments.initialisation",
     "soft_tokens": "experiments.soft_tokens",
     "learning_rates": "experiments.learning_rates",

@@ -240,14 +240,14 @@ def blip2_single_stage(
     return _run(chosen, "qformer", chosen.qformer, language, pairs, steps)
 
 
-def linear(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
+def linear(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
     """LLaVA's single linear layer: all image tokens go to the LLM."""
     chosen = get(scale)
     width = chosen.tomeformer.input_width
     return _run(chosen, "linear", LinearConfig(input_width=width, width=width), language, pairs, steps)
 
 
-def mlp(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
+def mlp(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
     """The MLP of LLaVA-1.5: as `linear`, with one hidden layer of the LLM's width."""
     chosen = get(scale)
     width, hidden = chosen.tomeformer.input_width, chosen.language_width[language]
@@ -255,14 +255,14 @@ def mlp(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps:
     return _run(chosen, "mlp", connector, language, pairs, steps)
 
 
-def pooled(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250) -> RunConfig:
+def pooled(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
     """Average pooling of the patches to as many soft tokens as TomeFormer's."""
     chosen = get(scale)
     return _run(chosen, "pool", chosen.pool, language, pairs, steps)
 
 
 def perceiver(
-    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: int = 250
+    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250
 ) -> RunConfig:
     """Flamingo's perceiver resampler, of TomeFormer's size and with as many soft tokens."""
     chosen = get(scale)

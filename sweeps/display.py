@@ -22,7 +22,8 @@ class Display:
     """Progress of a sweep: bars on a terminal, else a line now and then."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.shown = total, 0, 0.0
+        self.total, self.done = total, 0
+        self.shown: dict[str, float] = {}  # when a line was last printed on each
         self.bars: dict[str, Any] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -64,8 +65,8 @@ class Display:
             if detail is not None:
                 note = f"{detail.phase}{_pace(detail)}"
                 self.progress.update(self.bars[key], total=detail.steps, completed=detail.step, note=note)
-        elif detail is not None and time.monotonic() - self.shown > 5:
-            self.shown = time.monotonic()
+        elif detail is not None and time.monotonic() - self.shown.get(key, 0.0) > 10:
+            self.shown[key] = time.monotonic()
             where = f"{detail.phase} {detail.step}/{detail.steps}"
             print(f"[{self._clock()}] {key} {where}{_pace(detail)}", flush=True)
 

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.statistics import holm, mean_interval, paired_difference, sign_flip_p
+from analysis.statistics import holm, mean_interval, paired_difference, sign_flip_p, t_test_p
 
 scores = st.floats(-1000, 1000).map(lambda x: round(x, 3))
 
@@ -123,6 +123,30 @@ def test_sign_flip_agrees_with_scipy(n: int) -> None:
         (values,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
     )
     assert sign_flip_p(list(values)) == pytest.approx(expected.pvalue, abs=1e-9 if n == 6 else 0.015)
+
+
+def test_t_test_by_hand() -> None:
+    """Of 1, 2 and 3: t = 2 / (1 / sqrt(3)); with 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2)."""
+    assert t_test_p([1.0, 2.0, 3.0]) == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-12)
+    assert t_test_p([-1.0, -2.0, -3.0]) == t_test_p([1.0, 2.0, 3.0])
+    assert t_test_p([5.0]) == 1.0
+    assert t_test_p([0.0, 0.0]) == 1.0
+    assert t_test_p([0.1, 0.1, 0.1]) == 0.0
+    assert t_test_p([1.0, -1.0]) == 1.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 10, 11, 40])
+@pytest.mark.parametrize("shift", [0.0, 0.5, 3.0])
+def test_t_test_agrees_with_scipy(n: int, shift: float) -> None:
+    values = np.random.default_rng(n).normal(shift, 1, n)
+    expected = scipy.stats.ttest_1samp(values, 0).pvalue
+    assert t_test_p(list(values)) == pytest.approx(expected, rel=1e-9, abs=1e-14)
+
+
+def test_difference_has_both_p_values() -> None:
+    difference = paired_difference([3.0, 5.0, 9.0], [2.0, 3.0, 6.0])
+    assert difference.p_value == sign_flip_p([1.0, 2.0, 3.0])
+    assert difference.t_p == t_test_p([1.0, 2.0, 3.0])
 
 
 def test_holm_by_hand() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.tables import COLUMNS, latex_escaped, write_tables
+from analysis.tables import COLUMNS, DIFFERENCES, latex_escaped, write_tables
 from evlgen.config import EvalConfig, RunConfig
 from evlgen.errors import UserError
 from experiments.base import Experiment, Row
@@ -56,8 +56,9 @@ def markdown(folder: Path) -> str:
 
 def test_csv(tmp_path: Path) -> None:
     paths = write_tables(EXPERIMENT, "mini", RESULTS, tmp_path / "a" / "b")
-    assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex"]
+    assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex", "differences.csv"]
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
+        "differences.csv",
         "table.csv",
         "table.md",
         "table.tex",
@@ -112,7 +113,38 @@ def test_differences_are_paired_and_signed(tmp_path: Path) -> None:
     assert line.startswith("| second \\| #2 *minus* first, 50% of data_a |")
     assert "-0.75 [-1.00, -0.50] lower" in line
     assert "-13.00 [-30.00, +4.00] undecided" in line
-    assert "With 2 seeds no sign-flip test can give a p below 0.5" in markdown(tmp_path)
+    assert (
+        "with 2 seeds such a verdict alone proves little (no sign-flip test can give a p below 0.5)"
+        in markdown(tmp_path)
+    )
+
+
+def test_differences_are_corrected(tmp_path: Path) -> None:
+    """Two differences: -1.2, -0.9, -0.9, -1.0 (t = -14.1, p = 0.0008) and one of no size; a family of two."""
+    first = [run(vqav2=41.0 + i, coco__CIDEr=100.0) for i in range(4)]
+    second = [
+        run(vqav2=41.0 + i - by, coco__CIDEr=100.0 + sign)
+        for i, (by, sign) in enumerate([(1.2, 1.0), (0.9, -1.0), (0.9, 1.0), (1.0, -1.0)])
+    ]
+    results = dict(zip([row.label for row in EXPERIMENT.rows], (first, second), strict=True))
+    write_tables(EXPERIMENT, "mini", results, tmp_path, seeds=4)
+    with (tmp_path / "differences.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        assert tuple(reader.fieldnames or ()) == DIFFERENCES
+        lines = {line["metric"]: line for line in reader}
+    assert list(lines) == ["vqav2", "coco/CIDEr"]  # what no seed has is left out
+    line = lines["vqav2"]
+    assert (line["row"], line["minus"]) == ("second | #2", "first, 50% of data_a")
+    assert (line["mean"], line["n_seeds"], line["verdict"]) == ("-1", "4", "lower")
+    assert float(line["ci_low"]) < -1 < float(line["ci_high"]) < 0
+    assert float(line["p_sign_flip"]) == 2 / 16
+    assert float(line["p_t"]) == pytest.approx(0.000767, rel=1e-2)
+    assert float(line["p_holm"]) == pytest.approx(2 * float(line["p_t"]), rel=1e-4)
+    assert lines["coco/CIDEr"]["verdict"] == "undecided"
+    assert lines["coco/CIDEr"]["p_holm"] == "1"
+    text = markdown(tmp_path)
+    assert re.search(r"-1.00 \[-1.\d\d, -0.\d\d\] lower\\\* \| 0.00 \[.*\] undecided \|", text)
+    assert "over the 2 differences of this table" in text
 
 
 def test_rows_and_seeds_that_are_missing(tmp_path: Path) -> None:

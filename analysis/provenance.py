@@ -1,0 +1,180 @@
+"""Where the numbers under ``results/`` come from: ``python -m analysis.provenance [--scale mini]``.
+
+The runs themselves are not committed; what their ``provenance.json`` say is kept, in short, in
+``results/provenance/SCALE/runs.json``: commits, packages and machines, and for each run its row, seed and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evlgen.errors import UserError
+from evlgen.files import write_atomic
+from experiments import COUNTED, EXPERIMENTS
+from experiments.base import seeded
+from sweeps import store
+from sweeps.planning import load
+
+# Of a run's provenance.json, what many runs share.
+ENVIRONMENT = (
+    *("git_commit", "git_dirty", "git_diff_sha256", "code_version"),
+    *("python", "system", "processor", "cores", "gpus", "packages"),
+)
+MEASURED = ("started", "wall_seconds", "peak_memory_mib", "peak_gpu_memory_mib", "energy_joules")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Of all runs behind the tables of a scale.
+
+    Attributes:
+        environments: key -> the fields `ENVIRONMENT`.
+        runs: id -> ``experiments`` (name -> labels of the rows), ``seed``, ``environment`` (a key above) and
+            the fields `MEASURED`.
+    """
+
+    environments: dict[str, dict[str, Any]]
+    runs: dict[str, dict[str, Any]]
+
+
+def summary_path(scale: str) -> Path:
+    """Where the summary of a scale is kept."""
+    return store.results_folder() / "provenance" / scale / "runs.json"
+
+
+def write(scale: str, seeds: dict[str, int]) -> Provenance:
+    """Bring the summary up to the run store; experiments that lack rows there keep what it says of them.
+
+    Args:
+        seeds: experiment -> seeds of each row, where they are more than the experiment says.
+
+    Returns:
+        What the summary says now. It is not written where the store has no run of the scale.
+
+    Raises:
+        UserError: the summary is damaged or cannot be written. A damaged run is named on stderr and skipped.
+    """
+    known, found = read(scale), from_store(scale, seeds)
+    if not found.runs:
+        return known
+    rows = {
+        name: {label for run in found.runs.values() for label in run["experiments"].get(name, ())}
+        for name in EXPERIMENTS
+    }
+    told = {name for run in known.runs.values() for name in run["experiments"]}
+    # One run may serve several experiments, so some runs in the store do not mean that its table is from there.
+    renewed = {
+        name
+        for name, there in rows.items()
+        if there and (name not in told or there >= {row.label for row in load(name, scale).rows})
+    }
+    runs: dict[str, dict[str, Any]] = {}
+    for source, wanted in ((known, told - renewed), (found, renewed)):
+        for run, facts in source.runs.items():
+            own = {name: labels for name, labels in facts["experiments"].items() if name in wanted}
+            if own:
+                runs[run] = {**facts, "experiments": {**runs.get(run, {}).get("experiments", {}), **own}}
+    environments = {**known.environments, **found.environments}
+    used = {facts["environment"] for facts in runs.values()}
+    new = Provenance({key: environments[key] for key in sorted(used)}, dict(sorted(runs.items())))
+    text = json.dumps({"environments": new.environments, "runs": new.runs}, indent=1, sort_keys=True)
+    write_atomic(summary_path(scale), (text + "\n").encode())
+    return new
+
+
+def read(scale: str) -> Provenance:
+    """The summary as it was written; empty if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = summary_path(scale)
+    try:
+        value = json.loads(path.read_text())
+        found = Provenance(value["environments"], value["runs"])
+        for facts in found.runs.values():
+            _ = found.environments[facts["environment"]], facts["experiments"].items(), facts["seed"]
+    except FileNotFoundError:
+        return Provenance({}, {})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {error}); restore it with `git checkout`, or delete it"
+        ) from error
+    return found
+
+
+def from_store(scale: str, seeds: dict[str, int]) -> Provenance:
+    """What the complete runs of all experiments say; a damaged one is named on stderr and left out."""
+    environments: dict[str, dict[str, Any]] = {}
+    runs: dict[str, dict[str, Any]] = {}
+    for name in EXPERIMENTS:
+        if name in COUNTED or not store.store_folder().exists():
+            continue
+        experiment = load(name, scale)
+        for row in experiment.rows:
+            for seed in range(max(experiment.seeds, seeds.get(name, 0))):
+                config = seeded(row.config, seed)
+                parts = [(row.label, config)]
+                if config.init_from is not None:
+                    parts.insert(0, (f"{row.label} (stage 1)", config.init_from))
+                for label, part in parts:
+                    run = store.run_id(part)
+                    if run not in runs:
+                        facts = _facts(store.store_folder() / run)
+                        if facts is None:
+                            continue
+                        environment = {field: facts.get(field) for field in ENVIRONMENT}
+                        key = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:8]
+                        environments[key] = environment
+                        measured = {field: facts.get(field) for field in MEASURED}
+                        runs[run] = {"experiments": {}, "seed": seed, "environment": key, **measured}
+                    labels = runs[run]["experiments"].setdefault(name, [])
+                    if label not in labels:
+                        labels.append(label)
+    return Provenance(environments, runs)
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    """``provenance.json`` of a run that is complete, else None."""
+    if not (folder / "result.json").exists():
+        return None
+    try:
+        return store.read_json(folder / "provenance.json")
+    except UserError as error:
+        print(f"{error}: skipped", file=sys.stderr, flush=True)
+        return None
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0, or 2 where the user must do something first."""
+    import tyro
+
+    def arguments(scale: str = "mini") -> str:
+        """
+        Args:
+            scale: smoke, mini or paper
+        """
+        return scale
+
+    scale = tyro.cli(arguments, args=argv, prog="analysis.provenance", description=__doc__)
+    try:
+        found = write(scale, {})
+        if not found.runs:
+            raise UserError(
+                f"{store.store_folder()}: no runs of scale {scale}; make them with "
+                f"`python sweeps/run.py all --scale {scale}`"
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(found.runs)} runs in {summary_path(scale)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

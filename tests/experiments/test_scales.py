@@ -1,0 +1,48 @@
+"""The baselines beside EVLGen: the same budget, and as many soft tokens as their names promise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from evlgen.cost import image_features, meta_connector, run_cost
+from experiments import learning_rates
+from experiments.scales import NAMES, evlgen, linear, mlp, perceiver, pooled
+
+BASELINES = {linear: (65, 257), mlp: (65, 257), pooled: (17, 29), perceiver: (17, 29)}
+
+
+@pytest.mark.parametrize("scale", NAMES)
+def test_baselines_have_the_budget_of_evlgen(scale: str) -> None:
+    """For as long as no search has found another learning rate for one of them."""
+    for steps in (50, 250):
+        ours = evlgen(scale, language="vicuna", pairs="11M", steps=steps)
+        for baseline in BASELINES:
+            config = baseline(scale, language="vicuna", pairs="11M", steps=steps)
+            assert config.connector.init == "random"
+            same = dataclasses.replace(config, connector=ours.connector, optim=ours.optim)
+            assert same == ours
+            assert config.optim.steps == ours.optim.steps
+            assert config.optim.batch_size == ours.optim.batch_size
+
+
+def test_soft_tokens() -> None:
+    for baseline, (mini, paper) in BASELINES.items():
+        assert run_cost(baseline("mini")).soft_tokens == mini
+        config = baseline("paper").connector
+        assert meta_connector(config)(image_features(config, 257)).shape[1] == paper
+    assert run_cost(evlgen("mini")).soft_tokens == 17
+
+
+def test_hidden_layer_of_the_mlp_has_the_width_of_the_language_model() -> None:
+    assert [mlp("paper", language=name).connector.width for name in ("opt", "vicuna")] == [2560, 4096]
+    assert linear("paper").connector.width == 1408
+
+
+def test_every_baseline_gets_the_search_of_learning_rates() -> None:
+    labels = [row.label for row in learning_rates.build("mini").rows]
+    for name in ("linear", "MLP", "average pooling", "perceiver"):
+        own = [label for label in labels if label.startswith(f"{name}, ")]
+        assert len(own) == 4
+        assert all(", random, " in label for label in own)
