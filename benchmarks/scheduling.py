@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -77,7 +78,7 @@ def fill(runs: dict[str, RunConfig]) -> None:
             (folder / "error.json").write_text("{}")
 
 
-def store_quickly(path: Path, value: dict[str, object]) -> None:
+def store_quickly(path: Path, value: Mapping[str, object]) -> None:
     """As `store.write_json`, without waiting for the disk."""
     path.write_text(json.dumps({**value, "sha256": store._checksum(value)}))
 

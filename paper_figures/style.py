@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.statistics import mean_interval
 from evlgen.files import write_atomic
@@ -179,6 +180,14 @@ def dots(
     axis.set_yticks(range(len(rows)), [label for label, *_ in rows] if labelled else [])
     axis.tick_params(axis="y", length=0)
     axis.margins(x=0.08)
+
+
+def log_axis(axis: Axes) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2 and 5, which do not run into each other."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def note(axis: Axes, text: str, x: float = 0.5, y: float = 0.5) -> None:
