@@ -45,6 +45,7 @@ from evlgen.wheels import WHEELS, unpacked
 BosPosition = Literal["first", "after_prompt", "none"]
 
 MINI_BERT = "mini-bert"
+BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
 _ENCODER_DECODERS = ("t5", "mt5")
 _PLAIN_HEADS = ("opt", "llama")
@@ -192,13 +193,15 @@ def forget_languages() -> None:
 def text_tokenizer(name: str) -> tuple[Any, int]:
     """Tokenizer of the language model or BERT ``name`` and the token that ends a text, without its weights.
 
+    BERT's texts, of stage 1, end with ``[SEP]``.
+
     Raises:
         UserError: as `build_language` or `bert_folder`.
     """
     if name in (*_MINI, MINI_BERT):
         tokenizer = mini_tokenizer()
         return tokenizer, closing_newline(tokenizer, name)
-    path = bert_folder(name) if name in names("bert") else _folder(name)
+    path = bert_folder(name) if name in names("text") else _folder(name)
     return load_tokenizer(path, read_config(path))
 
 
@@ -206,12 +209,15 @@ def text_reader(config: RunConfig) -> str:
     """The model whose tokens the texts of a run are, for `text_tokenizer`.
 
     In the stage ``represent`` it is the BERT that ``language`` names, or that the connector starts from:
-    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is the miniature's.
+    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is bert-base-uncased, in
+    the miniworld the miniature's.
     """
     if config.stage == "caption":
         return config.language
     name = config.language or config.connector.init
-    return MINI_BERT if name in ("random", MINI_BERT) or name.endswith(".safetensors") else name
+    if name in ("random", MINI_BERT) or name.endswith(".safetensors"):
+        return MINI_BERT if config.data.world == "miniworld" else BERT
+    return name
 
 
 def _folder(name: str) -> Path:
@@ -227,16 +233,16 @@ def _folder(name: str) -> Path:
 
 
 def bert_folder(name: str) -> Path:
-    """Folder of a BERT: its path, or the name of one that is installed, in EVLGEN_WEIGHTS or the hub's cache.
+    """Folder of a BERT: a path, or the name of one that is installed, in EVLGEN_WEIGHTS or the hub's cache.
 
     Raises:
         UserError: there is none; the message says where it was looked for.
     """
     if (found := model_folder(name)) is not None:
         return found
-    if name in names("bert"):
+    if name in names("text"):
         return find_weights(name)
-    known = ", ".join([*names("bert"), "minilm-l6"])
+    known = ", ".join([*names("text"), "minilm-l6"])
     raise UserError(
         f"BERT {name!r}: no such model; there are: mini-bert, {known}, or a folder, a .safetensors file, or "
         "a model in the hub's cache"

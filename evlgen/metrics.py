@@ -655,7 +655,7 @@ def _references(data: DataConfig, name: str, image: str) -> tuple[str, ...]:
 def _question(world: worlds.World, kind: str, name: str) -> worlds.Question:
     if kind not in world.question_sets:
         raise UserError(f"predictions: no question set {kind!r}; there are: {', '.join(world.question_sets)}")
-    return world.question(kind, _index(name, world.count(kind)))
+    return world.question(kind, _index(name, world.count(world.pool_of(kind))))
 
 
 def _index(name: str, count: int) -> int:

@@ -122,14 +122,19 @@ class FrozenVision:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     image_size: int = 64
 
-    @torch.no_grad()
     def encode(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, tokens, width) float32."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        """(B, H, W, 3) uint8 -> (B, tokens, width) float32, on the CPU."""
+        return self.features(torch.from_numpy(images)).cpu()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8, anywhere -> (B, tokens, width) float32, on the encoder's device."""
         weight = next(self.model.parameters())
-        features: Tensor = self.model(pixels.to(weight.device, weight.dtype))
-        return features.float().cpu()
+        device = weight.device
+        pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (self.mean, self.std))
+        features: Tensor = self.model(((pixels - mean) / std).to(weight.dtype))
+        return features.float()
 
 
 def file_hash(path: Path) -> str:

@@ -195,13 +195,17 @@ _PAPER = Scale(
     language={"opt": "opt-2.7b", "vicuna": "vicuna-7b"},
     language_width={"opt": 2560, "vicuna": 4096},
     data=DataConfig(
-        world="capfilt", pools=(("laion-115m", 78_000_000), ("ccs-14m", 20_800_000), ("coco", 5_200_000))
+        world="capfilt",
+        cache=False,
+        pools=(("laion-115m", 78_000_000), ("ccs-14m", 20_800_000), ("coco", 5_200_000)),
     ),
     reduced=(("ccs-14m", 8_800_000), ("coco", 2_200_000)),
     evaluation=EvalConfig(
         sets=(
             ("coco", 5000),
-            ("nocaps", 4500),
+            ("nocaps_in", 648),
+            ("nocaps_near", 2938),
+            ("nocaps_out", 914),
             ("flickr", 1000),
             ("vqav2", 214_354),
             ("gqa", 12_578),

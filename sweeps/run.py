@@ -24,7 +24,7 @@ from experiments import CLAIMED, COUNTED, EXPERIMENTS, PAPER
 from experiments.base import Experiment
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
-from sweeps import reporting, slurm, store
+from sweeps import reporting, requirements, slurm, store
 from sweeps.planning import load, unique_runs
 from sweeps.sweep import Sweep, plan_phases, run_here, run_queued, states, wait
 
@@ -189,6 +189,8 @@ def _queue() -> dict[str, slurm.Job] | None:
 def plan(sweep: Sweep, arguments: Arguments) -> None:
     """Say what a sweep would do; with SLURM also in how many jobs."""
     missing = reporting.show_plan(sweep.experiment, sweep.scale, sweep.runs)
+    for line in requirements.missing(sweep.runs[run] for run in missing):
+        print(f"missing: {line}")
     if arguments.executor == "slurm":
         profile = arguments.profile()
         phases, seconds = plan_phases({run: sweep.runs[run] for run in missing})
