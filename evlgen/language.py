@@ -45,6 +45,7 @@ from evlgen.wheels import WHEELS, unpacked
 BosPosition = Literal["first", "after_prompt", "none"]
 
 MINI_BERT = "mini-bert"
+BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
 ENCODER_DECODERS = ("t5", "mt5")
 PLAIN_HEADS = ("opt", "llama")
