@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
+from evlgen.config import MINI_BERT, ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT
-from evlgen.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
+from evlgen.language import mini_model, mini_tokenizer
 from evlgen.model import Connector, build_connector, feature_width
 from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
 from evlgen.vision import MiniViT, MiniViTConfig
@@ -252,7 +252,7 @@ def with_text_branch(config: RunConfig) -> QFormerConfig:
     """
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
-    words = len(mini_tokenizer()) if text_reader(config) == MINI_BERT else BERT_VOCABULARY
+    words = len(mini_tokenizer()) if config.text_reader == MINI_BERT else BERT_VOCABULARY
     return dataclasses.replace(config.connector, vocab_size=words + 1)  # [DEC]
 
 

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evlgen.config import RunConfig
+from evlgen.config import MINI_BERT
 from evlgen.errors import UserError
 from evlgen.pretrained import (
     SOURCES,
@@ -44,8 +44,6 @@ from evlgen.wheels import WHEELS, unpacked
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
-MINI_BERT = "mini-bert"
-BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
 _ENCODER_DECODERS = ("t5", "mt5")
 _PLAIN_HEADS = ("opt", "llama")
@@ -203,21 +201,6 @@ def text_tokenizer(name: str) -> tuple[Any, int]:
         return tokenizer, closing_newline(tokenizer, name)
     path = bert_folder(name) if name in names("text") else _folder(name)
     return load_tokenizer(path, read_config(path))
-
-
-def text_reader(config: RunConfig) -> str:
-    """The model whose tokens the texts of a run are, for `text_tokenizer`.
-
-    In the stage ``represent`` it is the BERT that ``language`` names, or that the connector starts from:
-    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is bert-base-uncased, in
-    the miniworld the miniature's.
-    """
-    if config.stage == "caption":
-        return config.language
-    name = config.language or config.connector.init
-    if name in ("random", MINI_BERT) or name.endswith(".safetensors"):
-        return MINI_BERT if config.data.world == "miniworld" else BERT
-    return name
 
 
 def _folder(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from evlgen.config import RunConfig
+from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
 from experiments import EXPERIMENTS
 from experiments.base import Experiment, seeded
@@ -151,6 +152,49 @@ def find_run(command: str, prefix: str) -> Path:
         hint = f", and it is no experiment; there are: {', '.join(EXPERIMENTS)}" if command == "show" else ""
         raise UserError(f"{command} {prefix}: {what}{hint}")
     return found[0]
+
+
+def show_examples(experiment: Experiment, count: int) -> None:
+    """What the rows' runs (seed 0) say of the first images and questions of their sets, beside what is right."""
+    _show_said({row.label: store.run_folder(row.config) for row in experiment.rows}, count)
+
+
+def show_captions(prefix: str) -> None:
+    """What the run whose id begins with ``prefix`` says of its images, beside what is right."""
+    folder = find_run("captions", prefix)
+    if not (folder / "predictions.json").exists():
+        raise UserError(f"{folder}: has said nothing yet; it is {store.status(folder)}")
+    _show_said({folder.name: folder}, 12)
+
+
+def _show_said(folders: Mapping[str, Path], count: int) -> None:
+    """Captions and answers of runs by label, set by set; those that say nothing yet are left out."""
+    from evlgen.data import worlds  # imports numpy, which a look at the state does not need
+
+    said: dict[tuple[worlds.World, str], dict[str, Mapping[str, str]]] = {}
+    known: dict[str, worlds.World] = {}
+    for label, folder in folders.items():
+        stored, path = store.read_json(folder / "config.json"), folder / "predictions.json"
+        if stored is None or not path.exists():
+            continue
+        config, predictions = from_json(stored), json.loads(path.read_text())
+        world = known.setdefault(json.dumps(stored["data"]), worlds.of(config.data))
+        for name, texts in [*predictions["captions"].items(), *predictions["answers"].items()]:
+            if name in world.sets:  # not the answers on shuffled images
+                said.setdefault((world, name), {})[label] = texts
+    for (world, name), by_label in said.items():
+        is_question = name in world.question_sets
+        for index in range(min(count, *(len(texts) for texts in by_label.values()))):
+            if is_question:
+                asked = world.question(name, index)
+                head, right = f": {asked.text}", Counter(asked.answers).most_common(1)[0][0]
+            else:
+                head, right = "", world.references(world.pool_of(name), index)[0]
+            lines = {"right" if is_question else "a person": right}
+            lines |= {label: texts[str(index)] for label, texts in by_label.items()}
+            width = max(map(len, lines))
+            print(f"{name} {index}{head}")
+            print("\n".join(f"  {label:{width}}  {text}" for label, text in lines.items()))
 
 
 def show_run(prefix: str) -> None:

@@ -22,7 +22,7 @@ from sweeps.planning import (
     run_task,
     unique_runs,
 )
-from sweeps.reporting import print_table, summary, write_table
+from sweeps.reporting import print_table, show_examples, summary, write_table
 
 console = Console()
 
@@ -94,6 +94,8 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
     """Write and show the table of what is complete; 0 if every run is."""
     folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
     print_table(sweep.scale, sweep.table)
+    if sweep.experiment.examples:
+        show_examples(sweep.experiment, sweep.experiment.examples)
     for run, problem in (problems or {}).items():
         console.print(f"[red]{run} {problem}[/]: see {store.store_folder() / run / 'log.txt'}")
     complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)

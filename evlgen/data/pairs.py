@@ -19,7 +19,7 @@ from evlgen.data import features, worlds
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.language import text_reader, text_tokenizer
+from evlgen.language import text_tokenizer
 
 if TYPE_CHECKING:
     from evlgen.data.stream import Stream
@@ -201,13 +201,13 @@ def load_training_data(config: RunConfig) -> TrainingData:
 
     Where ``data.cache`` is off, that is so of the held-out pairs alone; the others are a stream.
 
-    Captions are token ids of the model that reads them (`evlgen.language.text_reader`). The last few results
+    Captions are token ids of the model that reads them (`RunConfig.text_reader`). The last few results
     stay in memory, for processes that execute one run after another.
 
     Raises:
         UserError: unknown world, pool, encoder or language model; a file is missing or cannot be read.
     """
-    return _load(config.data, config.evaluation.validation, config.vision, text_reader(config))
+    return _load(config.data, config.evaluation.validation, config.vision, config.text_reader)
 
 
 @functools.lru_cache(maxsize=4)
