@@ -1,8 +1,8 @@
 """Small real models: SmolLM2-135M as the frozen language model, connectors from a six-layer BERT (MiniLM).
 
-Image features are the miniature's. The budgets are small: what this shows is that the same code trains and speaks
-with a real language model, not which row is better. On easy-VQA, a set that is not of this project, training sees
-captions alone and the questions are asked zero-shot.
+Image features are the miniature's. The budgets are small: what this shows is that the same code trains and
+speaks with a real language model, not which row is better. On easy-VQA, a set that is not of this project,
+training sees captions alone and the questions are asked zero-shot.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ An experiment says ``evlgen(scale, pairs="11M", steps=150)`` in the paper's word
 this part at ``scale``. At ``paper`` these are the authors' settings. At ``mini`` a thousand updates of the
 paper become two, batches of 1,600 become 32, and 104M pairs become 8,000, in the same proportions. BLIP-2's
 two stages divide their time otherwise: a stage 2 in proportion would end before it uses the image at all.
-At ``bridge`` the language model and the connectors' BERT are real ones, of the smallest, and budgets are what a
-CPU can do in under an hour.
+At ``bridge`` the language model and the connectors' BERT are real ones, of the smallest, and budgets are what
+a CPU can do in under an hour.
 """
 
 from __future__ import annotations

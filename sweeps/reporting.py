@@ -155,12 +155,12 @@ def find_run(command: str, prefix: str) -> Path:
 
 
 def show_examples(experiment: Experiment, count: int) -> None:
-    """What the rows' runs (seed 0) say of the first images and questions of their sets, beside what is right."""
+    """What the rows' runs (seed 0) say of the first images and questions of their sets, and what is right."""
     _show_said({row.label: store.run_folder(row.config) for row in experiment.rows}, count)
 
 
 def show_captions(prefix: str) -> None:
-    """What the run whose id begins with ``prefix`` says of its images, beside what is right."""
+    """What the run whose id begins with ``prefix`` says of its first images, and what is right."""
     folder = find_run("captions", prefix)
     if not (folder / "predictions.json").exists():
         raise UserError(f"{folder}: has said nothing yet; it is {store.status(folder)}")
@@ -171,29 +171,25 @@ def _show_said(folders: Mapping[str, Path], count: int) -> None:
     """Captions and answers of runs by label, set by set; those that say nothing yet are left out."""
     from evlgen.data import worlds  # imports numpy, which a look at the state does not need
 
-    said: dict[tuple[worlds.World, str], dict[str, Mapping[str, str]]] = {}
-    known: dict[str, worlds.World] = {}
+    said: dict[tuple[str, str], tuple[worlds.World, dict[str, Mapping[str, str]]]] = {}
     for label, folder in folders.items():
         stored, path = store.read_json(folder / "config.json"), folder / "predictions.json"
         if stored is None or not path.exists():
             continue
-        config, predictions = from_json(stored), json.loads(path.read_text())
-        world = known.setdefault(json.dumps(stored["data"]), worlds.of(config.data))
+        world, predictions = worlds.of(from_json(stored).data), json.loads(path.read_text())
         for name, texts in [*predictions["captions"].items(), *predictions["answers"].items()]:
             if name in world.sets:  # not the answers on shuffled images
-                said.setdefault((world, name), {})[label] = texts
-    for (world, name), by_label in said.items():
-        is_question = name in world.question_sets
-        for index in range(min(count, *(len(texts) for texts in by_label.values()))):
-            if is_question:
+                said.setdefault((name, world.pool_of(name)), (world, {}))[1][label] = texts
+    for (name, pool), (world, texts_of) in said.items():
+        for index in range(min(count, *map(len, texts_of.values()))):
+            if name in world.question_sets:
                 asked = world.question(name, index)
-                head, right = f": {asked.text}", Counter(asked.answers).most_common(1)[0][0]
+                lines = {asked.text: Counter(asked.answers).most_common(1)[0][0]}
             else:
-                head, right = "", world.references(world.pool_of(name), index)[0]
-            lines = {"right" if is_question else "a person": right}
-            lines |= {label: texts[str(index)] for label, texts in by_label.items()}
+                lines = {"a person": world.references(pool, index)[0]}
+            lines |= {label: texts[str(index)] for label, texts in texts_of.items()}
             width = max(map(len, lines))
-            print(f"{name} {index}{head}")
+            print(f"{world.name}, {name} {index}")
             print("\n".join(f"  {label:{width}}  {text}" for label, text in lines.items()))
 
 

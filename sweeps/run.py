@@ -21,7 +21,6 @@ from rich.table import Table
 
 from evlgen.errors import UserError
 from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER
-from experiments.base import Experiment
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import reporting, requirements, slurm, store
