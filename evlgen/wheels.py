@@ -7,6 +7,7 @@ what comes out, float32 weights among it, is kept in the cache folder under the 
 from __future__ import annotations
 
 import functools
+import glob
 import importlib.util
 import shutil
 import tempfile
@@ -92,6 +93,8 @@ def _digest(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def _make(folder: Path, source: Path, unpack: Callable[[Path, Path], None]) -> None:
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         unpack(source, temporary)
