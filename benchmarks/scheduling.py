@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -62,7 +63,7 @@ def _inside(folder: Path) -> float:
 
 def fill(runs: dict[str, RunConfig]) -> None:
     """Folders as 10,000 runs leave them: a third done, the rest in all states."""
-    result = {"id": "", "metrics": {"train_seconds": 60.0, "samples": 12_800}}
+    result: dict[str, Any] = {"id": "", "metrics": {"train_seconds": 60.0, "samples": 12_800}}
     for number, (run, config) in enumerate(runs.items()):
         folder = store.store_folder() / run
         folder.mkdir(parents=True)
@@ -77,7 +78,7 @@ def fill(runs: dict[str, RunConfig]) -> None:
             (folder / "error.json").write_text("{}")
 
 
-def store_quickly(path: Path, value: dict[str, object]) -> None:
+def store_quickly(path: Path, value: dict[str, Any]) -> None:
     """As `store.write_json`, without waiting for the disk."""
     path.write_text(json.dumps({**value, "sha256": store._checksum(value)}))
 

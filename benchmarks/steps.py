@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import DTYPES, describe, gemm_peak, now, peak_memory_mib
 from benchmarks.reference import ReferenceQFormer, ReferenceTomeFormer
-from evlgen.config import ConnectorConfig, OptimConfig, TomeFormerConfig
+from evlgen.config import ConnectorConfig, OptimConfig, QFormerConfig, TomeFormerConfig
 from evlgen.cost import image_features, step_cost
 from evlgen.files import write_atomic
 from evlgen.model import Connector, build_connector
@@ -91,6 +91,7 @@ def build(case: Case, device: torch.device) -> tuple[Connector, nn.Module]:
     if isinstance(case.config, TomeFormerConfig):
         reference: ReferenceTomeFormer | ReferenceQFormer = ReferenceTomeFormer(case.config)
     else:
+        assert isinstance(case.config, QFormerConfig)
         reference = ReferenceQFormer(case.config)
     reference.load(ours)  # type: ignore[arg-type]  # the one of its kind
     return ours.to(device).train(), reference.to(device).train()

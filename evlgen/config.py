@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from evlgen.errors import UserError
 
-BERT, MINI_BERT = "bert-base-uncased", "mini-bert"  # of the paper and of the miniature
 Schedule = int | tuple[int, ...]
 Objective = Literal["itc", "itm", "lm"]
 
@@ -254,21 +253,6 @@ class RunConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     init_from: RunConfig | None = None
     seed: int = 0
-
-    @property
-    def text_reader(self) -> str:
-        """The model whose tokens the texts of the run are.
-
-        In the stage ``represent`` it is the BERT that ``language`` names, or that the connector starts from:
-        BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is bert-base-uncased,
-        in the miniworld the miniature's.
-        """
-        if self.stage == "caption":
-            return self.language
-        name = self.language or self.connector.init
-        if name in ("random", MINI_BERT) or name.endswith(".safetensors"):
-            return MINI_BERT if self.data.world == "miniworld" else BERT
-        return name
 
 
 def to_json(config: Any) -> dict[str, Any]:

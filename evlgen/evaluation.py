@@ -139,7 +139,7 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
     """Captions by a trained run of a few images of a pool, for people to look at.
 
     Args:
-        pool: of the run's world; empty: that of its first captioning set.
+        pool: of the run's world; empty: the one of the set ``coco``.
 
     Raises:
         UserError: as `evaluate`, or there is no such pool.
@@ -147,9 +147,7 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
     captioner = load_captioner(config, folder)
     encoder = build_vision(config.vision)
     world = worlds.of(config.data)
-    images = features.images_of(
-        world, pool or next(iter(world.caption_sets.values())), indices, encoder.image_size
-    )
+    images = features.images_of(world, pool or world.pool_of("coco"), indices, encoder.image_size)
     stored = encoder.encode(images).to(torch.float16).numpy()
     return caption_all(captioner, config, stored, np.arange(len(indices)))
 

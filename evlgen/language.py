@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evlgen.config import MINI_BERT
+from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.pretrained import (
     SOURCES,
@@ -44,9 +44,11 @@ from evlgen.wheels import WHEELS, unpacked
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
+MINI_BERT = "mini-bert"
+BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
-_ENCODER_DECODERS = ("t5", "mt5")
-_PLAIN_HEADS = ("opt", "llama")
+ENCODER_DECODERS = ("t5", "mt5")
+PLAIN_HEADS = ("opt", "llama")
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,23 @@ def text_tokenizer(name: str) -> tuple[Any, int]:
     if name in (*_MINI, MINI_BERT):
         tokenizer = mini_tokenizer()
         return tokenizer, closing_newline(tokenizer, name)
-    path = bert_folder(name) if name in names("text") else _folder(name)
+    path = bert_folder(name) if name in names("bert") else _folder(name)
     return load_tokenizer(path, read_config(path))
+
+
+def text_reader(config: RunConfig) -> str:
+    """The model whose tokens the texts of a run are, for `text_tokenizer`.
+
+    In the stage ``represent`` it is the BERT that ``language`` names, or that the connector starts from:
+    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is bert-base-uncased, in
+    the miniworld the miniature's.
+    """
+    if config.stage == "caption":
+        return config.language
+    name = config.language or config.connector.init
+    if name in ("random", MINI_BERT) or name.endswith(".safetensors"):
+        return MINI_BERT if config.data.world == "miniworld" else BERT
+    return name
 
 
 def _folder(name: str) -> Path:
@@ -223,9 +240,9 @@ def bert_folder(name: str) -> Path:
     """
     if (found := model_folder(name)) is not None:
         return found
-    if name in names("text"):
+    if name in names("bert"):
         return find_weights(name)
-    known = ", ".join([*names("text"), "minilm-l6"])
+    known = ", ".join([*names("bert"), "minilm-l6"])
     raise UserError(
         f"BERT {name!r}: no such model; there are: mini-bert, {known}, or a folder, a .safetensors file, or "
         "a model in the hub's cache"
@@ -288,7 +305,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
     """
     config = read_config(path)
     is_encoder_decoder = bool(config.is_encoder_decoder)
-    if is_encoder_decoder and config.model_type not in _ENCODER_DECODERS:
+    if is_encoder_decoder and config.model_type not in ENCODER_DECODERS:
         raise UserError(f"{path}: of the encoder-decoders only T5 is supported, not {config.model_type!r}")
     tokenizer, end_id = load_tokenizer(path, config)
     model_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
@@ -310,7 +327,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
         end_id=end_id,
         fingerprint=weights_fingerprint(path),
         is_encoder_decoder=is_encoder_decoder,
-        has_plain_head=config.model_type in _PLAIN_HEADS,
+        has_plain_head=config.model_type in PLAIN_HEADS,
     )
 
 
@@ -330,17 +347,7 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
     Raises:
         UserError: there is none that can be read, or it has no token that could end a text.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, config=config, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # a missing package, a damaged file, a class that does not exist
-        raise UserError(
-            f"{path}: its tokenizer cannot be loaded ({first_line(error)}); tokenizer.json, vocab.json with "
-            "merges.txt, or tokenizer.model is wanted; for the last one, pip install 'evlgen[llm]'"
-        ) from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")
+    tokenizer = _read_tokenizer(path, config)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
         # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -355,6 +362,21 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: its tokenizer has no eos token")
     return tokenizer, tokenizer.eos_token_id
+
+
+def _read_tokenizer(path: Path, config: Any) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, config=config, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a missing package, a damaged file, a class that does not exist
+        raise UserError(
+            f"{path}: its tokenizer cannot be loaded ({first_line(error)}); tokenizer.json, vocab.json with "
+            "merges.txt, or tokenizer.model is wanted; for the last one, pip install 'evlgen[llm]'"
+        ) from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")
+    return tokenizer
 
 
 def closing_newline(tokenizer: Any, where: str) -> int:

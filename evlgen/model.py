@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
 from evlgen.config import (
-    MINI_BERT,
     ConnectorConfig,
     EvalConfig,
     LinearConfig,
@@ -39,9 +38,11 @@ from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
 from evlgen.language import (
+    MINI_BERT,
     FrozenLanguage,
     bert_folder,
     build_language,
+    text_reader,
     text_tokenizer,
 )
 from evlgen.linear import LinearConnector
@@ -362,7 +363,7 @@ def build_model(config: RunConfig) -> Model:
         return CaptionModel(build_connector(config.connector), build_language(config.language), width)
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
-    tokenizer, _ = text_tokenizer(config.text_reader)
+    tokenizer, _ = text_tokenizer(text_reader(config))
     connector = build_connector(config.connector, len(tokenizer) + 1)  # one id more than words: [DEC]
     assert isinstance(connector, QFormer)
     class_id = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id

@@ -140,13 +140,15 @@ def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig])
 
 
 def find_run(command: str, prefix: str) -> Path:
-    """Folder of the run whose id begins with ``prefix``.
+    """Folder of the run whose id begins with ``prefix``, which may also be the path of the folder.
 
     Raises:
         UserError: there is none, or more than one.
     """
     root = store.store_folder()
-    found = sorted(path for path in root.glob(f"{prefix or '?'}*") if path.is_dir()) if root.exists() else []
+    wanted = prefix.rstrip("/").rpartition("/")[2]  # of a run's folder, as it is shown, its name
+    folders = sorted(root.iterdir()) if root.exists() else []
+    found = [path for path in folders if path.name.startswith(wanted) and (path / "config.json").exists()]
     if len(found) != 1:
         what = f"{len(found)} runs begin so" if found else f"no run in {root}"
         hint = f", and it is no experiment; there are: {', '.join(EXPERIMENTS)}" if command == "show" else ""

@@ -31,7 +31,11 @@ def check(runs: Iterable[RunConfig], scale: str) -> None:
 
 
 def _weights(config: RunConfig) -> list[str]:
-    wanted = [config.vision, config.text_reader, config.connector.init]
+    wanted = [config.vision, config.language, config.connector.init]
+    if config.stage == "represent" and config.data.world != "miniworld":
+        from evlgen.language import text_reader
+
+        wanted.append(text_reader(config))
     wanted = [name for name in wanted if name not in ("", "random") and not name.startswith("mini-")]
     if not wanted:
         return []

@@ -91,15 +91,21 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> int:
 
 
 def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
-    """Write and show the table of what is complete; 0 if every run is."""
-    folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
-    print_table(sweep.scale, sweep.table)
-    if sweep.experiment.examples:
-        show_examples(sweep.experiment, sweep.experiment.examples)
+    """Write and show the table of what is complete; 0 if every run is.
+
+    Where no run is, there is nothing to write, and a table that came with the checkout stays.
+    """
+    complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)
+    where = "no table written"
+    if complete:
+        folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
+        print_table(sweep.scale, sweep.table)
+        if sweep.experiment.examples:
+            show_examples(sweep.experiment, sweep.experiment.examples)
+        where = f"table in {os.path.relpath(folder)}/"
     for run, problem in (problems or {}).items():
         console.print(f"[red]{run} {problem}[/]: see {store.store_folder() / run / 'log.txt'}")
-    complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)
-    console.print(f"{complete} of {len(sweep.runs)} runs complete; table in {os.path.relpath(folder)}/")
+    console.print(f"{complete} of {len(sweep.runs)} runs complete; {where}")
     return 0 if complete == len(sweep.runs) else 1
 
 

@@ -19,7 +19,8 @@ from evlgen.data import features, worlds
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.language import text_tokenizer
+from evlgen.language import text_reader, text_tokenizer
+from evlgen.vision import build_vision
 
 if TYPE_CHECKING:
     from evlgen.data.stream import Stream
@@ -201,13 +202,13 @@ def load_training_data(config: RunConfig) -> TrainingData:
 
     Where ``data.cache`` is off, that is so of the held-out pairs alone; the others are a stream.
 
-    Captions are token ids of the model that reads them (`RunConfig.text_reader`). The last few results
+    Captions are token ids of the model that reads them (`evlgen.language.text_reader`). The last few results
     stay in memory, for processes that execute one run after another.
 
     Raises:
         UserError: unknown world, pool, encoder or language model; a file is missing or cannot be read.
     """
-    return _load(config.data, config.evaluation.validation, config.vision, config.text_reader)
+    return _load(config.data, config.evaluation.validation, config.vision, text_reader(config))
 
 
 @functools.lru_cache(maxsize=4)
@@ -227,7 +228,7 @@ def _load(data: DataConfig, validation: int, vision: str, reader: str) -> Traini
     else:
         from evlgen.data.stream import Stream
 
-        encoder = features.build_vision(vision)
+        encoder = build_vision(vision)
         stream = Stream(world, wanted, encoder.image_size, encoder.fingerprint, texts)
     held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts)
     fingerprint = _fingerprint((*pools, held_out), "" if stream is None else stream.fingerprint)

@@ -92,7 +92,8 @@ class Stream:
 
     def _readable(self, pool: str, item: int) -> tuple[int, Pixels, list[str]]:
         """The first image from ``item`` on that can be read, and what is wrong with those before it."""
-        count, broken = self.world.count(pool), []
+        count = self.world.count(pool)
+        broken: list[str] = []
         for place in range(item, item + min(_NEIGHBOURS, count)):
             try:
                 return place % count, self.world.image(pool, place % count), broken

@@ -3,7 +3,7 @@
 A world has *pools*, rows of images with captions that are numbered from 0, and *evaluation sets*: captioning
 sets, which are pools, and question sets, whose i-th question is on the i-th image of a pool. Sets have the
 names that experiments and tables use: ``coco``, ``nocaps_in``, ``nocaps_near``, ``nocaps_out``, ``flickr``;
-``vqav2``, ``gqa``, ``okvqa``. A world need not have all of them; easy-VQA has two of its own.
+``vqav2``, ``gqa``, ``okvqa``. A world need not have all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from evlgen.config import DataConfig, RunConfig
 from evlgen.errors import UserError
 
-NAMES = ("miniworld", "capfilt", "easy-vqa", "folder")
+NAMES = ("miniworld", "easy-vqa", "capfilt", "folder")
 ENDLESS = 2**62  # images of a pool that is drawn
 
 
@@ -89,14 +89,14 @@ def get(name: str, first_pool: str = "") -> World:
         from evlgen.data import real
 
         return real.world()
-    if name == "easy-vqa":
-        from evlgen.data import easy_vqa
-
-        return easy_vqa.world()
     if name == "folder":
         from evlgen.data import folder
 
         return folder.world(first_pool)
+    if name == "easy-vqa":
+        from evlgen.data import easy_vqa
+
+        return easy_vqa.world()
     raise UserError(f"data.world {name!r}: no such world; there are: {', '.join(NAMES)}")
 
 

@@ -23,7 +23,7 @@ from evlgen import wheels as subject
 from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig
 from evlgen.data.pairs import encode_texts
 from evlgen.errors import UserError
-from evlgen.language import build_language, closing_newline, text_tokenizer
+from evlgen.language import build_language, closing_newline, text_reader, text_tokenizer
 from evlgen.model import RepresentModel, build_connector, build_model
 from evlgen.tomeformer import TomeFormer
 from tests.evlgen import folders
@@ -224,7 +224,7 @@ def test_stage_1_reads_and_writes_with_the_words_of_its_bert(tmp_path):
     config = represent(connector=dataclasses.replace(QFORMER, init=str(tmp_path)))
     model = build_model(config).double().eval()
     assert isinstance(model, RepresentModel)
-    tokenizer, end_id = text_tokenizer(config.text_reader)
+    tokenizer, end_id = text_tokenizer(text_reader(config))
     assert (model.class_id, end_id, model.decode_id) == (2, 3, len(WORDS))
 
     ids, lengths = encode_texts(tokenizer, ["A red ball on the grass", "boats"], 8, end_id)
@@ -252,11 +252,11 @@ def test_stage_1_reads_and_writes_with_the_words_of_its_bert(tmp_path):
 
 
 def test_which_words_stage_1_reads(tmp_path):
-    assert represent().text_reader == "mini-bert"
-    assert represent(connector=dataclasses.replace(QFORMER, init="a.safetensors")).text_reader == "mini-bert"
-    assert represent(connector=dataclasses.replace(QFORMER, init="minilm-l6").text_reader) == "minilm-l6"
-    assert represent(language="bert-base-uncased").text_reader == "bert-base-uncased"
-    assert RunConfig(connector=dataclasses.replace(QFORMER, init="minilm-l6")).text_reader == "mini-opt"
+    assert text_reader(represent()) == "mini-bert"
+    assert text_reader(represent(connector=dataclasses.replace(QFORMER, init="a.safetensors"))) == "mini-bert"
+    assert text_reader(represent(connector=dataclasses.replace(QFORMER, init="minilm-l6"))) == "minilm-l6"
+    assert text_reader(represent(language="bert-base-uncased")) == "bert-base-uncased"
+    assert text_reader(RunConfig(connector=dataclasses.replace(QFORMER, init="minilm-l6"))) == "mini-opt"
 
 
 def test_a_bert_that_does_not_fit_is_refused(tmp_path, monkeypatch):
