@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -78,7 +78,7 @@ def fill(runs: dict[str, RunConfig]) -> None:
             (folder / "error.json").write_text("{}")
 
 
-def store_quickly(path: Path, value: Mapping[str, object]) -> None:
+def store_quickly(path: Path, value: dict[str, Any]) -> None:
     """As `store.write_json`, without waiting for the disk."""
     path.write_text(json.dumps({**value, "sha256": store._checksum(value)}))
 
