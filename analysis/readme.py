@@ -1,8 +1,9 @@
 """Put what is under ``results/`` into README.md: ``python -m analysis.readme``.
 
 A part stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``claims`` is the table of verdicts of
-``results/claims.json``, each with the first sentence of its evidence, ``headline`` the figure of quality against
-cost, any other name the first part of the Markdown in ``results/NAME/mini``. What is not there stays as it is.
+``results/claims.json``, each with the first sentence of its evidence, ``headline`` the figure of quality
+against cost, any other name the first part of the Markdown in ``results/NAME/mini``. What is not there stays
+as it is.
 """
 
 from __future__ import annotations
