@@ -641,7 +641,7 @@ def write(scale: str, seeds: int | None = None) -> Path:
 
 
 def markdown(claims: Sequence[Claim], scale: str) -> str:
-    """A table of the verdicts, and below it rule, evidence and runs of each."""
+    """A table of the verdicts, and below it the rule and the evidence of each."""
     lines = [f"# Claims of the paper (scale `{scale}`)", "", "| | claim | verdict |", "|---|---|---|"]
     lines += [f"| {one.id} | {one.claim} | **{one.verdict}** |" for one in claims]
     lines += [
@@ -658,7 +658,7 @@ def markdown(claims: Sequence[Claim], scale: str) -> str:
         lines += [f"## {one.id}: {one.verdict}", "", one.claim, "", f"*Rule.* {one.rule}", ""]
         lines += [f"- {sentence}" for sentence in one.evidence]
         if one.runs:
-            lines += ["", f"Runs ({len(one.runs)}): {', '.join(f'`{run}`' for run in one.runs)}"]
+            lines += ["", f"{len(one.runs)} complete runs were looked at; their ids are in `claims.json`."]
         lines.append("")
     return "\n".join(lines)
 

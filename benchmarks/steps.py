@@ -87,13 +87,12 @@ class Case:
 def build(case: Case, device: torch.device) -> tuple[Connector, nn.Module]:
     """The connector and its reference, with the same weights, in training mode."""
     torch.manual_seed(0)
-    config = case.config
-    ours = build_connector(config)
-    if isinstance(config, TomeFormerConfig):
-        reference: ReferenceTomeFormer | ReferenceQFormer = ReferenceTomeFormer(config)
+    ours = build_connector(case.config)
+    if isinstance(case.config, TomeFormerConfig):
+        reference: ReferenceTomeFormer | ReferenceQFormer = ReferenceTomeFormer(case.config)
     else:
-        assert isinstance(config, QFormerConfig)
-        reference = ReferenceQFormer(config)
+        assert isinstance(case.config, QFormerConfig)
+        reference = ReferenceQFormer(case.config)
     reference.load(ours)  # type: ignore[arg-type]  # the one of its kind
     return ours.to(device).train(), reference.to(device).train()
 

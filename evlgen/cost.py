@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.errors import UserError
@@ -26,7 +33,7 @@ from evlgen.eva import EvaConfig, EvaViT
 from evlgen.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
 from evlgen.model import Connector, build_connector, feature_width
 from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
-from evlgen.vision import MiniViT, MiniViTConfig
+from evlgen.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_config
 
 BERT_VOCABULARY = 30_522
 
@@ -322,10 +329,28 @@ def meta_vision(name: str) -> tuple[nn.Module, Tensor, int]:
         elif name == "eva-clip-g":
             eva = EvaConfig()
             model, size, grid = EvaViT(eva), eva.image_size, eva.grid
+        elif name in ("mini-clip", "clip-vit-l"):
+            clip: Any = mini_clip_config() if name == "mini-clip" else _clip_vit_l()
+            clip.num_hidden_layers -= 1  # the last one is not run
+            size, grid = clip.image_size, clip.image_size // clip.patch_size
+            model = ClipViT(CLIPVisionModel(clip), size)
         else:
-            raise UserError(f"vision {name!r}: its cost is not known; it is of mini-vit and eva-clip-g")
+            known = "mini-vit, mini-clip, eva-clip-g, clip-vit-l"
+            raise UserError(f"vision {name!r}: its cost is not known; it is of {known}")
         pixels = torch.empty(1, 3, size, size)
     return model.eval().requires_grad_(False), pixels, 1 + grid**2
+
+
+def _clip_vit_l() -> CLIPVisionConfig:
+    """As in the folder of openai/clip-vit-large-patch14."""
+    return CLIPVisionConfig(
+        image_size=224,
+        patch_size=14,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+    )
 
 
 def meta_language(name: str) -> Any:

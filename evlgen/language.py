@@ -45,9 +45,10 @@ from evlgen.wheels import WHEELS, unpacked
 BosPosition = Literal["first", "after_prompt", "none"]
 
 MINI_BERT = "mini-bert"
+BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
-_ENCODER_DECODERS = ("t5", "mt5")
-_PLAIN_HEADS = ("opt", "llama")
+ENCODER_DECODERS = ("t5", "mt5")
+PLAIN_HEADS = ("opt", "llama")
 
 
 @dataclass(frozen=True)
@@ -208,12 +209,15 @@ def text_reader(config: RunConfig) -> str:
     """The model whose tokens the texts of a run are, for `text_tokenizer`.
 
     In the stage ``represent`` it is the BERT that ``language`` names, or that the connector starts from:
-    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is the miniature's.
+    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is bert-base-uncased, in
+    the miniworld the miniature's.
     """
     if config.stage == "caption":
         return config.language
     name = config.language or config.connector.init
-    return MINI_BERT if name in ("random", MINI_BERT) or name.endswith(".safetensors") else name
+    if name in ("random", MINI_BERT) or name.endswith(".safetensors"):
+        return MINI_BERT if config.data.world == "miniworld" else BERT
+    return name
 
 
 def _folder(name: str) -> Path:
@@ -229,7 +233,7 @@ def _folder(name: str) -> Path:
 
 
 def bert_folder(name: str) -> Path:
-    """Folder of a BERT: its path, or the name of one that is installed, in EVLGEN_WEIGHTS or the hub's cache.
+    """Folder of a BERT: a path, or the name of one that is installed, in EVLGEN_WEIGHTS or the hub's cache.
 
     Raises:
         UserError: there is none; the message says where it was looked for.
@@ -301,7 +305,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
     """
     config = read_config(path)
     is_encoder_decoder = bool(config.is_encoder_decoder)
-    if is_encoder_decoder and config.model_type not in _ENCODER_DECODERS:
+    if is_encoder_decoder and config.model_type not in ENCODER_DECODERS:
         raise UserError(f"{path}: of the encoder-decoders only T5 is supported, not {config.model_type!r}")
     tokenizer, end_id = load_tokenizer(path, config)
     model_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
@@ -323,7 +327,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
         end_id=end_id,
         fingerprint=weights_fingerprint(path),
         is_encoder_decoder=is_encoder_decoder,
-        has_plain_head=config.model_type in _PLAIN_HEADS,
+        has_plain_head=config.model_type in PLAIN_HEADS,
     )
 
 

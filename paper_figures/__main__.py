@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
     """The exit code: 0 if every figure is drawn, 1 if one is missing or drawn from an incomplete sweep."""
     scale = runs.scale_of(argv, "python -m paper_figures", __doc__)
     names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_FIGURES)
-    whole, partial, absent = [], [], []
+    whole: list[str] = []
+    partial: list[str] = []
+    absent: list[str] = []
     for name in names:
         since = time.perf_counter()
         try:

@@ -83,10 +83,10 @@ def _panels(
             axis.plot([0, xs[0]], [level, level], color=colour, lw=0.6, ls=(0, (1, 3)))
             axis.annotate(
                 "stage 1",
-                (start / 2, level),
-                xytext=(0, 2),
+                (xs[0], level),
+                xytext=(-4, 2),
                 textcoords="offset points",
-                ha="center",
+                ha="right",
                 fontsize=style.SMALL,
                 color=colour,
             )

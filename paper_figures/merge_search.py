@@ -10,21 +10,24 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-ROOT = Path(__file__).parents[1]
-COLUMN = 3.3  # inches, the width of a column
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside colour, for print in grey
+from evlgen.errors import UserError
+from paper_figures import style
+from paper_figures.style import COLUMN, PALETTE
+from paper_figures.style import SHAPES as MARKERS
+from sweeps import store
+
 LABELS = {"val_loss": "validation loss (nats a token)", "macs": "connector MACs (M)"}
 
 
@@ -32,8 +35,8 @@ LABELS = {"val_loss": "validation loss (nats a token)", "macs": "connector MACs 
 class Arguments:
     """Draw the figures of the searches."""
 
-    results: Path = ROOT / "results"
-    """folder of the results"""
+    results: Path | None = None
+    """folder of the results; default: the project's, or EVLGEN_RESULTS"""
     scale: str = ""
     """smoke, mini or paper; default: each that has results"""
 
@@ -41,52 +44,64 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 if there is nothing to draw."""
     arguments = tyro.cli(Arguments, args=argv, prog="paper_figures/merge_search.py", description=__doc__)
-    tables = sorted(arguments.results.glob(f"merge_search/*/{arguments.scale or '*'}/trials.csv"))
-    if not tables:
-        place = arguments.results / "merge_search" / "*" / (arguments.scale or "*") / "trials.csv"
-        print(f"error: {place}: none there; make them with `python sweeps/merge_search.py`", file=sys.stderr)
+    try:
+        draw(arguments.scale, arguments.results)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    style()
+    return 0
+
+
+def draw(scale: str, results: Path | None = None) -> list[Path]:
+    """All figures of the searches at a scale, or at each where it is empty.
+
+    Args:
+        results: their folder; None: where results are written.
+
+    Raises:
+        UserError: there are no searches.
+    """
+    root = (results or store.results_folder()) / "merge_search"
+    tables = sorted(root.glob(f"*/{scale or '*'}/trials.csv"))
+    if not tables:
+        place = root / "*" / (scale or "*") / "trials.csv"
+        raise UserError(f"{place}: none there; make them with `python sweeps/merge_search.py`")
+    style.apply()
+    paths = []
     for scale in dict.fromkeys(path.parent.name for path in tables):
         fronts = {}
         for path in tables:
             name = path.parent.parent.name
-            if path.parent.name != scale or (front := draw(path.parent)) is None:
+            if path.parent.name != scale:
                 continue
-            if not name.endswith("-changed"):  # its runs answer another question
+            front, drawn = draw_search(path.parent)
+            paths += drawn
+            if front is not None and not name.endswith("-changed"):  # its runs answer another question
                 fronts[name] = front
         if len(fronts) > 1:
-            save(pareto(fronts), arguments.results / "merge_search" / f"pareto-{scale}")
-    return 0
+            paths += style.write(pareto(fronts), root / f"pareto-{scale}")
+    return paths
 
 
-def draw(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Draw the figures of one search; returns its trials and its front if it looked at MACs."""
+def draw_search(folder: Path) -> tuple[tuple[pd.DataFrame, pd.DataFrame] | None, list[Path]]:
+    """Draw the figures of one search; its trials and its front if it looked at MACs, and the files."""
     trials, front = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "pareto.csv")
     is_merge = "lr" not in trials
     if is_merge:
-        save(pareto({folder.parent.name: (trials, front)}), folder / "pareto")
+        paths = style.write(pareto({folder.parent.name: (trials, front)}), folder / "pareto")
     else:
-        save(learning_rates(trials), folder / "learning_rates")
-    save(history(trials), folder / "history")
+        paths = style.write(learning_rates(trials), folder / "learning_rates")
+    paths += style.write(history(trials), folder / "history")
     importance = pd.read_csv(folder / "importance.csv")
     if len(importance):
-        save(importances(importance), folder / "importance")
-    return (trials, front) if is_merge else None
-
-
-def style() -> None:
-    """Small type, thin lines, colours that the colour-blind can tell apart."""
-    sns.set_theme(context="paper", style="ticks", palette="colorblind", font_scale=0.8)
-    plt.rcParams.update({"pdf.fonttype": 42, "axes.linewidth": 0.6, "legend.frameon": False})
+        paths += style.write(importances(importance), folder / "importance")
+    return (trials, front) if is_merge else None, paths
 
 
 def pareto(searches: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
     """Loss against MACs: complete trials, the front of each search as a line, the run in force ringed."""
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.5), layout="constrained")
-    for color, marker, (name, (trials, front)) in zip(
-        sns.color_palette("colorblind"), MARKERS, searches.items(), strict=False
-    ):
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.5))
+    for color, marker, (name, (trials, front)) in zip(PALETTE, MARKERS, searches.items(), strict=False):
         done = trials[trials["state"] == "complete"]
         axis.scatter(done["macs"] / 1e6, done["val_loss"], s=12, color=color, marker=marker, alpha=0.55, lw=0)
         front = front.sort_values("macs")
@@ -113,9 +128,7 @@ def importances(importance: pd.DataFrame) -> Figure:
     objectives = list(dict.fromkeys(importance["objective"]))
     rows = importance["parameter"].nunique() * max(1, importance["part"].nunique() / 2)
     size = (COLUMN, 0.7 + 0.22 * rows * (1 if len(objectives) > 1 else 1.2))
-    figure, axes = plt.subplots(
-        1, len(objectives), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(objectives), figsize=size, sharey=True, squeeze=False)
     several = importance["part"].nunique() > 1
     for axis, objective in zip(axes[0], objectives, strict=True):
         sns.barplot(
@@ -136,9 +149,9 @@ def importances(importance: pd.DataFrame) -> Figure:
 
 def history(trials: pd.DataFrame) -> Figure:
     """Loss of each trial, where a pruned one stood when it ended, and the best so far."""
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
     parts = list(dict.fromkeys(trials["part"]))
-    for color, marker, part in zip(sns.color_palette("colorblind"), MARKERS, parts, strict=False):
+    for color, marker, part in zip(PALETTE, MARKERS, parts, strict=False):
         own = trials[trials["part"] == part]
         done, pruned = own[own["state"] == "complete"], own[own["state"] == "pruned"]
         axis.scatter(done["trial"], done["val_loss"], s=12, color=color, marker=marker, alpha=0.55, lw=0)
@@ -155,15 +168,15 @@ def history(trials: pd.DataFrame) -> Figure:
             done["trial"], done["val_loss"].cummin(), color=color, lw=1, drawstyle="steps-post", label=part
         )
     axis.scatter([], [], s=14, facecolors="none", edgecolors="grey", lw=0.6, label="pruned")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finished(figure, axis, "trial", LABELS["val_loss"])
 
 
 def learning_rates(trials: pd.DataFrame) -> Figure:
     """Loss against the peak learning rate, one colour and mark a part; the rate in force ringed."""
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.5))
     parts = list(dict.fromkeys(trials["part"]))
-    for color, marker, part in zip(sns.color_palette("colorblind"), MARKERS, parts, strict=False):
+    for color, marker, part in zip(PALETTE, MARKERS, parts, strict=False):
         done = trials[(trials["part"] == part) & (trials["state"] == "complete")].sort_values("lr")
         axis.plot(done["lr"], done["val_loss"], color=color, marker=marker, ms=3, lw=0.8, label=part)
         force = done[done["in_force"] == "yes"]
@@ -175,17 +188,9 @@ def learning_rates(trials: pd.DataFrame) -> Figure:
 
 def _finished(figure: Figure, axis: Axes, x: str, y: str) -> Figure:
     axis.set(xlabel=x, ylabel=y)
-    axis.legend(fontsize="x-small", handlelength=1.2)
+    axis.legend(handlelength=1.2)
     sns.despine(figure)
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """As PDF (without a date, so that the same results give the same file) and as PNG."""
-    undated: dict[str, Any] = {"CreationDate": None}
-    figure.savefig(path.with_suffix(".pdf"), metadata=undated)
-    figure.savefig(path.with_suffix(".png"), dpi=300)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

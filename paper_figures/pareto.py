@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from evlgen.config import TomeFormerConfig
 from paper_figures import runs, style
@@ -57,18 +58,20 @@ def pareto_front(points: Sequence[tuple[float, float]], lower: bool) -> list[tup
 
 
 def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool) -> None:
+    known = [cost for row in rows.values() for cost in runs.values(row, "connector_gmacs")]
+    unit, letter = (1.0, "G") if max(known, default=1.0) >= 0.1 else (1e-3, "M")
     means = []
     others = 0
     for label, row in rows.items():
         kind = str(row[0].row.values["kind"])
-        seeds, cost = runs.values(row, metric), runs.values(row, "connector_gmacs")
-        if kind not in SCHEDULES or not seeds or not cost:
+        seeds, gmacs = runs.values(row, metric), runs.values(row, "connector_gmacs")
+        if kind not in SCHEDULES or not seeds or not gmacs:
             continue
-        means.append((cost[0], math.fsum(seeds) / len(seeds)))
+        means.append((gmacs[0] / unit, math.fsum(seeds) / len(seeds)))
         if kind == "constant":
-            style.point(axis, cost[0], seeds, style.PALETTE[0], "o")
+            style.point(axis, means[-1][0], seeds, style.PALETTE[0], "o")
             axis.annotate(
-                f"{row[0].row.values['r']:g}",
+                f"{row[0].row.values['r']:g}" if "r" in row[0].row.values else "",
                 means[-1],
                 xytext=(4, -3),
                 textcoords="offset points",
@@ -77,19 +80,17 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
             )
         else:
             others += 1
-            style.point(axis, cost[0], seeds, style.PALETTE[others], style.SHAPES[others])
-            axis.plot(
-                [],
-                [],
-                style.SHAPES[others],
-                color=style.PALETTE[others],
-                label=label.rpartition(", ")[2],
-            )
+            colour, mark = style.PALETTE[others], style.SHAPES[others]
+            style.point(axis, means[-1][0], seeds, colour, mark)
+            axis.plot([], [], mark, color=colour, label=label.rpartition(", ")[2])
     axis.plot([], [], "o", color=style.PALETTE[0], label="constant r (the number beside)")
     front = pareto_front(means, lower)
-    xs, ys = [x for x, _ in front], [y for _, y in front]
-    axis.plot(xs, ys, color=style.GREY, lw=0.8, drawstyle="steps-post", zorder=1, label="Pareto front")
-    axis.set(xlabel=style.LABELS["connector_gmacs"], ylabel=style.LABELS[metric])
+    if front:
+        xs, ys = [x for x, _ in front], [y for _, y in front]
+        xs, ys = [*xs, max(x for x, _ in means)], [*ys, ys[-1]]
+        axis.plot(xs, ys, color=style.GREY, lw=0.8, ds="steps-post", zorder=1, label="Pareto front")
+    axis.set(xlabel=f"connector MACs for an image ({letter})", ylabel=style.LABELS[metric])
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.margins(x=0.1)
 
 

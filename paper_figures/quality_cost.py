@@ -2,8 +2,8 @@
 
 ``quality_cost`` has seconds, stage 1 included, and beside them the paper's own hours; ``quality_cost_macs``
 the multiply-accumulates of all training steps, both stages, counted. A dashed line is BLIP-2's score at the
-end of its two stages; where a connector first reaches it between two budgets, by a straight line over the
-logarithm of the cost, the share of BLIP-2's cost is written.
+end of its two stages; where the mean curve of a connector first reaches it (`analysis.time_to_quality`), the
+share of BLIP-2's cost is written.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from analysis.time_to_quality import Reached, time_to_quality
 from experiments import table1
 from paper_figures import runs, style
 from paper_figures.runs import Run
@@ -42,20 +43,20 @@ def draw(scale: str) -> list[Path]:
     less_data = [run for run in runs.complete(found.get("table1", [])) if run.row.label == LESS_DATA]
     drawn = of_budgets + less_data
 
-    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.3))
+    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.5))
     panels = zip(axes.flat[:3], ("coco/CIDEr", "vqav2", "val_loss"), strict=True)
     for axis, metric in panels:
         quality(axis, of_budgets, less_data, metric, seconds)
         axis.set(xlabel=style.LABELS["total_seconds"], ylabel=style.LABELS[metric])
     of_paper(axes.flat[3])
-    style.legend_below(figure, axes.flat[0], 5)
+    style.legend_below(figure, axes.flat[0], 3)
     paths = style.save(figure, "quality_cost", scale, drawn, missing)
 
-    figure, axes = plt.subplots(1, 3, figsize=(style.PAGE, 2.4))
+    figure, axes = plt.subplots(1, 3, figsize=(style.PAGE, 2.6))
     for axis, metric in zip(axes, ("coco/CIDEr", "vqav2", "val_loss"), strict=True):
         quality(axis, of_budgets, less_data, metric, training_tmacs)
         axis.set(xlabel="training MACs, all stages (T)", ylabel=style.LABELS[metric])
-    style.legend_below(figure, axes[0], 5)
+    style.legend_below(figure, axes[0], 3)
     return paths + style.save(figure, "quality_cost_macs", scale, drawn, missing)
 
 
@@ -67,7 +68,7 @@ def quality(
     cost: Callable[[Run], float | None],
 ) -> None:
     """One panel: a line a connector over its budgets, BLIP-2's final score, and where it is reached."""
-    axis.set_xscale("log")
+    style.log_axis(axis)
     means: dict[str, list[tuple[float, float]]] = {}
     for connector in CONNECTORS:
         points, means[connector] = [], []
@@ -91,59 +92,36 @@ def quality(
     axis.axhline(
         final[1], color=style.colour(TARGET), ls="--", lw=0.8, zorder=1, label="BLIP-2's final score"
     )
-    for connector in CONNECTORS:
-        if connector != TARGET:
-            reached = first_reach(means[connector], final[1], metric in LOWER_IS_BETTER)
-            mark_reached(axis, connector, reached, final)
+    lower = metric in LOWER_IS_BETTER
+    reached = {
+        connector: found
+        for connector in CONNECTORS
+        if connector != TARGET and means[connector]
+        if (found := _reached(means[connector], final[1], lower)).bound != "at least"
+    }
+    ends = axis.get_ylim()  # as they are before there are lines to the edge
+    for connector, found in reached.items():
+        at, colour = found.cost, style.colour(connector)
+        axis.plot([at, at], [final[1], ends[1 if lower else 0]], ":", color=colour, lw=0.9, zorder=1)
+        is_left = len(reached) > 1 and at == min(one.cost for one in reached.values())
+        axis.annotate(
+            f"{'≤ ' if found.bound == 'at most' else ''}{at / final[0]:.2f}×",
+            (at, 0.95 if lower else 0.03),
+            xycoords=axis.get_xaxis_transform(),
+            xytext=(-2 if is_left else 2, 0),
+            textcoords="offset points",
+            ha="right" if is_left else "left",
+            fontsize=style.SMALL,
+            color=colour,
+        )
+    axis.set_ylim(ends)
+    axis.plot([], [], ":", color=style.GREY, lw=0.9, label="is reached at ... × BLIP-2's cost")
 
 
-def mark_reached(
-    axis: Axes, connector: str, reached: tuple[float, bool] | None, final: tuple[float, float]
-) -> None:
-    """A drop line where a connector reaches BLIP-2's score, with the share of BLIP-2's cost."""
-    if reached is None:
-        return
-    at, is_bound = reached
-    colour = style.colour(connector)
-    low = axis.get_ylim()[0]
-    axis.plot([at, at], [low, final[1]], ":", color=colour, lw=0.9, zorder=1)
-    axis.set_ylim(bottom=low)
-    text = f"{'≤ ' if is_bound else ''}{at / final[0]:.2f}×"
-    height = 0.03 if connector == "EVLGen" else 0.13
-    axis.annotate(
-        text,
-        (at, height),
-        xycoords=axis.get_xaxis_transform(),
-        xytext=(2, 0),
-        textcoords="offset points",
-        fontsize=style.SMALL,
-        color=colour,
-    )
-
-
-def first_reach(
-    points: Sequence[tuple[float, float]], target: float, lower: bool = False
-) -> tuple[float, bool] | None:
-    """The cost at which a score is first reached.
-
-    Args:
-        points: cost and mean score of each budget.
-        lower: lower scores are better.
-
-    Returns:
-        The cost, and whether it is only a bound since the cheapest budget reaches the score already; None
-        where no budget does. Between two budgets the score is taken for linear in the cost's logarithm.
-    """
+def _reached(points: Sequence[tuple[float, float]], target: float, lower: bool) -> Reached:
+    """The cost at which the mean curve first reaches the target."""
     sign = -1.0 if lower else 1.0
-    before: tuple[float, float] | None = None
-    for cost, score in sorted(points):
-        if sign * score >= sign * target:
-            if before is None:
-                return cost, True
-            share = (target - before[1]) / (score - before[1])
-            return math.exp(math.log(before[0]) + share * math.log(cost / before[0])), False
-        before = cost, score
-    return None
+    return time_to_quality([cost for cost, _ in points], [sign * score for _, score in points], sign * target)
 
 
 def seconds(run: Run) -> float | None:

@@ -14,9 +14,10 @@ if __package__ in (None, ""):
 
 import json
 import textwrap
-from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
@@ -68,7 +69,7 @@ def said(run: Run) -> dict[str, str]:
     return captions
 
 
-def figure_of(captions: list[dict[str, str]]) -> Any:
+def figure_of(captions: list[dict[str, str]]) -> Figure:
     """Images 0, 1, ... of ``coco_test``, each above a person's caption and those of the models."""
     from evlgen.data import miniworld
 
@@ -79,7 +80,7 @@ def figure_of(captions: list[dict[str, str]]) -> Any:
         image.imshow(pool.image(index), interpolation="nearest")
         image.axis("off")
         text.axis("off")
-        lines = 0
+        lines = 0.0
         for said, colour in zip(
             (pool.captions(index)[0], *(one.get(str(index), "") for one in captions)),
             WHO.values(),
@@ -98,7 +99,7 @@ def figure_of(captions: list[dict[str, str]]) -> Any:
                 in_layout=False,
             )
             lines += len(wrapped) + (0.4 if wrapped else 0)
-    handles = [plt.Line2D([], [], color=colour, lw=3, label=who) for who, colour in WHO.items()]
+    handles = [Line2D([], [], color=colour, lw=3, label=who) for who, colour in WHO.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 

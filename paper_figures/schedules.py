@@ -12,8 +12,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dataclasses
-from collections.abc import Iterable
+import functools
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ from matplotlib.ticker import MaxNLocator
 
 from evlgen.config import TomeFormerConfig
 from experiments import merge_schedules
-from experiments.base import Row
 from experiments.scales import get
 from paper_figures import runs, style
 
@@ -33,37 +32,49 @@ def draw(scale: str) -> list[Path]:
     """The figure; no runs are needed."""
     style.apply()
     scales = ("paper", scale if scale != "paper" else "mini")
-    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 5.0))
+    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.4))
     for row, name in zip(axes, scales, strict=True):
         _panels(row, name)
     return style.save(figure, "schedules", scale, [], [])
 
 
-def chosen(rows: Iterable[Row]) -> dict[str, TomeFormerConfig]:
-    """No merging, the largest constant r, and the schedules that are not constant."""
+def chosen(scale: str) -> dict[str, TomeFormerConfig]:
+    """No merging, the largest constant r, and several schedules that leave half of the tokens."""
+    tokens = get(scale).tokens
     schedules: dict[str, TomeFormerConfig] = {}
-    for row in rows:
+    for row in merge_schedules.build(scale).rows:
         config = row.config.connector
         if not isinstance(config, TomeFormerConfig) or row.values["kind"] not in KINDS:
             continue
-        if isinstance(config.r, int):
-            schedules.pop("constant", None)
-            schedules["no merging" if config.r == 0 else "constant"] = config
-        else:
-            schedules[row.label.rpartition(", ")[2]] = config
+        if row.values["tokens"] == tokens - (tokens - 1) // 2:
+            kind = row.values["kind"]
+            schedules["constant" if kind == "constant" else row.label.rpartition(", ")[2]] = config
+        elif config.r == 0:
+            schedules["no merging"] = config
+        elif config.r == get(scale).tomeformer.r:
+            schedules[f"r = {config.r}"] = config
     return schedules
 
 
 def layer_macs(config: TomeFormerConfig, tokens: int) -> list[int]:
-    """MACs of each layer's linear layers for one image of so many tokens."""
-    from evlgen.cost import image_features, linear_macs, meta_connector
+    """MACs of each layer's linear layers for one image of so many tokens, counted in one pass."""
+    import torch
+    from torch import Tensor, nn
 
-    connector, image = meta_connector(config), image_features(config, tokens)
+    from evlgen.cost import image_features, is_counted, meta_connector
 
-    def counted(layer: int) -> int:
-        return linear_macs(connector, image, include=lambda name: name.startswith(f"layers.{layer}."))
+    connector = meta_connector(config)
+    macs = [0] * config.num_layers
 
-    return [counted(layer) for layer in range(config.num_layers)]
+    def count(layer: int, part: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        macs[layer] += output.numel() * part.in_features
+
+    for name, part in connector.named_modules():
+        if isinstance(part, nn.Linear) and is_counted(name):
+            part.register_forward_hook(functools.partial(count, int(name.split(".")[1])))
+    with torch.no_grad():
+        connector(image_features(config, tokens))
+    return macs
 
 
 def _panels(axes: tuple[Axes, Axes], scale: str) -> None:
@@ -71,14 +82,17 @@ def _panels(axes: tuple[Axes, Axes], scale: str) -> None:
 
     tokens = get(scale).tokens
     left, right = axes
-    for index, (name, config) in enumerate(chosen(merge_schedules.build(scale).rows).items()):
-        config = dataclasses.replace(config, dropout=0.0)
+    for index, (name, config) in enumerate(chosen(scale).items()):
         r = list(config.r) if isinstance(config.r, tuple) else config.r
         counts = token_counts(tokens, merge_schedule(config.num_layers, r), config.class_token)
         macs = layer_macs(config, tokens)
-        look = {"color": style.PALETTE[index], "marker": style.SHAPES[index], "ms": 3, "lw": 0.9}
+        look: dict[str, Any] = {
+            "color": style.PALETTE[index],
+            "marker": style.SHAPES[index],
+            "ms": 3,
+            "lw": 0.9,
+        }
         left.plot(range(len(counts)), counts, **look)
-        name = f"r = {config.r}" if name == "constant" else name
         unit, letter = (1e9, "G") if sum(macs) >= 1e8 else (1e6, "M")
         label = f"{name}: {counts[-1]} tokens, {sum(macs) / unit:.3g} {letter}"
         right.plot(range(1, len(macs) + 1), [value / unit for value in macs], **look, label=label)

@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.statistics import mean_interval
 from evlgen.files import write_atomic
@@ -181,6 +182,14 @@ def dots(
     axis.margins(x=0.08)
 
 
+def log_axis(axis: Axes) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2 and 5, which do not run into each other."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def note(axis: Axes, text: str, x: float = 0.5, y: float = 0.5) -> None:
     """Small grey print inside a panel, at a place between 0 and 1: what is missing there, whose numbers."""
     axis.text(x, y, text, transform=axis.transAxes, ha="center", va="center", fontsize=SMALL, color=GREY)
@@ -212,16 +221,26 @@ def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Se
     if missing:
         _say_missing(figure, missing)
     folder = store.results_folder() / "figures" / scale
+    paths = write(figure, folder / name)
+    drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.metrics}
+    told = {"figure": name, "scale": scale, "runs": list(drawn.values()), "missing": list(missing)}
+    write_atomic(folder / f"{name}.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    return paths
+
+
+def write(figure: Figure, path: Path) -> list[Path]:
+    """A figure as ``path`` with .pdf and .png, whole or not at all, without dates; it is closed then.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
     paths = []
     for kind, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
         picture = io.BytesIO()
         figure.savefig(picture, format=kind, metadata=metadata)
-        paths.append(folder / f"{name}.{kind}")
+        paths.append(path.with_name(f"{path.name}.{kind}"))
         write_atomic(paths[-1], picture.getvalue())
     plt.close(figure)
-    drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.metrics}
-    told = {"figure": name, "scale": scale, "runs": list(drawn.values()), "missing": list(missing)}
-    write_atomic(folder / f"{name}.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     return paths
 
 

@@ -30,6 +30,11 @@ _NOT_DECISIVE = {
     *("metrics.py", "cost.py", "errors.py", "files.py", "cpu.py", "foundation.py"),
     *("convert.py", "throughput.py", "transformers_model.py"),
 }
+# What no run uses that has the miniworld and the miniature's models.
+_NOT_MINIATURE = {
+    *("capfilt.py", "easy_vqa.py", "folder.py", "gqa.py", "karpathy.py", "listed.py"),
+    *("nocaps.py", "real.py", "stream.py", "vqa.py", "eva.py", "wheels.py"),
+}
 
 
 def store_folder() -> Path:
@@ -48,12 +53,17 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def code_version() -> str:
-    """Hash of the library's code, without comments, docstrings and layout."""
+def code_version(miniature: bool = False) -> str:
+    """Hash of the library's code, without comments, docstrings and layout.
+
+    Args:
+        miniature: without what runs in the miniature do not use.
+    """
     digest = hashlib.sha256()
     package = ROOT / "evlgen"
+    left_out = _NOT_DECISIVE | (_NOT_MINIATURE if miniature else set())
     for path in sorted(package.rglob("*.py")):
-        if path.name not in _NOT_DECISIVE:
+        if path.name not in left_out:
             digest.update(path.relative_to(package).as_posix().encode())
             digest.update(code_fingerprint(path.read_text()).encode())
     return digest.hexdigest()[:16]
@@ -91,8 +101,12 @@ def code_fingerprint(source: str) -> str:
 def run_id(config: RunConfig) -> str:
     """16 hex digits that stand for the configuration, the code, and the shipped weights that it uses."""
     first = config if config.init_from is None else config.init_from
-    weights = weights_version(config.vision, config.language, config.connector.init, first.connector.init)
-    return hashlib.sha256(f"{_text(config)}\n{code_version()}\n{weights}".encode()).hexdigest()[:16]
+    models = (config.vision, config.language, config.connector.init, first.connector.init)
+    miniature = config.data.world == "miniworld" and all(
+        name in ("", "random") or name.startswith("mini-") for name in models
+    )
+    version = f"{code_version(miniature)}\n{weights_version(*models)}"
+    return hashlib.sha256(f"{_text(config)}\n{version}".encode()).hexdigest()[:16]
 
 
 def _text(config: RunConfig) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from evlgen.config import DataConfig, RunConfig
 from evlgen.errors import UserError
 
-NAMES = ("miniworld", "capfilt", "folder")
+NAMES = ("miniworld", "easy-vqa", "capfilt", "folder")
 ENDLESS = 2**62  # images of a pool that is drawn
 
 
@@ -93,6 +93,10 @@ def get(name: str, first_pool: str = "") -> World:
         from evlgen.data import folder
 
         return folder.world(first_pool)
+    if name == "easy-vqa":
+        from evlgen.data import easy_vqa
+
+        return easy_vqa.world()
     raise UserError(f"data.world {name!r}: no such world; there are: {', '.join(NAMES)}")
 
 
