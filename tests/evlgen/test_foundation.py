@@ -80,7 +80,7 @@ def test_shipped_clip_is_as_its_card_says() -> None:
 
 
 def test_shipped_clip_is_one_of_transformers(tmp_path: Path) -> None:
-    """The file has the names of a published one, its last layer too; our features are those before it."""
+    """The file has a published encoder's names, its last layer too; our features are those before it."""
     shutil.copy(WEIGHTS / "mini-clip.safetensors", tmp_path / "model.safetensors")
     mini_clip_config().save_pretrained(tmp_path)
     reference = CLIPVisionModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
