@@ -92,7 +92,7 @@ def test_shipped_clip_is_one_of_transformers(tmp_path: Path) -> None:
         ).hidden_states
     assert len(states) == 6
     found = build_vision("mini-clip").encode(images)
-    torch.testing.assert_close(found, states[-2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, states[-2], rtol=1e-4, atol=1e-4)  # pixels in float64 there
     through_folder = build_vision(str(tmp_path)).encode(images)
     torch.testing.assert_close(found, through_folder, rtol=0, atol=0)
 
