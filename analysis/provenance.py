@@ -1,7 +1,7 @@
 """Where the numbers under ``results/`` come from: ``python -m analysis.provenance [--scale mini]``.
 
 The runs themselves are not committed; what their ``provenance.json`` say is kept, in short, in
-``results/provenance/SCALE/runs.json``: commits, packages and machines, and for each run its row, seed and time.
+``results/provenance/SCALE/runs.json``: commits, packages, machines, and of each run its row, seed and time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def write(scale: str, seeds: dict[str, int]) -> Provenance:
         for name in EXPERIMENTS
     }
     told = {name for run in known.runs.values() for name in run["experiments"]}
-    # One run may serve several experiments, so some runs in the store do not mean that its table is from there.
+    # A run may serve several experiments: some runs in the store do not mean that a table is from there.
     renewed = {
         name
         for name, there in rows.items()
@@ -81,10 +81,9 @@ def write(scale: str, seeds: dict[str, int]) -> Provenance:
                 runs[run] = {**facts, "experiments": {**runs.get(run, {}).get("experiments", {}), **own}}
     environments = {**known.environments, **found.environments}
     used = {facts["environment"] for facts in runs.values()}
-    new = Provenance({key: environments[key] for key in sorted(used)}, dict(sorted(runs.items())))
-    text = json.dumps({"environments": new.environments, "runs": new.runs}, indent=1, sort_keys=True)
-    write_atomic(summary_path(scale), (text + "\n").encode())
-    return new
+    summary = {"environments": {key: environments[key] for key in used}, "runs": runs}
+    write_atomic(summary_path(scale), (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
+    return read(scale)  # in the order of the file, whatever was in it before
 
 
 def read(scale: str) -> Provenance:

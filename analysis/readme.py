@@ -1,8 +1,9 @@
 """Put what is under ``results/`` into README.md: ``python -m analysis.readme``.
 
 A part stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``claims`` is the table of verdicts of
-``results/claims.json``, ``headline`` the figure of quality against cost, any other name the first part of the
-Markdown in ``results/NAME/mini``. What is not there stays as it is.
+``results/claims.json``, each with the first sentence of its evidence, ``headline`` the figure of quality
+against cost, any other name the first part of the Markdown in ``results/NAME/mini``. What is not there stays
+as it is.
 """
 
 from __future__ import annotations
@@ -52,27 +53,28 @@ def _headline(results: Path) -> str | None:
 
 
 def _claims(results: Path) -> str | None:
-    claims = read_claims(results)
+    claims = read_claims(results / "claims.json")
     if claims is None:
         return None
-    lines = ["| claim of the paper | verdict | evidence |", "|---|---|---|"]
+    lines = ["| claim of the paper | verdict | what decided |", "|---|---|---|"]
     for claim in claims:
-        words = (f"{claim['id']}: {claim['claim']}", f"**{claim['verdict']}**", " ".join(claim["evidence"]))
+        words = (f"{claim['id']}: {claim['claim']}", f"**{claim['verdict']}**", *claim["evidence"][:1])
         lines.append("| " + " | ".join(" ".join(word.replace("|", "\\|").split()) for word in words) + " |")
+    if (results / "claims.md").exists():
+        lines += ["", "All evidence, the rules and the runs: [claims.md](results/claims.md)."]
     return "\n".join(lines)
 
 
-def read_claims(results: Path) -> list[dict[str, Any]] | None:
-    """The verdicts in ``claims.json``; None if it is not there.
+def read_claims(path: Path) -> list[dict[str, Any]] | None:
+    """The verdicts in a file; None if it is not there.
 
     Returns:
-        Of each claim ``id``, ``claim``, ``verdict``, ``rule``, ``scale`` (words, empty where the file has none),
-        ``evidence`` (a list of sentences) and ``runs`` (a list of ids).
+        Of each claim ``id``, ``claim``, ``verdict``, ``rule``, ``scale`` (words, empty where the file has
+        none), ``evidence`` (a list of sentences) and ``runs`` (a list of ids).
 
     Raises:
         UserError: the file is damaged.
     """
-    path = results / "claims.json"
     try:
         claims = []
         for claim in json.loads(path.read_text()):
@@ -91,7 +93,8 @@ def read_claims(results: Path) -> list[dict[str, Any]] | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
-            f"{path}: damaged ({type(error).__name__}: {error}); make it again with `python -m analysis.claims`"
+            f"{path}: damaged ({type(error).__name__}: {error}); "
+            "make it again with `python -m analysis.claims`"
         ) from error
     return claims
 

@@ -1,7 +1,8 @@
-"""One HTML page of all results: ``make report``, or ``python -m analysis.report [--scale mini] [--out FILE]``.
+"""One HTML page of all results: ``make report`` or ``python -m analysis.report [--scale mini] [--out FILE]``.
 
-The page holds its figures, styles and script itself and asks nothing of any server; without JavaScript its tables
-are plain tables. Equal results give equal bytes. What is not there yet is said with the command that makes it.
+The page holds its figures, styles and script itself and asks nothing of any server; without JavaScript its
+tables are plain tables. Equal results give equal bytes. What is not there yet is said with the command that
+makes it.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ class Picture:
     """A figure.
 
     Attributes:
+        name: of its file.
         uri: the PNG itself, as a data URI.
         width, height: as shown, in CSS pixels: half of those of a PNG for print.
         text: what it shows, in words.
@@ -124,6 +126,7 @@ class Picture:
     """
 
     id: str
+    name: str
     title: str
     uri: str
     width: int
@@ -150,7 +153,8 @@ def build(scale: str, origin: provenance.Provenance) -> str:
         )
     searches = [_search(path, ids) for path in sorted(results.glob(f"merge_search/*/{scale}/trials.md"))]
     pictures = [_picture(path, ids) for path in _pngs(results, scale)]
-    claims = read_claims(results)
+    own = results / f"claims-{scale}.json"  # where a larger scale has the other name
+    claims = read_claims(own if own.exists() else results / "claims.json")
     script = SCRIPT.read_text()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -161,8 +165,8 @@ def build(scale: str, origin: provenance.Provenance) -> str:
         claims=None
         if claims is None
         else [{**one, "runs": [(run, "") for run in one["runs"]]} for one in claims],
-        headline=next((one for one in pictures if one.id == f"figure-{HEADLINE}"), None),
-        pictures=[one for one in pictures if one.id != f"figure-{HEADLINE}"],
+        headline=next((one for one in pictures if one.name == HEADLINE), None),
+        pictures=[one for one in pictures if one.name != HEADLINE],
         chapters=[chapter for chapter in chapters if chapter.sections],
         absent=[chapter for chapter in chapters if not chapter.sections],
         searches=searches,
@@ -287,7 +291,8 @@ def inline(text: str) -> Markup:
     safe = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
     safe = str(escape(("• " + safe[2:]) if safe.startswith("- ") else safe))
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    return Markup(re.sub(r"(?<!\w)\*([^*]+)\*(?!\w)", r"<em>\1</em>", safe))
+    safe = re.sub(r"(?<![\w\\])\*([^*]+)\*(?!\w)", r"<em>\1</em>", safe)
+    return Markup(safe.replace("\\*", "*"))
 
 
 def read_cell(text: str) -> Cell:
@@ -295,11 +300,15 @@ def read_cell(text: str) -> Cell:
     found = re.fullmatch(r"(?P<rest>.*?)(?: \((?P<paper>paper: [^()]*)\))?", text, re.DOTALL)
     assert found is not None  # matches everything
     rest, paper = found["rest"], found["paper"] or ""
-    parts = re.fullmatch(r"(?P<figure>\S+)(?P<interval> \[[^\]]+\])?(?P<word> \w+)?", rest)
+    parts = re.fullmatch(r"(?P<figure>\S+)(?P<interval> \[[^\]]+\])?(?P<word> \w+(?:\\\*)?)?", rest)
     if parts and _NUMBER.fullmatch(parts["figure"]):
         number = parts["figure"].replace(",", "")
         return Cell(
-            parts["figure"], number, (parts["interval"] or "").strip(), (parts["word"] or "").strip(), paper
+            parts["figure"],
+            number,
+            (parts["interval"] or "").strip(),
+            (parts["word"] or "").strip().replace("\\*", "*"),
+            paper,
         )
     if rest in ("–", "", "?"):
         return Cell(rest, "", "", "", paper)
@@ -376,8 +385,9 @@ def _picture(path: Path, ids: Ids) -> Picture:
     search = path.parent.parent.name if path.parent.parent.name != "results" else ""
     name = f"search {search} {path.stem}" if of_search else path.stem
     return Picture(
-        ids.new("figure", path.stem) if not of_search else ids.new("figure", "search", search, path.stem),
-        name.replace("_", " ").capitalize(),
+        ids.new("figure", name),
+        name,
+        name.replace("_", " ").strip().capitalize(),
         "data:image/png;base64," + base64.b64encode(data).decode(),
         max(1, width // 2),
         max(1, height // 2),
@@ -466,7 +476,7 @@ def _totals(origin: provenance.Provenance) -> dict[str, Any]:
 
 
 def seeds_of_tables(scale: str) -> dict[str, int]:
-    """Experiment -> the most seeds that a cell of its table has: a sweep may have had more than the default."""
+    """Experiment -> most seeds of a cell of its table; a sweep may have had more than the default."""
     found = {}
     for name in EXPERIMENTS:
         path = store.results_folder() / name / scale / "table.csv"

@@ -66,12 +66,12 @@ class Answer:
             "" if value is None else f"{value:+.{asked.digits}f}"
             for value in (interval.mean, interval.low, interval.high)
         )
-        where = "on neither side of" if self.side == "open" else self.side
-        limit = f"{asked.against:g}{asked.unit}"
+        ends = f" [{low}, {high}]" if low else ""
+        where = "not shown on either side of" if self.side == "open" else f"shown {self.side}"
         return (
-            f"{asked.text}: {mean}{asked.unit}{f' [{low}, {high}]' if low else ''} over "
-            f"{seeds_text(interval.n)}, corrected p {self.corrected:.2g}, shown {where} {limit}"
-        ).replace("shown on neither", "not shown on either")
+            f"{asked.text}: {mean}{asked.unit}{ends} over {seeds_text(interval.n)}, "
+            f"corrected p {self.corrected:.2g}, {where} {asked.against:g}{asked.unit}"
+        )
 
 
 def settle(questions: Sequence[Question], seeds: int) -> list[Answer]:

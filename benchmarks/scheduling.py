@@ -63,7 +63,7 @@ def _inside(folder: Path) -> float:
 
 def fill(runs: dict[str, RunConfig]) -> None:
     """Folders as 10,000 runs leave them: a third done, the rest in all states."""
-    result = {"id": "", "metrics": {"train_seconds": 60.0, "samples": 12_800}}
+    result: dict[str, Any] = {"id": "", "metrics": {"train_seconds": 60.0, "samples": 12_800}}
     for number, (run, config) in enumerate(runs.items()):
         folder = store.store_folder() / run
         folder.mkdir(parents=True)

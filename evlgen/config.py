@@ -152,15 +152,19 @@ class DataConfig:
     """Which image-text pairs are drawn, and how.
 
     Attributes:
-        world: data family: ``miniworld`` (drawn on the fly) or the real sets of the paper scale.
+        world: data family: ``miniworld`` (drawn on the fly), ``capfilt`` (the real sets of the paper scale)
+            or ``folder`` (one's own images), see `evlgen.data.worlds`.
         pools: pool name -> number of pairs; pairs are sampled in proportion to these numbers
             (paper: LAION-115M : CCS-14M : COCO = 15 : 4 : 1).
+        cache: the features of all training images are computed once and kept. Without it each image is
+            decoded, cropped, flipped and encoded anew whenever it is drawn (paper).
         views: augmented views (random resized crop) cached for each image; 1 is the plain image.
         max_text_tokens: captions are cut to this many tokens, the closing newline among them (paper: 32).
     """
 
     world: str = "miniworld"
     pools: tuple[tuple[str, int], ...] = (("web", 6000), ("ccs", 1600), ("coco", 400))
+    cache: bool = True
     views: int = 1
     max_text_tokens: int = 32
 
@@ -209,7 +213,7 @@ class EvalConfig:
     """How many examples of each evaluation set are used (0 leaves a set out), and the decoding.
 
     Attributes:
-        sets: evaluation set -> number of images (captioning) or questions.
+        sets: evaluation set -> number of images (captioning) or questions; all where there are fewer.
         validation: pairs used for the validation loss and the collapse diagnostics.
         batch_size: examples decoded together.
         beams, min_length, max_length: caption decoding, in generated tokens (paper: 5, 8, 30).
@@ -235,7 +239,8 @@ class RunConfig:
         objectives: the losses that the stage ``represent`` sums; one that is left out is not computed. The
             stage ``caption`` has one loss and does not look at them.
         init_from: the ``represent`` run whose connector this run starts from, or None.
-        vision, language: names of the frozen image encoder and of the frozen LLM.
+        vision, language: names of the frozen image encoder and of the frozen LLM. In the stage ``represent``
+            ``language`` names the BERT whose words the Q-Former reads; empty: that of ``connector.init``.
     """
 
     connector: ConnectorConfig = field(default_factory=TomeFormerConfig)

@@ -18,15 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT
-from evlgen.language import mini_model, mini_tokenizer
+from evlgen.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
 from evlgen.model import Connector, build_connector, feature_width
 from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
-from evlgen.vision import MiniViT, MiniViTConfig
+from evlgen.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_config
 
 BERT_VOCABULARY = 30_522
 
@@ -252,7 +259,7 @@ def with_text_branch(config: RunConfig) -> QFormerConfig:
     """
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
-    words = len(mini_tokenizer()) if config.data.world == "miniworld" else BERT_VOCABULARY
+    words = len(mini_tokenizer()) if text_reader(config) == MINI_BERT else BERT_VOCABULARY
     return dataclasses.replace(config.connector, vocab_size=words + 1)  # [DEC]
 
 
@@ -322,10 +329,28 @@ def meta_vision(name: str) -> tuple[nn.Module, Tensor, int]:
         elif name == "eva-clip-g":
             eva = EvaConfig()
             model, size, grid = EvaViT(eva), eva.image_size, eva.grid
+        elif name in ("mini-clip", "clip-vit-l"):
+            clip: Any = mini_clip_config() if name == "mini-clip" else _clip_vit_l()
+            clip.num_hidden_layers -= 1  # the last one is not run
+            size, grid = clip.image_size, clip.image_size // clip.patch_size
+            model = ClipViT(CLIPVisionModel(clip), size)
         else:
-            raise UserError(f"vision {name!r}: its cost is not known; it is of mini-vit and eva-clip-g")
+            known = "mini-vit, mini-clip, eva-clip-g, clip-vit-l"
+            raise UserError(f"vision {name!r}: its cost is not known; it is of {known}")
         pixels = torch.empty(1, 3, size, size)
     return model.eval().requires_grad_(False), pixels, 1 + grid**2
+
+
+def _clip_vit_l() -> CLIPVisionConfig:
+    """As in the folder of openai/clip-vit-large-patch14."""
+    return CLIPVisionConfig(
+        image_size=224,
+        patch_size=14,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+    )
 
 
 def meta_language(name: str) -> Any:
@@ -335,7 +360,11 @@ def meta_language(name: str) -> Any:
         UserError: its architecture is not known here.
     """
     opt = {"opt-2.7b": (2560, 32, 32), "opt-6.7b": (4096, 32, 32)}  # width, layers, heads
-    llama = {"vicuna-7b": (4096, 11008, 32, 32), "vicuna-13b": (5120, 13824, 40, 40)}
+    llama = {  # width, intermediate, layers, heads, heads of keys and values, words, tied to the head
+        "vicuna-7b": (4096, 11008, 32, 32, 32, 32_000, False),
+        "vicuna-13b": (5120, 13824, 40, 40, 40, 32_000, False),
+        "smollm2-135m": (576, 1536, 30, 9, 3, 49_152, True),
+    }
     with torch.device("meta"):
         if name in ("mini-opt", "mini-llama"):
             model: Any = mini_model(name, len(mini_tokenizer()))
@@ -351,13 +380,16 @@ def meta_language(name: str) -> Any:
                 )
             )
         elif name in llama:
-            width, intermediate, layers, heads = llama[name]
+            width, intermediate, layers, heads, shared, words, tied = llama[name]
             model = LlamaForCausalLM(
                 LlamaConfig(
+                    vocab_size=words,
                     hidden_size=width,
                     intermediate_size=intermediate,
                     num_hidden_layers=layers,
                     num_attention_heads=heads,
+                    num_key_value_heads=shared,
+                    tie_word_embeddings=tied,
                 )
             )
         else:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from evlgen.config import RunConfig
 from evlgen.data import features, worlds
+from evlgen.data.features import ImageFeatures
 from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
@@ -71,7 +72,11 @@ def evaluate(
     wanted = dict(config.evaluation.sets)
     for name, size in sets:
         pool = world.pool_of(name)
-        stored = features.load(features.ensure(pool, wanted[name], config.vision, 1, world.name))[0]
+        stored: ImageFeatures
+        if config.data.cache:
+            stored = features.load(features.ensure(pool, wanted[name], config.vision, 1, world.name))[0]
+        else:
+            stored = features.Encoded(world, pool, build_vision(config.vision))
         order = np.arange(size)
         if name in world.caption_sets:
             captions[name] = _named(caption_all(captioner, config, stored, order, advance))
@@ -90,7 +95,7 @@ def evaluate(
 def caption_all(
     model: CaptionModel,
     config: RunConfig,
-    stored: npt.NDArray[np.float16],
+    stored: ImageFeatures,
     order: npt.NDArray[np.int64],
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
@@ -107,7 +112,7 @@ def caption_all(
 def answer_all(
     model: CaptionModel,
     config: RunConfig,
-    stored: npt.NDArray[np.float16],
+    stored: ImageFeatures,
     order: npt.NDArray[np.int64],
     questions: Sequence[str],
     advance: Callable[[int], None] = lambda _: None,
@@ -164,7 +169,7 @@ def _device(model: CaptionModel) -> torch.device:
     return model.norm.weight.device
 
 
-def _gather(stored: npt.NDArray[np.float16], order: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+def _gather(stored: ImageFeatures, order: npt.NDArray[np.int64], device: torch.device) -> Tensor:
     """(B, tokens, width) float32."""
     return torch.from_numpy(stored[order].astype(np.float32)).to(device)
 

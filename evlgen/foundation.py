@@ -1,8 +1,8 @@
-"""Pre-training of the miniature's foundation models: its EVA-CLIP, its OPT, its Vicuna and its BERT.
+"""Pre-training of the miniature's foundation models: its EVA-CLIP, CLIP, OPT, Vicuna and BERT.
 
 ``python sweeps/run.py foundation`` makes them from nothing; the results are shipped in ``evlgen/weights/``.
 
-The image encoder learns from image-text pairs alone, as CLIP does: phrases of a description ("small striped
+The image encoders learn from image-text pairs alone, as CLIP does: phrases of a description ("small striped
 red boat at the top left") must find their image among those of the batch, and the image must tell a phrase
 from others that differ in one word (as NegCLIP does). A phrase is held against every patch and scored by the
 log-sum-exp over patches, so it is never told where a thing is or which patches show it. The class token is
@@ -35,15 +35,34 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, LlamaForCausalLM, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertForMaskedLM,
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from evlgen.cpu import prepare_worker
 from evlgen.data import miniworld
 from evlgen.data.miniworld import Scene, Thing
 from evlgen.errors import UserError
 from evlgen.language import MASK_ID, mini_bert_config, mini_model, word_tokenizer
-from evlgen.vision import WEIGHTS, MiniViT, MiniViTConfig, file_hash
+from evlgen.vision import (
+    CLIP_MEAN,
+    CLIP_STD,
+    MINI,
+    WEIGHTS,
+    MiniViT,
+    MiniViTConfig,
+    clip_names,
+    file_hash,
+    load_mini_clip,
+    mini_clip_config,
+    normalised,
+)
 
+Encode = Callable[[Tensor], Tensor]
 Report = Callable[[str, int, int, float, float], None]  # phase, step, steps, loss, items a second
 
 
@@ -57,6 +76,9 @@ class VisionPretraining:
     negatives: int = 4  # altered phrases for each true one
     text_width: int = 64
     seed: int = 0
+
+
+MINI_CLIP_PRETRAINING = VisionPretraining(steps=2200, batch_size=32, lr=4e-3, warmup_steps=150, negatives=3)
 
 
 @dataclass(frozen=True)
@@ -114,19 +136,34 @@ class TextTower(nn.Module):
         return F.normalize(self.out(pooled), dim=-1)
 
 
+class ClipTower(nn.Module):
+    """CLIP's image encoder as it is trained: with its last layer and the LayerNorm behind it.
+
+    That LayerNorm is CLIP's for the class token; here it is every token's, as the patches are trained too.
+    """
+
+    def __init__(self, model: CLIPVisionModel) -> None:
+        super().__init__()
+        self.config = model.config
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) float in 0..1 -> (B, 1 + N, width)."""
+        last = self.model(normalised(pixels, CLIP_MEAN, CLIP_STD)).last_hidden_state
+        features: Tensor = getattr(self.model, "vision_model", self.model).post_layernorm(last)
+        return features
+
+
 class Contrast(nn.Module):
     """Image encoder, text tower and the projections between them."""
 
-    def __init__(self, vision: MiniViT, vocab_size: int, width: int) -> None:
+    def __init__(self, vision: MiniViT | ClipTower, vocab_size: int, width: int) -> None:
         super().__init__()
         self.vision = vision
+        seen = vision.config.width if isinstance(vision, MiniViT) else vision.config.hidden_size
         self.text = TextTower(vocab_size, width)
-        self.patch_out = nn.Sequential(
-            nn.LayerNorm(vision.config.width), nn.Linear(vision.config.width, width)
-        )
-        self.class_out = nn.Sequential(
-            nn.LayerNorm(vision.config.width), nn.Linear(vision.config.width, width)
-        )
+        self.patch_out = nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, width))
+        self.class_out = nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, width))
         self.log_scale = nn.Parameter(torch.tensor([math.log(10.0), math.log(10.0)]))
 
     def forward(self, pixels: Tensor, phrases: Tensor, owner: Tensor, captions: Tensor) -> Tensor:
@@ -211,10 +248,16 @@ def _pixels(images: list[npt.NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining, report: Report) -> Contrast:
-    """Train the image encoder; the same setup gives the same bits on one machine type with one thread."""
+def pretrain_vision(
+    name: str, tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining, report: Report
+) -> Contrast:
+    """Train ``mini-vit`` or ``mini-clip``; the same setup gives the same bits on one machine type with one
+    thread."""
     torch.manual_seed(setup.seed)
-    model = Contrast(MiniViT(MiniViTConfig()), len(tokenizer), setup.text_width)
+    vision = (
+        MiniViT(MiniViTConfig()) if name == "mini-vit" else ClipTower(CLIPVisionModel(mini_clip_config()))
+    )
+    model = Contrast(vision, len(tokenizer), setup.text_width)
     pool, vocabulary = miniworld.pool("foundation"), tokenizer.get_vocab()
 
     def loss(step: int) -> Tensor:
@@ -238,7 +281,7 @@ def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining
         )
         return found
 
-    _descend("mini-vit", model, map(loss, range(setup.steps)), setup, report)
+    _descend(name, model, map(loss, range(setup.steps)), setup, report)
     return model
 
 
@@ -592,8 +635,11 @@ def _noun_binding(model: Any, tokenizer: PreTrainedTokenizerFast, count: int) ->
 
 
 @torch.no_grad()
-def thing_features(model: MiniViT, first: int, last: int) -> tuple[Tensor, dict[str, Tensor]]:
+def thing_features(encode: Encode, first: int, last: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Features of every thing in the scenes ``first`` .. ``last`` of the pool ``probe``.
+
+    Args:
+        encode: (B, 3, H, W) pixels in 0..1 -> (B, 65, width) features.
 
     Returns:
         (T, width): the patch features averaged over the pixels that show the thing; and for each attribute
@@ -604,7 +650,7 @@ def thing_features(model: MiniViT, first: int, last: int) -> tuple[Tensor, dict[
     for start in range(first, last, 100):
         scenes = [pool.scene(i) for i in range(start, min(last, start + 100))]
         pixels = _pixels([miniworld.render(s) for s in scenes])
-        for scene, patches in zip(scenes, model(pixels)[:, 1:], strict=True):
+        for scene, patches in zip(scenes, encode(pixels)[:, 1:], strict=True):
             for thing, mask in zip(scene.things, miniworld.object_masks(scene), strict=True):
                 if thing.shape in miniworld.CONTAINERS:
                     continue
@@ -638,10 +684,10 @@ def linear_probe(train: Tensor, target: Tensor, test: Tensor, truth: Tensor) -> 
     return 100 * float(((one[1] @ weights).argmax(1) == truth).float().mean())
 
 
-def vision_card(model: MiniViT, train: int = 3000, test: int = 1000) -> dict[str, float]:
+def vision_card(encode: Encode, train: int = 3000, test: int = 1000) -> dict[str, float]:
     """Linear probes (percent right) on images the encoder has not seen: what a thing's patches tell of it."""
-    features, values = thing_features(model, 0, train)
-    unseen, truth = thing_features(model, train, train + test)
+    features, values = thing_features(encode, 0, train)
+    unseen, truth = thing_features(encode, train, train + test)
     return {f"probe {n}": linear_probe(features, values[n], unseen, truth[n]) for n in _ATTRIBUTES}
 
 
@@ -678,21 +724,25 @@ class Budget:
     """How much the foundation models are trained, and on how much the card's figures rest."""
 
     vision: VisionPretraining
+    clip: VisionPretraining
     language: LanguagePretraining
     masked: MaskedPretraining
     card: int
 
 
 BUDGETS = {
-    "mini": Budget(VisionPretraining(), LanguagePretraining(), MaskedPretraining(), 1000),
+    "mini": Budget(
+        VisionPretraining(), MINI_CLIP_PRETRAINING, LanguagePretraining(), MaskedPretraining(), 1000
+    ),
     "smoke": Budget(
+        VisionPretraining(steps=4, batch_size=8, warmup_steps=2),
         VisionPretraining(steps=4, batch_size=8, warmup_steps=2),
         LanguagePretraining(steps=4, batch_size=8, warmup_steps=2),
         MaskedPretraining(steps=4, batch_size=8, warmup_steps=2),
         100,
     ),
 }
-NAMES = ("mini-vit", "mini-opt", "mini-llama", "mini-bert")  # the longest first
+NAMES = ("mini-vit", "mini-opt", "mini-llama", "mini-clip", "mini-bert")  # the longest first
 
 
 def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any]:
@@ -701,10 +751,11 @@ def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any
     budget = BUDGETS[scale]
     tokenizer = make_tokenizer()
     started = time.perf_counter()
-    if name == "mini-vit":
-        contrast = pretrain_vision(tokenizer, budget.vision, report)
-        model: nn.Module = contrast.vision
-        setup: Any = budget.vision
+    if name in MINI:
+        setup: Any = budget.vision if name == "mini-vit" else budget.clip
+        contrast = pretrain_vision(name, tokenizer, setup, report)
+        vision = contrast.vision
+        model: nn.Module = vision.model if isinstance(vision, ClipTower) else vision
     elif name == "mini-bert":
         model, setup = pretrain_bert(tokenizer, budget.masked, report), budget.masked
     else:
@@ -718,13 +769,15 @@ def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any
     }
     for tied in ("lm_head.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"):
         state.pop(tied, None)  # to the word embeddings, or to another bias
-    save_file(state, path)
+    names = clip_names(model) if name == "mini-clip" else {key: key for key in state}
+    save_file({names[key]: value for key, value in state.items()}, path)
     model.load_state_dict(
         {key: value.float() for key, value in state.items()}, strict=False
     )  # judge what is shipped
     with torch.random.fork_rng():
-        if isinstance(model, MiniViT):
-            figures = vision_card(model, 3 * budget.card, budget.card) | retrieval_card(contrast, tokenizer)
+        if name in MINI:
+            encode = model if name == "mini-vit" else load_mini_clip(path).features
+            figures = vision_card(encode, 3 * budget.card, budget.card) | retrieval_card(contrast, tokenizer)
         elif isinstance(model, BertForMaskedLM):
             figures = masked_card(model, tokenizer, budget.card, budget.masked)
         else:
@@ -795,6 +848,8 @@ def card_page(cards: dict[str, Any]) -> str:
     ]
     what = {
         "mini-vit": "image encoder, patch 8, 65 tokens of width 96, contrastive image-text training",
+        "mini-clip": "image encoder, CLIP architecture, patch 8, 65 tokens of width 64, trained as mini-vit; "
+        "features and probes are of the second-to-last of 5 layers",
         "mini-opt": "causal language model, OPT architecture, texts only",
         "mini-llama": "causal language model, LLaMA architecture, other texts of the same kind",
         "mini-bert": "BERT, masked words of texts; the connectors start from it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
@@ -25,8 +28,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.pretrained import (
+    SOURCES,
     find_weights,
     first_line,
     load_transformers,
@@ -35,12 +40,15 @@ from evlgen.pretrained import (
     weights_fingerprint,
 )
 from evlgen.vision import file_hash, weights_file
+from evlgen.wheels import WHEELS, unpacked
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
+MINI_BERT = "mini-bert"
+BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
-_ENCODER_DECODERS = ("t5", "mt5")
-_PLAIN_HEADS = ("opt", "llama")
+ENCODER_DECODERS = ("t5", "mt5")
+PLAIN_HEADS = ("opt", "llama")
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,8 @@ def build_language(name: str) -> FrozenLanguage:
 
     Args:
         name: of the miniature or of `evlgen.pretrained.SOURCES`, or the folder of any decoder-only model of
-            `transformers` or of a T5. Large ones run in fp16 or bf16 on a GPU, in float32 without one.
+            `transformers` or of a T5, a GGUF file, or a model in the hub's cache. Large ones run in fp16 or
+            bf16 on a GPU, in float32 without one.
 
     Raises:
         UserError: unknown name, or its weights are missing or unfit.
@@ -182,23 +191,80 @@ def forget_languages() -> None:
 
 
 def text_tokenizer(name: str) -> tuple[Any, int]:
-    """Tokenizer of the language model ``name`` and the token that ends a text, without loading its weights.
+    """Tokenizer of the language model or BERT ``name`` and the token that ends a text, without its weights.
+
+    BERT's texts, of stage 1, end with ``[SEP]``.
 
     Raises:
-        UserError: as `build_language`.
+        UserError: as `build_language` or `bert_folder`.
     """
-    if name in _MINI:
+    if name in (*_MINI, MINI_BERT):
         tokenizer = mini_tokenizer()
         return tokenizer, closing_newline(tokenizer, name)
-    path = _folder(name)
+    path = bert_folder(name) if name in names("bert") else _folder(name)
     return load_tokenizer(path, read_config(path))
 
 
+def text_reader(config: RunConfig) -> str:
+    """The model whose tokens the texts of a run are, for `text_tokenizer`.
+
+    In the stage ``represent`` it is the BERT that ``language`` names, or that the connector starts from:
+    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is bert-base-uncased, in
+    the miniworld the miniature's.
+    """
+    if config.stage == "caption":
+        return config.language
+    name = config.language or config.connector.init
+    if name in ("random", MINI_BERT) or name.endswith(".safetensors"):
+        return MINI_BERT if config.data.world == "miniworld" else BERT
+    return name
+
+
 def _folder(name: str) -> Path:
-    if name not in names("language") and not Path(name).expanduser().is_dir():
-        known = ", ".join([*_MINI, *names("language")])
-        raise UserError(f"language {name!r}: no such language model; there are: {known}, or a folder")
-    return find_weights(name)
+    if (found := model_folder(name)) is not None:
+        return found
+    if name in names("language"):
+        return find_weights(name)
+    known = ", ".join([*_MINI, *names("language"), "smollm2-135m"])
+    raise UserError(
+        f"language {name!r}: no such language model; there are: {known}, or a folder, a .gguf file, or a "
+        "model in the hub's cache"
+    )
+
+
+def bert_folder(name: str) -> Path:
+    """Folder of a BERT: a path, or the name of one that is installed, in EVLGEN_WEIGHTS or the hub's cache.
+
+    Raises:
+        UserError: there is none; the message says where it was looked for.
+    """
+    if (found := model_folder(name)) is not None:
+        return found
+    if name in names("bert"):
+        return find_weights(name)
+    known = ", ".join([*names("bert"), "minilm-l6"])
+    raise UserError(
+        f"BERT {name!r}: no such model; there are: mini-bert, {known}, or a folder, a .safetensors file, or "
+        "a model in the hub's cache"
+    )
+
+
+def model_folder(name: str) -> Path | None:
+    """Folder of a model that an installed wheel or a GGUF file holds, of a path, or of one that is at hand.
+
+    Returns:
+        None if there is nothing: then `evlgen.pretrained.find_weights` can say what is missing.
+    """
+    if name in WHEELS or name.endswith(".gguf"):
+        return unpacked(name)
+    if name in SOURCES:
+        with contextlib.suppress(UserError):
+            return find_weights(name)
+    elif Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    with contextlib.suppress(HFValidationError, LocalEntryNotFoundError):
+        return Path(snapshot_download(name, local_files_only=True))
+    return None
 
 
 @functools.cache
@@ -239,7 +305,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
     """
     config = read_config(path)
     is_encoder_decoder = bool(config.is_encoder_decoder)
-    if is_encoder_decoder and config.model_type not in _ENCODER_DECODERS:
+    if is_encoder_decoder and config.model_type not in ENCODER_DECODERS:
         raise UserError(f"{path}: of the encoder-decoders only T5 is supported, not {config.model_type!r}")
     tokenizer, end_id = load_tokenizer(path, config)
     model_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
@@ -261,7 +327,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
         end_id=end_id,
         fingerprint=weights_fingerprint(path),
         is_encoder_decoder=is_encoder_decoder,
-        has_plain_head=config.model_type in _PLAIN_HEADS,
+        has_plain_head=config.model_type in PLAIN_HEADS,
     )
 
 
@@ -273,7 +339,7 @@ def _default_dtype(model_type: str) -> torch.dtype:
 
 
 def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
-    """The tokenizer in a model's folder, with a padding token, and the id that ends a text.
+    """The tokenizer in a model's folder, with a padding token, and the id that ends a text (BERT's: [SEP]).
 
     Args:
         config: the model's, from `evlgen.pretrained.read_config`.
@@ -281,6 +347,24 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
     Raises:
         UserError: there is none that can be read, or it has no token that could end a text.
     """
+    tokenizer = _read_tokenizer(path, config)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
+        # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{path}: its tokenizer has neither of the tokens pad, unk and eos")
+    if config.model_type == "bert":
+        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id):
+            raise UserError(f"{path}: its tokenizer lacks one of the tokens [CLS] and [SEP]")
+        return tokenizer, tokenizer.sep_token_id
+    if not config.is_encoder_decoder:
+        return tokenizer, closing_newline(tokenizer, str(path))
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: its tokenizer has no eos token")
+    return tokenizer, tokenizer.eos_token_id
+
+
+def _read_tokenizer(path: Path, config: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, config=config, local_files_only=True, trust_remote_code=False
@@ -292,16 +376,7 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
         ) from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
-        # LLaMA has none, Vicuna's has no embedding. Padding is masked: any token will do.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"{path}: its tokenizer has neither of the tokens pad, unk and eos")
-    if not config.is_encoder_decoder:
-        return tokenizer, closing_newline(tokenizer, str(path))
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{path}: its tokenizer has no eos token")
-    return tokenizer, tokenizer.eos_token_id
+    return tokenizer
 
 
 def closing_newline(tokenizer: Any, where: str) -> int:

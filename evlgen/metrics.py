@@ -624,7 +624,7 @@ def _truth(captions: Mapping[str, str]) -> dict[str, float]:
 
 
 def _score_answers(kind: str, answers: Mapping[str, str], world: worlds.World) -> dict[str, float]:
-    """Mean accuracy of the question set ``kind`` and, for VQAv2, of each type of answer."""
+    """Mean accuracy of the question set ``kind`` and, for VQAv2 and easy-VQA, of each type of answer."""
     groups: dict[str, list[float]] = {}
     shown, kind = kind, kind.removesuffix("_shuffled")
     for name, answer in answers.items():
@@ -636,7 +636,7 @@ def _score_answers(kind: str, answers: Mapping[str, str], world: worlds.World) -
                 answer, asked.answers, lemmatize if kind == "okvqa" else normalize_answer
             )
         groups.setdefault(shown, []).append(accuracy)
-        if kind == "vqav2":
+        if kind in ("vqav2", "easy_vqa"):
             groups.setdefault(f"{shown}/{asked.answer_type.replace('/', '-')}", []).append(accuracy)
     return {group: 100 * sum(values) / len(values) for group, values in groups.items()}
 
@@ -655,7 +655,7 @@ def _references(data: DataConfig, name: str, image: str) -> tuple[str, ...]:
 def _question(world: worlds.World, kind: str, name: str) -> worlds.Question:
     if kind not in world.question_sets:
         raise UserError(f"predictions: no question set {kind!r}; there are: {', '.join(world.question_sets)}")
-    return world.question(kind, _index(name, world.count(kind)))
+    return world.question(kind, _index(name, world.count(world.pool_of(kind))))
 
 
 def _index(name: str, count: int) -> int:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from transformers import BertModel, DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from evlgen.config import (
     ConnectorConfig,
@@ -37,11 +37,18 @@ from evlgen.data.miniworld import PROMPT
 from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
-from evlgen.language import FrozenLanguage, build_language, mini_tokenizer
+from evlgen.language import (
+    MINI_BERT,
+    FrozenLanguage,
+    bert_folder,
+    build_language,
+    text_reader,
+    text_tokenizer,
+)
 from evlgen.linear import LinearConnector
 from evlgen.perceiver import PerceiverResampler
 from evlgen.pool import PoolConnector
-from evlgen.pretrained import tensors_hash
+from evlgen.pretrained import read_config, read_state, tensors_hash
 from evlgen.qformer import OBJECTIVES, QFormer, Stage1Losses, image_text_similarity, stage1_losses
 from evlgen.tomeformer import TomeFormer
 from evlgen.vision import weights_file
@@ -356,10 +363,11 @@ def build_model(config: RunConfig) -> Model:
         return CaptionModel(build_connector(config.connector), build_language(config.language), width)
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
-    tokenizer = mini_tokenizer()
+    tokenizer, _ = text_tokenizer(text_reader(config))
     connector = build_connector(config.connector, len(tokenizer) + 1)  # one id more than words: [DEC]
     assert isinstance(connector, QFormer)
-    return RepresentModel(connector, width, int(tokenizer.bos_token_id), config.objectives)
+    class_id = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    return RepresentModel(connector, width, int(class_id), config.objectives)
 
 
 def feature_width(config: ConnectorConfig) -> int:
@@ -392,25 +400,35 @@ def build_connector(config: ConnectorConfig, vocab_size: int = 0) -> Connector:
     else:
         connector = QFormer(dataclasses.replace(config, vocab_size=vocab_size))
     if config.init != "random":
-        connector.load_bert(_bert_weights(config.init))
+        connector.load_bert(_bert_weights(config.init, config.num_heads))
     return connector
 
 
-def _bert_weights(name: str) -> dict[str, Tensor]:
-    """BERT's tensors: the miniature's, a safetensors file's, or a model's in the hub's cache."""
-    if name == "mini-bert":
+def _bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
+    """BERT's tensors: the miniature's, a safetensors file's, or those of `evlgen.language.bert_folder`.
+
+    They are taken as they are in the file, so that a checkpoint's masked LM head is among them.
+    """
+    if name == MINI_BERT:
         return load_file(weights_file("mini-bert.safetensors"))
     if name.endswith(".safetensors"):
         if not Path(name).exists():
             raise UserError(f"connector.init {name!r}: no such file")
         return load_file(name)
     try:
-        return dict(BertModel.from_pretrained(name, use_safetensors=True).state_dict())
-    except (OSError, ValueError) as error:
+        path = bert_folder(name)
+    except UserError as error:
+        raise UserError(f"connector.init: {error}") from error
+    config = read_config(path)
+    if config.model_type != "bert":
+        raise UserError(f"connector.init {name!r}: is no BERT but of the architecture {config.model_type!r}")
+    if config.num_attention_heads != num_heads:  # the shapes of its weights would not tell
         raise UserError(
-            f"connector.init {name!r}: not 'random', 'mini-bert', a .safetensors file, or a BERT that can be "
-            f"loaded ({str(error).splitlines()[0]})"
-        ) from error
+            f"connector.init {name!r}: has {config.num_attention_heads} heads, the config wants num_heads = "
+            f"{num_heads}"
+        )
+    plain = path / "pytorch_model.bin"
+    return read_state(path if any(path.glob("*.safetensors")) or not plain.exists() else plain)
 
 
 # ------------------------------------------------------------------------------------ saving, looking

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from evlgen.errors import UserError
 from evlgen.files import sha256_of
 
-Role = Literal["vision", "language"]
+Role = Literal["vision", "language", "bert"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ SOURCES = {
     "eva-clip-g": Source(
         "vision", "eva_vit_g.pth", "LAVIS's model zoo, or the folder of Salesforce/blip2-opt-2.7b"
     ),
+    "bert-base-uncased": Source("bert", "bert-base-uncased", "the folder of google-bert/bert-base-uncased"),
     "clip-vit-l": Source("vision", "clip-vit-large-patch14", "the folder of openai/clip-vit-large-patch14"),
     "opt-2.7b": Source("language", "opt-2.7b", "the folder of facebook/opt-2.7b"),
     "opt-6.7b": Source("language", "opt-6.7b", "the folder of facebook/opt-6.7b"),

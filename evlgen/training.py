@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -31,8 +32,16 @@ from torch.utils.checkpoint import checkpoint
 from evlgen.bert import CrossAttention, FeedForward, SelfAttention
 from evlgen.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
 from evlgen.config import OptimConfig, RunConfig, to_json
-from evlgen.data.pairs import Batch, TrainingData, draw_batch, load_training_data, text_tokens
+from evlgen.data.pairs import (
+    Batch,
+    TrainingData,
+    draw_batch,
+    load_training_data,
+    plain_batch,
+    text_tokens,
+)
 from evlgen.data.sampling import NOISE, WEIGHTS, hashed
+from evlgen.data.stream import Part, parts_of_steps
 from evlgen.diagnostics import validate
 from evlgen.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.errors import UserError
@@ -52,6 +61,7 @@ from evlgen.model import (
 from evlgen.perceiver import PerceiverLayer
 from evlgen.qformer import add_present, check_objectives
 from evlgen.throughput import peak_flops, training_flops
+from evlgen.vision import build_vision
 
 __all__ = ["Progress", "Stop", "TrainingData", "learning_rate", "load_training_data", "train"]
 
@@ -210,10 +220,15 @@ def _train(
     flops = 0.0  # of a pair
     if peak is not None and start < optim.steps:
         rows = max(2, optim.batch_size // (optim.accumulate * ranks.size))
-        batch = draw_batch(data.pools, config.seed, start, optim.batch_size, slice(rows)).to(device)
+        if data.stream is None:
+            batch = draw_batch(data.pools, config.seed, start, optim.batch_size, slice(rows)).to(device)
+        else:
+            batch = plain_batch(data.validation, np.arange(rows) % len(data.validation)).to(device)
         with watch.paused(), autocast(device, optim.precision):
             flops = training_flops(state.model, batch)
 
+    reader = _cached_steps if data.stream is None else _streamed_steps
+    steps = reader(config, data, range(start, optim.steps), parts, device, ranks)
     every = max(1, optim.steps // _LOG_POINTS)
     last_loss: float | None = None
     stop: Stop | None = None
@@ -227,12 +242,7 @@ def _train(
         # A checkpoint that was planned is at a line of the log; only one at a stop holds losses in between.
         is_logged = is_checkpoint or is_validation or step == 0 or (step + 1) % every == 0
 
-        batches = (
-            draw_batch(data.pools, config.seed, step, optim.batch_size, rows).to(device) for rows in parts
-        )
-        tokens = None
-        if optim.accumulate * ranks.size > 1:
-            tokens = text_tokens(data.pools, config.seed, step, optim.batch_size)
+        batches, tokens = next(steps)
         loss, norm = _update(state, batches, tokens, config, device, ranks, wants_norm=is_logged)
         losses.append(loss)
 
@@ -291,6 +301,50 @@ def _train(
     }
     told: dict[str, float] = ranks.tell(result)  # nobody leaves before the files are there
     return told
+
+
+_Step = tuple[Iterable[Batch], int | None]
+
+
+def _cached_steps(
+    config: RunConfig,
+    data: TrainingData,
+    steps: range,
+    parts: list[slice],
+    device: torch.device,
+    ranks: Ranks,
+) -> Iterator[_Step]:
+    """This rank's parts of each step's batch, and `_update`'s ``tokens``; features come from the cache."""
+    size = config.optim.batch_size
+    for step in steps:
+        batches = (draw_batch(data.pools, config.seed, step, size, rows).to(device) for rows in parts)
+        tokens = None
+        if config.optim.accumulate * ranks.size > 1:
+            tokens = text_tokens(data.pools, config.seed, step, size)
+        yield batches, tokens
+
+
+def _streamed_steps(
+    config: RunConfig,
+    data: TrainingData,
+    steps: range,
+    parts: list[slice],
+    device: torch.device,
+    ranks: Ranks,
+) -> Iterator[_Step]:
+    """As `_cached_steps`; images come decoded from other processes and are encoded in the step."""
+    assert data.stream is not None
+    encoder = build_vision(config.vision)
+
+    def encoded(part: Part) -> Batch:
+        with autocast(device, config.optim.precision):
+            return part.encoded(encoder).to(device)
+
+    for read in parts_of_steps(data.stream, config.seed, steps, config.optim.batch_size, parts):
+        tokens = None
+        if config.optim.accumulate * ranks.size > 1:
+            tokens = int(ranks.sum(torch.tensor(sum(part.tokens for part in read), device=device)))
+        yield (encoded(part) for part in read), tokens
 
 
 def _report(progress: Callable[[Progress], None], now: Progress, ranks: Ranks) -> Stop | None:

@@ -38,7 +38,10 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     BatchFeature,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     GenerationConfig,
     GenerationMixin,
     OPTConfig,
@@ -53,15 +56,26 @@ from evlgen.config import TomeFormerConfig, from_json, to_json
 from evlgen.convert import CONFIG, read_run_config
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT
-from evlgen.language import FrozenLanguage, build_language
+from evlgen.language import ENCODER_DECODERS, PLAIN_HEADS, FrozenLanguage, build_language
 from evlgen.model import CaptionModel, build_connector, evaluating, feature_width, load_trained
 from evlgen.training import CONNECTOR
-from evlgen.vision import CLIP_MEAN, CLIP_STD, MiniViT, MiniViTConfig, build_vision
+from evlgen.vision import CLIP_MEAN, CLIP_STD, ClipViT, MiniViT, MiniViTConfig, build_vision
 
 _ENCODERS: dict[str, tuple[Any, Any]] = {
     "eva-vit": (EvaViT, EvaConfig),
     "mini-vit": (MiniViT, MiniViTConfig),
 }
+_CLIP_FIELDS = (  # of `CLIPVisionConfig`, those that decide the features
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+)
 
 
 class EVLGenConfig(PretrainedConfig):
@@ -69,10 +83,12 @@ class EVLGenConfig(PretrainedConfig):
 
     Args:
         connector: ``kind`` and the fields of that connector's configuration (`evlgen.config`).
-        vision: ``kind`` (``eva-vit`` or ``mini-vit``) and the fields of that encoder's configuration.
-        text_config: of the causal LLM, a configuration of `transformers` or its fields with ``model_type``.
+        vision: ``kind`` (``eva-vit``, ``mini-vit`` or ``clip``) and the fields of that encoder's
+            configuration; CLIP's layers are those in front of its last one, which is not there.
+        text_config: of the LLM, a causal one or T5: a configuration of `transformers` or its fields with
+            ``model_type``.
         prompting: how the LLM is prompted: ``bos_position`` (see `FrozenLanguage`), and the token ids
-            ``bos``, ``pad`` and ``end``, which ends a caption.
+            ``bos``, ``pad`` and ``end``, which ends a caption; of T5 also ``decoder_start``.
     """
 
     model_type = "evlgen"
@@ -136,21 +152,28 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: EVLGenConfig) -> None:
         super().__init__(config)
-        if config.text_config.is_encoder_decoder:
-            raise UserError(f"text_config: {config.text_config.model_type} is no decoder-only language model")
+        kind, writes_apart = config.text_config.model_type, config.text_config.is_encoder_decoder
+        if writes_apart and kind not in ENCODER_DECODERS:
+            raise UserError(f"text_config: of the encoder-decoders only T5 is supported, not {kind!r}")
         connector = from_json({"connector": config.connector}).connector
         # the LLM comes first: transformers takes a model's dtype from its first parameter
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        model_class = AutoModelForSeq2SeqLM if writes_apart else AutoModelForCausalLM
+        self.language_model = model_class.from_config(config.text_config)
         self.vision = _build_encoder(config.vision)
         self.caption_model = CaptionModel(
             build_connector(dataclasses.replace(connector, init="random")),
             self._frozen_language(),
             feature_width(connector),
         )
+        start = None
+        if writes_apart:
+            start = config.prompting.get("decoder_start", config.prompting["pad"])  # T5's convention
+            self.language_model.generation_config = GenerationConfig(decoder_start_token_id=start)
         self.generation_config = GenerationConfig(
             bos_token_id=config.prompting["bos"],
             pad_token_id=config.prompting["pad"],
             eos_token_id=config.prompting["end"],
+            decoder_start_token_id=start,
         )
         self.post_init()
         self.freeze()
@@ -160,7 +183,16 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prompting, llm = self.config.prompting, self.language_model
         tokenizer = cast(Any, _SpecialTokens(prompting["bos"], prompting["pad"]))
         width = llm.get_input_embeddings().embedding_dim
-        return FrozenLanguage(llm, tokenizer, width, prompting["bos_position"], prompting["end"], "")
+        return FrozenLanguage(
+            llm,
+            tokenizer,
+            width,
+            prompting["bos_position"],
+            prompting["end"],
+            "",
+            is_encoder_decoder=llm.config.is_encoder_decoder,
+            has_plain_head=llm.config.model_type in PLAIN_HEADS,
+        )
 
     def freeze(self) -> None:
         """The image encoder and the LLM need no gradient and are in eval mode."""
@@ -215,7 +247,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             pixel_values: (B, 3, S, S), of `EVLGenImageProcessor`.
             input_ids: (B, T) int64 text tokens, without the beginning-of-sequence token, which is put where
-                the LLM wants it.
+                the LLM wants it. T5's decoder writes them.
             attention_mask: (B, T), 1 at text and 0 at padding, which is behind the text.
             labels: (B, T), `input_ids` with -100 where no loss is wanted; padding never has one.
 
@@ -231,10 +263,11 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise UserError(
                 "attention_mask: forward wants the padding behind the texts (padding_side='right')"
             )
-        # `inputs` leaves the last token out, for it foretells nothing there; here it does
-        inputs = self.caption_model.inputs(self.soft_prompt(pixel_values), F.pad(input_ids, (0, 1)))
-        keep = input_ids.shape[1] + 1  # the head is for these positions only
-        output = self.language_model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep)
+        # `read` leaves the last token out, for it foretells nothing there; here it does
+        text, keep = F.pad(input_ids, (0, 1)), input_ids.shape[1] + 1
+        options = {} if self.config.text_config.is_encoder_decoder else {"logits_to_keep": keep}
+        prompt = self.soft_prompt(pixel_values)
+        output = self.caption_model.read(prompt, text, with_head=True, **options)
         logits = output.logits[:, -keep:]  # (B, 1 + T, V)
         loss = None
         if labels is not None:
@@ -256,19 +289,25 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             pixel_values: (B, 3, S, S), of `EVLGenImageProcessor`.
-            input_ids: (B, T) int64 prompts, without the beginning-of-sequence token; None: a caption.
-            attention_mask: (B, T), 1 at the prompt and 0 at padding, which is in front of it.
+            input_ids: (B, T) int64 prompts, without the beginning-of-sequence token; None: a caption. T5's
+                may be closed by ``</s>`` or not.
+            attention_mask: (B, T), 1 at the prompt and 0 at padding, which is in front of it (for T5 on
+                either side).
             generation_config: None: the model's own, that of the run (PAPER: beam 5, 8 to 30 tokens).
             kwargs: as of `transformers`' ``generate``: ``num_beams``, ``max_new_tokens``, ``do_sample``, ...
 
         Returns:
-            (B, new tokens) int64, or what ``return_dict_in_generate`` asks for. The prompt is not repeated.
+            (B, new tokens) int64, or what ``return_dict_in_generate`` asks for. The prompt is not repeated,
+            nor the token that T5's decoder starts from.
 
         Raises:
             UserError: padding behind a prompt, or images of another size.
         """
         with evaluating(self):
             prompt = self.soft_prompt(pixel_values)
+            decoding = {"generation_config": generation_config or self.generation_config, **kwargs}
+            if self.config.text_config.is_encoder_decoder:
+                return self._write_apart(prompt, input_ids, attention_mask, decoding)
             if input_ids is None:
                 input_ids, attention_mask = (
                     torch.zeros(len(prompt), 0, dtype=torch.long, device=prompt.device),
@@ -280,12 +319,28 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 if not bool(attention_mask[:, -1].all()):
                     raise UserError("attention_mask: generate wants padding in front (padding_side='left')")
                 mask[:, mask.shape[1] - input_ids.shape[1] :] = attention_mask
-            return self.language_model.generate(
-                inputs_embeds=inputs,
-                attention_mask=mask,
-                generation_config=generation_config or self.generation_config,
-                **kwargs,
-            )
+            return self.language_model.generate(inputs_embeds=inputs, attention_mask=mask, **decoding)
+
+    def _write_apart(
+        self,
+        prompt: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        decoding: dict[str, Any],
+    ) -> Any:
+        """`generate` of an encoder-decoder: what its decoder writes behind the token it starts from."""
+        rows: list[list[int]] = [[]] * len(prompt)
+        if input_ids is not None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            asked = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
+            end = self.config.prompting["end"]
+            rows = [row[:-1] if row[-1:] == [end] else row for row in asked]  # `_ask` closes each
+        inputs, mask = self.caption_model._ask(prompt, rows)
+        written = self.language_model.generate(inputs_embeds=inputs, attention_mask=mask, **decoding)
+        if isinstance(written, Tensor):
+            return written[:, 1:]
+        written.sequences = written.sequences[:, 1:]
+        return written
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -308,14 +363,20 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def _build_encoder(fields: dict[str, Any]) -> nn.Module:
-    kind = fields.get("kind")
+    kind, fields = fields.get("kind"), {key: value for key, value in fields.items() if key != "kind"}
+    if kind == "clip":
+        for key in fields.keys() ^ set(_CLIP_FIELDS):
+            raise UserError(f"vision.{key}: of clip exactly these are wanted: {', '.join(_CLIP_FIELDS)}")
+        return ClipViT(CLIPVisionModel(CLIPVisionConfig(**fields)), fields["image_size"])
     if kind not in _ENCODERS:
-        raise UserError(f"vision.kind {kind!r}: there are {', '.join(_ENCODERS)}")
+        raise UserError(f"vision.kind {kind!r}: there are {', '.join([*_ENCODERS, 'clip'])}")
     module, config = _ENCODERS[kind]
-    return cast(nn.Module, module(config(**{key: value for key, value in fields.items() if key != "kind"})))
+    return cast(nn.Module, module(config(**fields)))
 
 
 def _encoder_fields(encoder: nn.Module) -> dict[str, Any]:
+    if isinstance(encoder, ClipViT):
+        return {"kind": "clip", **{key: getattr(encoder.model.config, key) for key in _CLIP_FIELDS}}
     for kind, (module, _) in _ENCODERS.items():
         if isinstance(encoder, module):
             return {"kind": kind, **to_json(encoder.config)}
@@ -355,16 +416,19 @@ def from_run(
         )
     connector = dataclasses.replace(run.connector, init="random")  # its weights are in the file
     tokenizer = language.tokenizer
+    prompting = {
+        "bos_position": language.bos_position,
+        "bos": tokenizer.bos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "end": language.end_id,
+    }
+    if language.is_encoder_decoder:
+        prompting["decoder_start"] = language.model.generation_config.decoder_start_token_id
     config = EVLGenConfig(
         connector=to_json(connector),
         vision=_encoder_fields(vision.model),
         text_config=copy.deepcopy(language.model.config),
-        prompting={
-            "bos_position": language.bos_position,
-            "bos": tokenizer.bos_token_id,
-            "pad": tokenizer.pad_token_id,
-            "end": language.end_id,
-        },
+        prompting=prompting,
     )
     with torch.device("meta"):  # every part is replaced
         model = EVLGenForConditionalGeneration(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT, check_size, eva_state
@@ -28,6 +29,7 @@ from evlgen.pretrained import (
 )
 
 WEIGHTS = Path(__file__).parent / "weights"  # the miniature's foundation models, shipped in the package
+MINI = ("mini-vit", "mini-clip")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels, for EVA-CLIP and CLIP (PAPER)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -122,14 +124,23 @@ class FrozenVision:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     image_size: int = 64
 
-    @torch.no_grad()
     def encode(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, tokens, width) float32."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        """(B, H, W, 3) uint8 -> (B, tokens, width) float32, on the CPU."""
+        return self.features(torch.from_numpy(images)).cpu()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8, anywhere -> (B, tokens, width) float32, on the encoder's device."""
         weight = next(self.model.parameters())
-        features: Tensor = self.model(pixels.to(weight.device, weight.dtype))
-        return features.float().cpu()
+        pixels = images.to(weight.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        features: Tensor = self.model(normalised(pixels, self.mean, self.std).to(weight.dtype))
+        return features.float()
+
+
+def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, 3, H, W) in 0..1, less the mean and divided by the deviation of each channel."""
+    center, scale = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
+    return (pixels - center) / scale
 
 
 def file_hash(path: Path) -> str:
@@ -158,8 +169,10 @@ def build_vision(name: str) -> FrozenVision:
     """
     if name == "mini-vit":
         return _build_mini()
+    if name == "mini-clip":
+        return load_mini_clip(weights_file("mini-clip.safetensors"))
     if name not in names("vision") and not Path(name).expanduser().exists():
-        known = ", ".join(["mini-vit", *names("vision")])
+        known = ", ".join([*MINI, *names("vision")])
         raise UserError(f"vision {name!r}: no such image encoder; there are: {known}, or a path")
     path = find_weights(name)
     is_clip = name == "clip-vit-l" or (
@@ -248,8 +261,43 @@ def build_clip(path: Path, dtype: torch.dtype | None = None) -> FrozenVision:
     config.num_hidden_layers -= 1  # the last one is neither read nor run
     device, default = _device_and_dtype()
     model = load_transformers(CLIPVisionModel, path, config, dtype or default).to(device)
-    fingerprint = tensors_hash(model.state_dict())[:16]
-    tokens = 1 + (config.image_size // config.patch_size) ** 2
-    frozen = ClipViT(model, config.image_size)
-    size = config.image_size
+    return _frozen_clip(model, tensors_hash(model.state_dict())[:16])
+
+
+def _frozen_clip(model: CLIPVisionModel, fingerprint: str) -> FrozenVision:
+    """Of a `CLIPVisionModel` without its last layer."""
+    config: Any = model.config
+    tokens, size = 1 + (config.image_size // config.patch_size) ** 2, config.image_size
+    frozen = ClipViT(model, size)
     return FrozenVision(frozen, config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD, size)
+
+
+def mini_clip_config() -> CLIPVisionConfig:
+    """The miniature's CLIP ViT-L/14: narrower than `MiniViT`, as CLIP-L is than EVA-CLIP-g.
+
+    Of another kind as well: patches of 8 x 8 pixels embedded one by one, without convolutions between them, a
+    LayerNorm in front of the layers, quick-GELU, and features from the second-to-last of its layers.
+    """
+    return CLIPVisionConfig(
+        image_size=64,
+        patch_size=8,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+    )
+
+
+def clip_names(model: nn.Module) -> dict[str, str]:
+    """Name in the model -> name in a published file, whose prefix some versions of transformers take off."""
+    return {key: f"vision_model.{key.removeprefix('vision_model.')}" for key in model.state_dict()}
+
+
+def load_mini_clip(path: Path) -> FrozenVision:
+    """The encoder in a file that `evlgen.foundation` wrote, with the tensor names of published CLIPs."""
+    config = mini_clip_config()
+    config.num_hidden_layers -= 1
+    model = CLIPVisionModel(config)
+    state = load_file(path)
+    model.load_state_dict({key: state[name].float() for key, name in clip_names(model).items()})
+    return _frozen_clip(model.eval().requires_grad_(False), file_hash(path))

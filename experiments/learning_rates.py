@@ -28,6 +28,7 @@ SETTINGS = (
     ("random", 3e-3, 0.05),
     ("random", 3e-3, 0.15),
     ("random", 3e-3, 0.30),
+    ("random", 1e-2, 0.15),
     ("mini-bert", 1e-3, 0.15),
     ("mini-bert", 3e-3, 0.15),
 )

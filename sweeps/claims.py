@@ -96,6 +96,9 @@ def claim(folder: Path, devices: int = 1) -> Claim | None:
             return None
         before = float((read_beat(folder, number) or {}).get("device_seconds", 0.0))
     temporary = folder / f".claim.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp"
+    # One left by a killed process of the same name is another name of that one's claim: not to be written to,
+    # nor to be counted as a link that was made.
+    temporary.unlink(missing_ok=True)
     try:
         temporary.write_text(json.dumps(_me()))
         try:

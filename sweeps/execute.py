@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
-from evlgen.config import DataConfig, RunConfig, from_json
+from evlgen.config import RunConfig, from_json
 from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
 from sweeps import local, store
 from sweeps.display import Display
 from sweeps.planning import feature_tasks, run_task
+
+_PREDICTIONS = "predictions.json"  # `evlgen.evaluation.PREDICTIONS`, without importing torch for it
 
 
 def execute(runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
@@ -69,8 +72,13 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
     for run, config in runs.items():
         folder = store.store_folder() / run
         outcome = store.read_if_whole(folder / "outcome.json")
-        if outcome is not None:
-            trained[run] = (config, outcome, read_predictions(folder / "predictions.json", config.data))
+        if outcome is None:
+            continue
+        try:
+            trained[run] = (config, outcome, read_predictions(folder / _PREDICTIONS, config))
+        except ValueError as error:
+            print(f"{folder / _PREDICTIONS}: {error}: the same command makes it again", file=sys.stderr)
+            (folder / "outcome.json").unlink()
     scores = score_runs([predictions for _, _, predictions in trained.values()], scorer)
     for (run, (config, outcome, _)), scored in zip(trained.items(), scores, strict=True):
         metrics = {**outcome, **scored}
@@ -82,9 +90,18 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
         store.write_json(store.store_folder() / run / "result.json", {"id": run, "metrics": metrics})
 
 
-def read_predictions(path: Path, data: DataConfig) -> RunPredictions:
-    """What a run said; empty for one that says nothing (stage 1)."""
-    if not path.exists():
+def read_predictions(path: Path, config: RunConfig) -> RunPredictions:
+    """What a run said; empty for one that says nothing (stage 1, or no evaluation sets).
+
+    Raises:
+        ValueError: the file is damaged, or not there though it should be.
+    """
+    if config.stage != "caption" or not config.evaluation.sets:
         return RunPredictions()
-    value = json.loads(path.read_text())
-    return RunPredictions(value.get("captions", {}), value.get("answers", {}), data)
+    try:
+        value = json.loads(path.read_text())
+        return RunPredictions(value["captions"], value["answers"], config.data)
+    except FileNotFoundError:
+        raise ValueError("is gone") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"damaged ({error})") from error

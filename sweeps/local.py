@@ -98,7 +98,7 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
                 assert worker.task is not None
                 try:
                     kind, detail = worker.pipe.recv()
-                except EOFError:
+                except (EOFError, OSError):  # OSError if it died before it had read its task
                     worker.process.join()
                     code = worker.process.exitcode or 0
                     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"

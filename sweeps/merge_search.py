@@ -43,7 +43,7 @@ from analysis.search import Outcome, write_search
 from evlgen.config import TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.metrics import CaptionScorer
-from sweeps import claims, local, planning, store
+from sweeps import claims, local, planning, requirements, store
 from sweeps.display import Display, console
 from sweeps.planning import feature_needs, load, measured_rates
 from sweeps.run import answered
@@ -124,11 +124,10 @@ def _dispatch(arguments: Arguments) -> int:
     goals = targets(arguments)
     if arguments.dry_run:
         plan(arguments, goals)
+        for line in requirements.missing(target.base for target in goals):
+            print(f"missing: {line}")
         return 0
-    if arguments.scale == "paper":
-        raise UserError(
-            "--scale paper: its data sets cannot be read yet; --dry-run shows what would be searched"
-        )
+    requirements.check((target.base for target in goals), arguments.scale)
     if arguments.worker:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its trial is given out again at once
         work(_say, dataclasses.asdict(arguments))

@@ -70,16 +70,18 @@ def feature_needs(config: RunConfig) -> list[Need]:
     from evlgen.data import worlds
 
     world = worlds.of(config.data)
-    needs = [
+    held_out = (world.validation, config.evaluation.validation, config.vision, 1, world.name)
+    if not config.data.cache:
+        return [held_out]
+    pools = [
         (pool, size, config.vision, config.data.views, world.name) for pool, size in config.data.pools if size
     ]
-    needs.append((world.validation, config.evaluation.validation, config.vision, 1, world.name))
-    needs += [
+    sets = [
         (world.pool_of(name), size, config.vision, 1, world.name)
         for name, size in config.evaluation.sets
         if size
     ]
-    return needs
+    return [*pools, held_out, *sets]
 
 
 def feature_tasks(runs: Iterable[RunConfig]) -> list[local.Task]:

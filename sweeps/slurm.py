@@ -90,7 +90,9 @@ class Profile:
         """Time limit in minutes."""
         days, _, clock = self.time.rpartition("-")
         parts = clock.split(":")
-        if not re.fullmatch(r"\d+", days or "0") or not all(re.fullmatch(r"\d+", part) for part in parts):
+        # SLURM takes two parts for minutes and seconds; many mean hours and minutes.
+        is_clear = len(parts) <= 3 if days else len(parts) in (1, 3)
+        if not is_clear or not all(re.fullmatch(r"\d+", part) for part in (days or "0", *parts)):
             raise UserError(f"time {self.time!r}: give D-HH:MM:SS, HH:MM:SS or minutes")
         if len(parts) == 1 and not days:
             return max(1, int(clock))

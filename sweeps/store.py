@@ -6,6 +6,7 @@ What state a run is in follows from the files of its folder alone.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -29,6 +30,11 @@ _NOT_DECISIVE = {
     *("metrics.py", "cost.py", "errors.py", "files.py", "cpu.py", "foundation.py"),
     *("convert.py", "throughput.py", "transformers_model.py"),
 }
+# What no run uses that has the miniworld and the miniature's models.
+_NOT_MINIATURE = {
+    *("capfilt.py", "easy_vqa.py", "folder.py", "gqa.py", "karpathy.py", "listed.py"),
+    *("nocaps.py", "real.py", "stream.py", "vqa.py", "eva.py", "wheels.py"),
+}
 
 
 def store_folder() -> Path:
@@ -47,12 +53,17 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def code_version() -> str:
-    """Hash of the library's code, without comments, docstrings and layout."""
+def code_version(miniature: bool = False) -> str:
+    """Hash of the library's code, without comments, docstrings and layout.
+
+    Args:
+        miniature: without what runs in the miniature do not use.
+    """
     digest = hashlib.sha256()
     package = ROOT / "evlgen"
+    left_out = _NOT_DECISIVE | (_NOT_MINIATURE if miniature else set())
     for path in sorted(package.rglob("*.py")):
-        if path.name not in _NOT_DECISIVE:
+        if path.name not in left_out:
             digest.update(path.relative_to(package).as_posix().encode())
             digest.update(code_fingerprint(path.read_text()).encode())
     return digest.hexdigest()[:16]
@@ -90,8 +101,12 @@ def code_fingerprint(source: str) -> str:
 def run_id(config: RunConfig) -> str:
     """16 hex digits that stand for the configuration, the code, and the shipped weights that it uses."""
     first = config if config.init_from is None else config.init_from
-    weights = weights_version(config.vision, config.language, config.connector.init, first.connector.init)
-    return hashlib.sha256(f"{_text(config)}\n{code_version()}\n{weights}".encode()).hexdigest()[:16]
+    models = (config.vision, config.language, config.connector.init, first.connector.init)
+    miniature = config.data.world == "miniworld" and all(
+        name in ("", "random") or name.startswith("mini-") for name in models
+    )
+    version = f"{code_version(miniature)}\n{weights_version(*models)}"
+    return hashlib.sha256(f"{_text(config)}\n{version}".encode()).hexdigest()[:16]
 
 
 def _text(config: RunConfig) -> str:
@@ -116,7 +131,7 @@ def _part(part: Any) -> str:
     return known[1]
 
 
-_scalar = functools.lru_cache(maxsize=4096, typed=True)(json.dumps)
+_scalar = functools.lru_cache(maxsize=4096, typed=True)(functools.partial(json.dumps, separators=(",", ":")))
 _parts: dict[int, tuple[Any, str]] = {}  # with the part itself, so that its id stays its own
 
 
@@ -126,6 +141,10 @@ def run_folder(config: RunConfig) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- results
+
+
+class Damaged(UserError):
+    """A file that is not what `write_json` wrote, whoever reads it."""
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -138,16 +157,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """An object that `write_json` wrote; None if there is none.
 
     Raises:
-        UserError: it is damaged (no JSON, or not what its checksum promises).
+        Damaged: no JSON, or not what its checksum promises.
+        UserError: it cannot be read, which does not mean that it is damaged.
     """
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    except ValueError as error:
+        raise Damaged(f"{path}: damaged ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not isinstance(value, dict) or value.pop("sha256", None) != _checksum(value):
-        raise UserError(f"{path}: damaged (does not match its checksum)")
+        raise Damaged(f"{path}: damaged (does not match its checksum)")
     return value
 
 
@@ -155,9 +177,10 @@ def read_if_whole(path: Path) -> dict[str, Any] | None:
     """As `read_json`, but a damaged file is named, put aside as ``*.damaged``, and counts as missing."""
     try:
         return read_json(path)
-    except UserError as error:
+    except Damaged as error:
         print(f"{error}: put aside as {path.name}.damaged, to be made again", file=sys.stderr, flush=True)
-        os.replace(path, path.with_name(path.name + ".damaged"))
+        with contextlib.suppress(FileNotFoundError):  # another process has put it aside
+            os.replace(path, path.with_name(path.name + ".damaged"))
         return None
 
 

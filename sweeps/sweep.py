@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from evlgen.config import RunConfig
-from evlgen.errors import UserError
 from experiments.base import Experiment
-from sweeps import slurm, store
+from sweeps import requirements, slurm, store
 from sweeps.local import Task
 from sweeps.planning import (
     expected_seconds,
@@ -23,7 +22,7 @@ from sweeps.planning import (
     run_task,
     unique_runs,
 )
-from sweeps.reporting import print_table, summary, write_table
+from sweeps.reporting import print_table, show_examples, summary, write_table
 
 console = Console()
 
@@ -81,10 +80,10 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> int:
     """Execute what is missing, score it, write the table; 0 if every run is complete."""
     from sweeps.execute import execute
 
-    _check_scale(sweep)
     root = store.store_folder()
     missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
     _head(sweep, len(missing))
+    requirements.check(missing.values(), sweep.scale)
     if failed_only:
         missing = {run: config for run, config in missing.items() if (root / run / "error.json").exists()}
     problems = execute(missing, workers) if missing else {}
@@ -92,19 +91,22 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> int:
 
 
 def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
-    """Write and show the table of what is complete; 0 if every run is."""
-    folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
-    print_table(sweep.scale, sweep.table)
+    """Write and show the table of what is complete; 0 if every run is.
+
+    Where no run is, there is nothing to write, and a table that came with the checkout stays.
+    """
+    complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)
+    where = "no table written"
+    if complete:
+        folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
+        print_table(sweep.scale, sweep.table)
+        if sweep.experiment.examples:
+            show_examples(sweep.experiment, sweep.experiment.examples)
+        where = f"table in {os.path.relpath(folder)}/"
     for run, problem in (problems or {}).items():
         console.print(f"[red]{run} {problem}[/]: see {store.store_folder() / run / 'log.txt'}")
-    complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)
-    console.print(f"{complete} of {len(sweep.runs)} runs complete; table in {os.path.relpath(folder)}/")
+    console.print(f"{complete} of {len(sweep.runs)} runs complete; {where}")
     return 0 if complete == len(sweep.runs) else 1
-
-
-def _check_scale(sweep: Sweep) -> None:
-    if sweep.scale == "paper":
-        raise UserError("--scale paper: its data sets cannot be read yet; --dry-run shows what would run")
 
 
 def _head(sweep: Sweep, missing: int) -> None:
@@ -122,9 +124,9 @@ def run_queued(sweep: Sweep, profile: slurm.Profile, failed_only: bool = False) 
 
     Runs that have failed wait for ``retry``, which queues them and those that were lost.
     """
-    _check_scale(sweep)
     missing = [run for run in sweep.runs if not store.is_complete(store.store_folder() / run)]
     _head(sweep, len(missing))
+    requirements.check((sweep.runs[run] for run in missing), sweep.scale)
     if not missing:
         return conclude(sweep)
     with slurm.launching():

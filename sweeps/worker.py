@@ -104,12 +104,16 @@ def _train(
     import torch
 
     from evlgen import training
+    from evlgen.data import worlds
     from evlgen.data.pairs import load_training_data
 
     first = None if init_folder is None else Path(init_folder)
     if first is not None and store.read_if_whole(first / "outcome.json") is None:
         raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
     data = load_training_data(config)
+    if os.environ.get("RANK", "0") == "0":
+        for pool in worlds.pools_of(config):  # a damaged file shall not show after days of training
+            worlds.of(config.data).count(pool)
     if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
         from evlgen.distributed import init_from_environment
 

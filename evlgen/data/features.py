@@ -18,6 +18,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 
 from evlgen.data import worlds
-from evlgen.data.images import CROP_RATIO, CROP_SCALE, augmented, resized, uniform
+from evlgen.data.images import CROP_RATIO, CROP_SCALE, UnreadableImage, augmented, resized, uniform
 from evlgen.data.sampling import CROP
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
@@ -101,6 +102,26 @@ def load(path: Path) -> npt.NDArray[np.float16]:
     return features
 
 
+class Encoded:
+    """Features of a pool, computed when they are asked for; indexed like the array of a cache file."""
+
+    def __init__(self, world: World, pool: str, encoder: FrozenVision) -> None:
+        self.world, self.pool, self.encoder = world, pool, encoder
+
+    def __getitem__(self, order: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        """(B, tokens, width) features of the images ``order``, (B,).
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        images = images_of(self.world, self.pool, order.tolist(), self.encoder.image_size)
+        features: npt.NDArray[np.float16] = self.encoder.encode(images).to(torch.float16).numpy()
+        return features
+
+
+ImageFeatures = npt.NDArray[np.float16] | Encoded
+
+
 def images_of(
     world: World, pool: str, indices: Sequence[int], side: int, view: int = 0
 ) -> npt.NDArray[np.uint8]:
@@ -109,7 +130,14 @@ def images_of(
     Raises:
         UserError: an image cannot be read.
     """
-    found = [world.image(pool, i) for i in indices]
+    try:
+        if world.name == "miniworld":
+            found = [world.image(pool, i) for i in indices]
+        else:
+            with ThreadPoolExecutor(8) as threads:  # decoding gives the interpreter free
+                found = list(threads.map(functools.partial(world.image, pool), indices))
+    except UnreadableImage as error:
+        raise UserError(f"{error}; fetch this image again") from error
     if world.name == "miniworld":
         images = np.stack(found)
         found = list(images if view == 0 else crops(images, pool, indices, view))

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,11 @@ from evlgen.data import features, worlds
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.language import text_tokenizer
+from evlgen.language import text_reader, text_tokenizer
+from evlgen.vision import build_vision
+
+if TYPE_CHECKING:
+    from evlgen.data.stream import Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +162,19 @@ def encode_texts(
     return ids, lengths
 
 
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """How captions become token ids: the arguments of `encode_texts`."""
+
+    tokenizer: Any
+    end_id: int
+    max_tokens: int
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """See `encode_texts`."""
+        return encode_texts(self.tokenizer, texts, self.max_tokens, self.end_id)
+
+
 # ------------------------------------------------------------------------------------------- loading
 
 
@@ -166,74 +183,74 @@ class TrainingData:
     """What a training reads.
 
     Attributes:
-        pools: the pairs that are drawn from, all pools together in one order.
+        pools: the pairs that are drawn from, all pools together in one order; none if there is a stream.
         validation: held-out pairs for the validation loss and the diagnostics.
         vocab_size: size of the vocabulary of the token ids.
         fingerprint: hash of what there is to read: names, sizes, texts and feature files.
+        stream: the pairs that are drawn from, where no features are cached.
     """
 
     pools: tuple[PairPool, ...]
     validation: PairPool
     vocab_size: int
     fingerprint: str
+    stream: Stream | None = None
 
 
 def load_training_data(config: RunConfig) -> TrainingData:
     """The data of a run: features from the cache (made if need be), captions tokenized once and for all.
 
-    Captions are token ids of the language model that reads them; those of the stage ``represent`` are ids of
-    the Q-Former's own vocabulary, which in the miniature is the same. The last few results stay in memory,
-    for processes that execute one run after another.
+    Where ``data.cache`` is off, that is so of the held-out pairs alone; the others are a stream.
+
+    Captions are token ids of the model that reads them (`evlgen.language.text_reader`). The last few results
+    stay in memory, for processes that execute one run after another.
 
     Raises:
-        UserError: unknown world, pool, encoder or language model.
+        UserError: unknown world, pool, encoder or language model; a file is missing or cannot be read.
     """
-    language = config.language if config.stage == "caption" else ""
-    return _load(config.data, config.evaluation.validation, config.vision, language)
+    return _load(config.data, config.evaluation.validation, config.vision, text_reader(config))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(data: DataConfig, validation: int, vision: str, language: str) -> TrainingData:
+def _load(data: DataConfig, validation: int, vision: str, reader: str) -> TrainingData:
     world = worlds.of(data)
     if not any(size for _, size in data.pools):
         raise UserError("data.pools: there is no pair in any pool")
-    tokenizer, end_id = text_tokenizer(language or "mini-opt")  # stage 1 of the miniature has the same
-    pools = tuple(
-        _cached_pairs(world, name, size, vision, data.views, tokenizer, end_id, data.max_text_tokens)
-        for name, size in data.pools
-        if size
-    )
-    held_out = _cached_pairs(
-        world, world.validation, validation, vision, 1, tokenizer, end_id, data.max_text_tokens
-    )
-    return TrainingData(pools, held_out, len(tokenizer), _fingerprint((*pools, held_out)))
+    wanted = tuple((name, size) for name, size in data.pools if size)
+    for name, size in wanted:
+        if (count := world.count(name)) < (size if data.cache else 1):
+            raise UserError(f"data.pools: {size} pairs of {name!r} are asked for, it has {count} images")
+    texts = Texts(*text_tokenizer(reader), data.max_text_tokens)
+    pools: tuple[PairPool, ...] = ()
+    stream = None
+    if data.cache:
+        pools = tuple(_cached_pairs(world, *pool, vision, data.views, texts) for pool in wanted)
+    else:
+        from evlgen.data.stream import Stream
+
+        encoder = build_vision(vision)
+        stream = Stream(world, wanted, encoder.image_size, encoder.fingerprint, texts)
+    held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts)
+    fingerprint = _fingerprint((*pools, held_out), "" if stream is None else stream.fingerprint)
+    return TrainingData(pools, held_out, len(texts.tokenizer), fingerprint, stream)
 
 
-def _cached_pairs(
-    world: World,
-    name: str,
-    size: int,
-    vision: str,
-    views: int,
-    tokenizer: Any,
-    end_id: int,
-    max_tokens: int,
-) -> PairPool:
-    """The first images of a pool, or all if there are fewer, each with as many captions as the one with most:
-    the others' are gone through again.
+def _cached_pairs(world: World, name: str, size: int, vision: str, views: int, texts: Texts) -> PairPool:
+    """The first images of a pool, or all if there are fewer.
+
+    Each has as many captions as the one with most: an image with fewer has its own more than once.
     """
     stored = features.load(features.ensure(name, size, vision, views, world.name))
     size = stored.shape[1]
     captions = [world.captions(name, i) for i in range(size)]
     each = max(map(len, captions))
-    texts = [row[i % len(row)] for row in captions for i in range(each)]
-    ids, lengths = encode_texts(tokenizer, texts, max_tokens, end_id)
+    ids, lengths = texts.encode([row[i % len(row)] for row in captions for i in range(each)])
     # (images * captions, L) -> (images, captions, L)
-    return PairPool(name, stored, ids.reshape(size, each, max_tokens), lengths.reshape(size, each))
+    return PairPool(name, stored, ids.reshape(size, each, -1), lengths.reshape(size, each))
 
 
-def _fingerprint(pools: Sequence[PairPool]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(pools: Sequence[PairPool], streamed: str) -> str:
+    digest = hashlib.sha256(streamed.encode())
     for pool in pools:
         source = Path(getattr(pool.features, "filename", None) or "").name
         digest.update(f"{pool.name} {pool.features.shape} {source}".encode())

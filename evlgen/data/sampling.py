@@ -55,3 +55,25 @@ def pairs_of_step(
         [epoch_order(seed, int(e), total)[position[epoch == e] % total] for e in np.unique(epoch)]
     )
     return epoch, index
+
+
+_ROUNDS = 6
+
+
+def shuffled(seed: int, epoch: int, position: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
+    """Entries ``position`` of a permutation of range(total), without making all of it.
+
+    For pools of 100M pairs: a Feistel network on the smallest power of four that holds them, walked along
+    until it comes back into the range (Black and Rogaway, 2002).
+    """
+    half = np.uint64(max(1, ((total - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    found = position.astype(np.uint64)
+    outside = np.ones(len(found), bool)
+    while outside.any():
+        left, right = found[outside] >> half, found[outside] & mask
+        for turn in range(_ROUNDS):
+            left, right = right, left ^ (hashed(ORDER, seed, epoch, turn, right) & mask)
+        found[outside] = (left << half) | right
+        outside[outside] = found[outside] >= np.uint64(total)
+    return found.astype(np.int64)

@@ -40,8 +40,8 @@ def committed_results(repository: Path, folder: Path) -> Path:
 def is_stale(page: str, repository: Path, folder: Path) -> bool:
     """Whether a README agrees neither with the results in the checkout nor with the committed ones.
 
-    Whoever runs a table has other results than the committed ones, and no fault; whoever has committed new ones
-    without a new README has.
+    Whoever runs a table has other results than the committed ones, which is no fault; to commit new ones
+    without a new README is.
     """
     if with_results(page, repository / "results") == page:
         return False
@@ -97,14 +97,18 @@ def test_claims_and_headline(tmp_path: Path) -> None:
         "id": "C2",
         "claim": "collapses | or not",
         "verdict": "does not hold",
-        "evidence": ["gap 0.9.", "two\nlines."],
+        "evidence": ["gap\n0.9.", "more."],
     }
     (tmp_path / "claims.json").write_text(json.dumps([claim]))
+    assert "more." not in with_results(page, tmp_path)
+    (tmp_path / "claims.md").touch()
+    assert "(results/claims.md).\n<!-- /claims -->" in with_results(page, tmp_path)
+    (tmp_path / "claims.md").unlink()
     figure = tmp_path / "figures" / "mini" / "quality_cost.png"
     figure.parent.mkdir(parents=True)
     figure.write_bytes(b"")
     new = with_results(page, tmp_path)
-    assert "| C2: collapses \\| or not | **does not hold** | gap 0.9. two lines. |\n<!-- /claims -->" in new
+    assert "| C2: collapses \\| or not | **does not hold** | gap 0.9. |\n<!-- /claims -->" in new
     assert "](results/figures/mini/quality_cost.png)\n<!-- /headline -->" in new
     assert with_results(new, tmp_path) == new
 
@@ -113,4 +117,4 @@ def test_claims_and_headline(tmp_path: Path) -> None:
 def test_damaged_claims_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "claims.json").write_text(text)
     with pytest.raises(UserError, match=r"claims\.json: damaged .*analysis\.claims"):
-        read_claims(tmp_path)
+        read_claims(tmp_path / "claims.json")

@@ -178,6 +178,13 @@ def test_paper_sizes_of_frozen_models() -> None:
     assert (tokens, pixels.shape[-1]) == (257, 224)
     block = 4 * 1408**2 + 2 * 1408 * 6144 + (2 + 1) * 1408 + 6144 + 1408 + 4 * 1408
     assert count_parameters(encoder) == 39 * block + 3 * 14 * 14 * 1408 + 1408 + 1408 + 257 * 1408
+    encoder, pixels, tokens = meta_vision("clip-vit-l")
+    assert encoder(pixels).shape == (1, tokens, 1024)
+    assert tokens == 257
+    # the published image encoder has 303,179,776 parameters; the last of 24 layers is not there
+    assert count_parameters(encoder) == 303_179_776 - (4 * 1024**2 + 2 * 1024 * 4096 + (4 + 4 + 1 + 4) * 1024)
+    encoder, pixels, tokens = meta_vision("mini-clip")
+    assert (pixels.shape, encoder(pixels).shape) == ((1, 3, 64, 64), (1, 65, 64))
     assert count_parameters(meta_language("opt-2.7b")) == 2_651_596_800  # of the published checkpoints
     assert count_parameters(meta_language("vicuna-7b")) == 6_738_415_616
     with pytest.raises(UserError, match="language 'gpt-9': its cost is not known"):

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, CLIPVisionModel
 
 from evlgen import foundation
 from evlgen.data import miniworld
 from evlgen.errors import UserError
 from evlgen.language import build_language, mini_bert_config, mini_tokenizer
-from evlgen.vision import WEIGHTS, build_vision, file_hash
+from evlgen.vision import (
+    CLIP_MEAN,
+    CLIP_STD,
+    WEIGHTS,
+    build_vision,
+    file_hash,
+    mini_clip_config,
+)
 
 
 def test_smoke_rebuild_is_bit_identical(tmp_path: Path) -> None:
@@ -50,7 +59,7 @@ def test_card_speaks_of_the_shipped_weights() -> None:
 
 def test_shipped_encoder_tells_attributes_apart() -> None:
     """The condition for everything else: linear probes above 95%."""
-    card = foundation.vision_card(build_vision("mini-vit").model, train=1500, test=300)  # type: ignore[arg-type]
+    card = foundation.vision_card(build_vision("mini-vit").model, train=1500, test=300)
     for name in ("shape", "colour", "size", "place"):
         assert card[f"probe {name}"] > 93, (
             card
@@ -58,6 +67,34 @@ def test_shipped_encoder_tells_attributes_apart() -> None:
     cards = json.loads((WEIGHTS / "card.json").read_text())
     for name in ("shape", "colour", "size", "place"):
         assert cards["mini-vit"]["figures"][f"probe {name}"] > 95
+
+
+def test_shipped_clip_is_as_its_card_says() -> None:
+    """Near the card's figures on a fraction of its images, on what `build_vision` gives."""
+    frozen = build_vision("mini-clip")
+    assert (frozen.width, frozen.tokens) == (64, 65)
+    card = foundation.vision_card(frozen.features, train=1000, test=200)
+    figures = json.loads((WEIGHTS / "card.json").read_text())["mini-clip"]["figures"]
+    for name in ("shape", "colour", "size", "texture", "place"):
+        assert card[f"probe {name}"] > figures[f"probe {name}"] - 8, card
+
+
+def test_shipped_clip_is_one_of_transformers(tmp_path: Path) -> None:
+    """The file has the names of a published one, its last layer too; our features are those before it."""
+    shutil.copy(WEIGHTS / "mini-clip.safetensors", tmp_path / "model.safetensors")
+    mini_clip_config().save_pretrained(tmp_path)
+    reference = CLIPVisionModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    pixels = (images / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    with torch.no_grad():
+        states = reference(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), output_hidden_states=True
+        ).hidden_states
+    assert len(states) == 6
+    found = build_vision("mini-clip").encode(images)
+    torch.testing.assert_close(found, states[-2], rtol=1e-5, atol=1e-5)
+    through_folder = build_vision(str(tmp_path)).encode(images)
+    torch.testing.assert_close(found, through_folder, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["mini-opt", "mini-llama"])

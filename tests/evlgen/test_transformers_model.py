@@ -19,9 +19,12 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     OPTConfig,
     PretrainedConfig,
+    T5Config,
 )
 
 from evlgen import transformers_model as subject
@@ -31,7 +34,7 @@ from evlgen.convert import main as convert_main
 from evlgen.errors import UserError
 from evlgen.eva import EvaConfig
 from evlgen.language import FrozenLanguage, word_tokenizer
-from evlgen.model import CaptionModel, build_model, save_trained
+from evlgen.model import CaptionModel, build_model, load_trained, save_trained
 from evlgen.transformers_model import (
     EVLGenConfig,
     EVLGenForConditionalGeneration,
@@ -39,7 +42,7 @@ from evlgen.transformers_model import (
     from_run,
 )
 from evlgen.vision import CLIP_MEAN, CLIP_STD, MiniViTConfig, build_vision
-from tests.evlgen import tiny
+from tests.evlgen import folders, tiny
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "mini-vit": {
@@ -49,6 +52,18 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "eva-vit": {
         "kind": "eva-vit",
         **to_json(EvaConfig(42, 14, tiny.WIDTH, num_layers=1, num_heads=2, intermediate=16)),
+    },
+    "clip": {
+        "kind": "clip",
+        "image_size": 24,
+        "patch_size": 8,
+        "num_channels": 3,
+        "hidden_size": tiny.WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "gelu",  # not the default
+        "layer_norm_eps": 1e-3,
     },
 }
 PROMPTING = {"bos_position": "first", "bos": 1, "pad": 0, "end": 3}
@@ -60,6 +75,10 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "max_positio
 def text_config(architecture: str) -> PretrainedConfig:
     if architecture == "opt":
         return OPTConfig(**SIZES, **SPECIAL, ffn_dim=32, word_embed_proj_dim=16)
+    if "t5" in architecture:
+        shape = {"vocab_size": len(TOKENIZER), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+        flan = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+        return T5Config(**shape, num_layers=2, dropout_rate=0.1, **(flan if "flan" in architecture else {}))
     return LlamaConfig(**SIZES, **SPECIAL, intermediate_size=32, tie_word_embeddings=False)
 
 
@@ -71,13 +90,14 @@ def model_of(
 ) -> EVLGenForConditionalGeneration:
     """In float32, eval mode, with weights large enough that every term matters."""
     torch.manual_seed(0)
-    config = EVLGenConfig(
-        to_json(connector),
-        ENCODERS[encoder],
-        text_config(architecture),
-        {**PROMPTING, "bos_position": bos_position},
-    )
+    prompting: dict[str, Any] = {**PROMPTING, "bos_position": bos_position}
+    if "t5" in architecture:
+        prompting |= {"bos_position": "none", "bos": None, "decoder_start": 2}  # not the padding
+    config = EVLGenConfig(to_json(connector), ENCODERS[encoder], text_config(architecture), prompting)
     model = EVLGenForConditionalGeneration(config)
+    if architecture == "flan-t5":  # its head is not its embeddings, as transformers first has it
+        head = model.language_model.lm_head
+        head.weight = torch.nn.Parameter(torch.randn_like(head.weight), requires_grad=False)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -92,12 +112,16 @@ def pixels(count: int, size: int = 24) -> Tensor:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a run that is finished, though it has learnt nothing: ``run`` below `tmp_path`."""
+    return finished(tmp_path / "run", 96)
+
+
+def finished(folder: Path, input_width: int, r: int = 20, **names: str) -> Path:
+    """Write the folder of a run; ``names`` are those of its encoder and LLM if not the default ones."""
     connector = TomeFormerConfig(
-        input_width=96, width=16, num_layers=2, num_heads=2, intermediate=32, max_positions=80, r=20
+        input_width=input_width, width=16, num_layers=2, num_heads=2, intermediate=32, max_positions=80, r=r
     )
-    config = RunConfig(connector, evaluation=EvalConfig(beams=2, min_length=3, max_length=6))
+    config = RunConfig(connector, evaluation=EvalConfig(beams=2, min_length=3, max_length=6), **names)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    folder = tmp_path / "run"
     save_trained(build_model(config), folder / "connector.safetensors", {})
     (folder / "config.json").write_text(json.dumps(to_json(config)))
     return folder
@@ -139,20 +163,45 @@ def test_forward(architecture: str, bos_position: str) -> None:
         model(images, ids, mask.long().flip(1))
 
 
-@pytest.mark.parametrize("architecture", ["opt", "llama"])
+@pytest.mark.parametrize("architecture", ["t5", "flan-t5"])
+def test_forward_of_an_encoder_decoder(architecture: str) -> None:
+    """The encoder reads soft prompt and end token; the decoder starts from its own token."""
+    model = model_of(architecture, encoder="clip").double()
+    images, llm = pixels(3).double(), model.language_model
+    ids = torch.randint(4, 20, (3, 5))
+    mask = torch.arange(5) < torch.tensor([5, 2, 4])[:, None]
+    out = model(images, ids, mask.long(), ids)
+    assert out.logits.shape == (3, 6, len(TOKENIZER))
+    end = llm.get_input_embeddings()(torch.tensor([PROMPTING["end"]]))
+    losses = []
+    for got, image, row, length in zip(out.logits, images, ids, (5, 2, 4), strict=True):
+        soft = model.caption_model.soft_prompt(model.vision(image[None]))[0]
+        written = torch.cat([torch.tensor([2]), row[:length]])[None]
+        logits = llm(inputs_embeds=torch.cat([soft, end])[None], decoder_input_ids=written).logits[0]
+        torch.testing.assert_close(got[: length + 1], logits, rtol=0, atol=1e-10)
+        losses.append(F.cross_entropy(logits[:-1], row[:length], reduction="none"))
+    torch.testing.assert_close(out.loss, torch.cat(losses).mean(), rtol=0, atol=1e-10)
+    expected = model.caption_model.loss(model.vision(images), ids, mask)
+    torch.testing.assert_close(out.loss, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("architecture", ["opt", "llama", "t5"])
 @pytest.mark.parametrize("bos_position", ["first", "after_prompt"])
 def test_generate(architecture: str, bos_position: str) -> None:
     """As `CaptionModel` captions and answers, prompts padded in front."""
     model = model_of(architecture, bos_position=bos_position)
+    apart = architecture == "t5"
     captioner = CaptionModel(
         model.caption_model.connector,
         FrozenLanguage(
             model.language_model,
             TOKENIZER,
             16,
-            bos_position,  # type: ignore[arg-type]
+            "none" if apart else bos_position,  # type: ignore[arg-type]
             PROMPTING["end"],  # type: ignore[arg-type]
             "",
+            is_encoder_decoder=apart,
+            has_plain_head=not apart,
         ),
         tiny.WIDTH,
     ).eval()
@@ -177,8 +226,15 @@ def test_generate(architecture: str, bos_position: str) -> None:
     how = {"num_beams": 3, "min_new_tokens": 1, "max_new_tokens": 5, "length_penalty": 0.0}
     together = model.generate(images, **encoded, **how)
     assert decode(together) == captioner.answer(features, questions, decoding)
-    with pytest.raises(UserError, match="padding in front"):
-        model.generate(images, encoded.input_ids, encoded.attention_mask.flip(1))
+    if apart:
+        rows = TOKENIZER(prompts, add_special_tokens=False)["input_ids"]
+        closed = {"input_ids": [[*row, PROMPTING["end"]] for row in rows]}  # as T5's tokenizer does
+        behind = TOKENIZER.pad(closed, padding_side="right", return_tensors="pt")
+        again = model.generate(images, **behind, **how, return_dict_in_generate=True)
+        assert again.sequences.equal(together)
+    else:
+        with pytest.raises(UserError, match="padding in front"):
+            model.generate(images, encoded.input_ids, encoded.attention_mask.flip(1))
     assert not model.training
 
 
@@ -207,7 +263,7 @@ def test_only_the_connector_learns() -> None:
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("connector", [tiny.TOMEFORMER, tiny.QFORMER], ids=["tomeformer", "qformer"])
-@pytest.mark.parametrize("architecture", ["opt", "llama"])
+@pytest.mark.parametrize("architecture", ["opt", "llama", "t5", "flan-t5"])
 def test_saved_and_loaded(
     tmp_path: Path, architecture: str, connector: ConnectorConfig, encoder: str
 ) -> None:
@@ -227,7 +283,10 @@ def test_saved_and_loaded(
     }
     assert not loaded.training
     tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
-    assert tied == (architecture == "opt")
+    assert tied == (architecture in ("opt", "t5"))
+    torch.testing.assert_close(
+        loaded.generate(images, max_new_tokens=4), model.generate(images, max_new_tokens=4)
+    )
 
 
 def test_half_precision_is_for_the_frozen_parts(tmp_path: Path) -> None:
@@ -270,7 +329,7 @@ def test_the_defaults_are_the_paper() -> None:
 
 
 def test_wrong_configurations() -> None:
-    with pytest.raises(UserError, match=r"vision\.kind 'vit': there are eva-vit, mini-vit"):
+    with pytest.raises(UserError, match=r"vision\.kind 'vit': there are eva-vit, mini-vit, clip"):
         EVLGenForConditionalGeneration(
             EVLGenConfig(to_json(tiny.TOMEFORMER), {"kind": "vit"}, text_config("opt"), PROMPTING)
         )
@@ -280,8 +339,12 @@ def test_wrong_configurations() -> None:
                 {"kind": "qformer", "layers": 2}, ENCODERS["mini-vit"], text_config("opt"), PROMPTING
             )
         )
-    with pytest.raises(UserError, match="text_config: t5 is no decoder-only"):
-        EVLGenForConditionalGeneration(EVLGenConfig(text_config={"model_type": "t5"}))
+    with pytest.raises(UserError, match="only T5 is supported, not 'bart'"):
+        EVLGenForConditionalGeneration(EVLGenConfig(text_config={"model_type": "bart"}))
+    for wrong in ({"depth": 3}, {"hidden_act": None}):
+        fields = {key: value for key, value in {**ENCODERS["clip"], **wrong}.items() if value is not None}
+        with pytest.raises(UserError, match=rf"vision\.{next(iter(wrong))}: of clip exactly these"):
+            EVLGenForConditionalGeneration(EVLGenConfig(to_json(tiny.TOMEFORMER), fields, text_config("opt")))
     with pytest.raises(UserError, match=r"wants \(batch, 3, 24, 24\)"):
         model_of()(pixels(1, 18), torch.tensor([[5]]))
 
@@ -323,6 +386,63 @@ def test_five_lines(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     tokenizer = AutoTokenizer.from_pretrained("folder")
     ids = loaded.generate(**processor(Image.open("photo.png"), return_tensors="pt"))
     assert str(tokenizer.batch_decode(ids, skip_special_tokens=True)) == printed.strip()
+
+
+@pytest.mark.parametrize(
+    ("vision", "language"), [("clip", "t5"), ("clip", "flan-t5"), ("mini-clip", "mini-opt")]
+)
+def test_runs_with_clip_and_t5(tmp_path: Path, vision: str, language: str) -> None:
+    """From the folders of the frozen models: as `CaptionModel` captions and answers, and saved for itself."""
+    names, width, size = {"vision": vision, "language": language}, 64, 64
+    if vision == "clip":
+        width, size = tiny.WIDTH, 24
+        shape = {"hidden_size": width, "intermediate_size": 16, "num_attention_heads": 2}
+        clip = CLIPVisionModel(CLIPVisionConfig(**shape, num_hidden_layers=3, image_size=size, patch_size=8))
+        clip.save_pretrained(tmp_path / "clip")
+        names["vision"] = str(tmp_path / "clip")
+    if "t5" in language:
+        names["language"] = str(folders.write(language, tmp_path / language))
+    folder = finished(tmp_path / "run", width, r=2, **names)
+    model, processor, tokenizer = from_run(folder)
+
+    config = read_run_config(folder / "config.json")
+    captioner = build_model(config)
+    load_trained(captioner, folder / "connector.safetensors")
+    assert isinstance(captioner, CaptionModel)
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    features = build_vision(names["vision"]).encode(images)
+
+    def decode(ids: Tensor) -> list[str]:
+        end = model.config.prompting["end"]
+        rows = [row[: row.index(end)] if end in row else row for row in ids.tolist()]
+        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    inputs = processor(images, return_tensors="pt")
+    captions = captioner.caption(features, config.evaluation)
+    assert decode(model.generate(**inputs)) == captions
+    questions = ["a red ball?", "a boat?"]
+    prompts = tokenizer(
+        [f"Question: {question} Short answer:" for question in questions],
+        add_special_tokens="t5" in language,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    prompts.pop("token_type_ids", None)
+    answers = model.generate(
+        **inputs, **prompts, num_beams=2, min_new_tokens=1, max_new_tokens=10, length_penalty=0.0
+    )
+    assert decode(answers) == captioner.answer(features, questions, config.evaluation)
+
+    for part in (model, processor, tokenizer):
+        part.save_pretrained(tmp_path / "whole")
+    loaded = EVLGenForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    assert all(value.equal(loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    pixel_values = inputs.pixel_values
+    torch.testing.assert_close(loaded(pixel_values, ids).logits, model(pixel_values, ids).logits)
+    again = EVLGenImageProcessor.from_pretrained(tmp_path / "whole")
+    assert decode(loaded.generate(**again(images, return_tensors="pt"))) == captions
 
 
 def test_from_a_converted_checkpoint(run: Path, tmp_path: Path) -> None:

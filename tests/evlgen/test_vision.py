@@ -133,5 +133,5 @@ def test_mistakes_give_one_line(tmp_path):
             subject.build_clip(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
         assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match=r"there are: mini-vit, eva-clip-g, clip-vit-l, or a path"):
+    with pytest.raises(UserError, match=r"there are: mini-vit, mini-clip, eva-clip-g, clip-vit-l, or a path"):
         subject.build_vision("opt-2.7b")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -90,6 +92,26 @@ def test_of_many_that_take_a_dead_owners_place_one_succeeds(tmp_path: Path) -> N
             thread.join()
         assert sum(one is not None for one in taken) == 1
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_killed_namesake_left_does_not_make_a_second_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of containers often have the same names; one was killed before it had tidied up."""
+    first = claims.claim(tmp_path)
+    assert first is not None
+    first.release()
+    claim_file = tmp_path / "claim-1.json"
+    before = claim_file.read_text()
+    os.link(claim_file, tmp_path / f".claim.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+    def meanwhile(folder: Path, number: int) -> bool:  # somebody else is faster
+        (folder / "claim-2.json").write_text("{}")
+        return True
+
+    monkeypatch.setattr(claims, "is_over", meanwhile)
+    assert claims.claim(tmp_path) is None
+    assert claim_file.read_text() == before
 
 
 def test_what_attempts_have_cost_adds_up(tmp_path: Path) -> None:

@@ -51,6 +51,21 @@ def test_failures_and_dead_workers_stop_only_what_needs_them(tmp_path: Path) -> 
     assert started[:3] == ["bad", "dead", "good"]  # the longest first
 
 
+def test_a_worker_that_dies_before_it_has_read_its_task_is_a_failure_of_that_task(tmp_path: Path) -> None:
+    def event(kind: str, key: str, detail: Any) -> None:
+        if (kind, key) == ("start", "unlucky"):
+            for child in multiprocessing.active_children():
+                child.kill()  # it is still starting: its task lies unread in the pipe
+                child.join()
+
+    tasks = [
+        Task("unlucky", "runner_tasks:write", (str(tmp_path / "never"), "a"), cost=2),
+        Task("next", "runner_tasks:write", (str(tmp_path / "next"), "b")),
+    ]
+    assert execute(tasks, 1, event) == {"unlucky": "failed", "next": "done"}
+    assert not (tmp_path / "never").exists()
+
+
 def test_a_stop_ends_the_running_task_and_begins_nothing_more(tmp_path: Path) -> None:
     tasks = [Task("long", "runner_tasks:until_stopped", (str(tmp_path),), cost=2), Task("next", "x:y", ())]
 

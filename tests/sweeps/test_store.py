@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import time
 from pathlib import Path
@@ -81,6 +82,32 @@ def test_damage_is_named_and_put_aside(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "result.json.damaged").exists()
     (tmp_path / "result.json").write_text(text[: len(text) // 2])
     assert not store.is_complete(tmp_path)
+
+
+def test_what_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file server that hiccups must not cost a finished run."""
+    path = tmp_path / "result.json"
+    store.write_json(path, {"a": 1})
+
+    def stale(self: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", stale)
+        with pytest.raises(UserError, match="cannot be read"):
+            store.read_if_whole(path)
+    assert store.read_if_whole(path) == {"a": 1}
+    path.write_text("cut")
+
+    def gone(source: Path, target: Path) -> None:  # another launcher was faster
+        source.unlink()
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(store.os, "replace", gone)
+    assert store.read_if_whole(path) is None
+    assert "put aside" in capsys.readouterr().err
 
 
 def test_state_comes_from_files_and_the_queue_alone(tmp_path: Path) -> None:

@@ -1,0 +1,248 @@
+"""Image-text pairs of BLIP's CapFilt (LAION-115M, CCS-14M), too many for memory: found through an index.
+
+A pool is a folder with either
+
+- webdataset shards ``*.tar``, as img2dataset writes them: under each key an image, and a ``.txt`` with its
+  caption or a ``.json`` with one under ``caption``; or
+- lists ``*.json``, ``[{"image": path, "caption": text}, ...]``, the paths relative to the folder.
+
+The index says where in which file each pair lies, so that any pair can be read at any time: that is what lets
+a training be resumed exactly. It is made once, file by file, in the cache folder; what is made stays made.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from evlgen.data.images import Pixels, UnreadableImage, decode
+from evlgen.data.listed import read_image
+from evlgen.errors import UserError
+from evlgen.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+Index = npt.NDArray[np.int64]
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_PIECE = 1 << 24  # bytes of a list that are looked at together
+
+
+class Shards:
+    """Pairs in webdataset shards."""
+
+    def __init__(self, folder: Path, shards: list[Path], cache: Path) -> None:
+        self.shards = shards
+        self.version = _version(folder, shards)
+        # (pairs, 6): shard, offset and size of the image, offset and size of the text, whether it is JSON
+        self.index = _index(folder, shards, cache, _pairs_of_shard)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def image(self, index: int) -> Pixels:
+        """See `evlgen.data.listed.Reader`."""
+        shard, offset, size, *_ = self.index[index].tolist()
+        where = f"{self.shards[shard]}, image at byte {offset}"
+        try:
+            content = _bytes(self.shards[shard], offset, size)
+        except OSError as error:
+            raise UnreadableImage(f"{where}: {error.strerror}") from error
+        return decode(content, where)
+
+    def captions(self, index: int) -> list[str]:
+        """See `evlgen.data.listed.Reader`."""
+        shard, _, _, offset, size, is_json = self.index[index].tolist()
+        path = self.shards[shard]
+        try:
+            text = _bytes(path, offset, size).decode(errors="replace")
+            return [str(json.loads(text)["caption"] if is_json else text)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: no caption can be read at byte {offset} ({error!r})") from error
+
+
+class Lists:
+    """Pairs in lists of JSON, images beside them."""
+
+    def __init__(self, folder: Path, lists: list[Path], cache: Path) -> None:
+        self.folder, self.lists = folder, lists
+        self.version = _version(folder, lists)
+        self.index = _index(folder, lists, cache, _entries_of_list)  # (pairs, 3): list, offset and size
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def image(self, index: int) -> Pixels:
+        """See `evlgen.data.listed.Reader`."""
+        return read_image(self.folder / str(self._entry(index, "image")))
+
+    def captions(self, index: int) -> list[str]:
+        """See `evlgen.data.listed.Reader`."""
+        found = self._entry(index, "caption")
+        return [str(text) for text in found] if isinstance(found, list) else [str(found)]
+
+    def _entry(self, index: int, key: str) -> Any:
+        number, offset, size = self.index[index].tolist()
+        path = self.lists[number]
+        try:
+            entry = json.loads(_bytes(path, offset, size))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: changed while it was read ({error!r}); start again") from error
+        if key == "image" and key not in entry and "url" in entry:
+            raise UserError(
+                f"{path}: has addresses of images only; fetch them with img2dataset as webdataset shards, "
+                "and put the shards in its place (docs/DATA.md)"
+            )
+        if not entry.get(key):
+            raise UserError(f"{path}: the entry at byte {offset} has no {key!r}")
+        return entry[key]
+
+
+def read(folder: Path, cache: Path) -> Shards | Lists:
+    """The pairs in a folder; shards are taken where there are both.
+
+    Args:
+        cache: where the index is kept.
+
+    Raises:
+        UserError: there are neither, or a file is damaged.
+    """
+    shards = sorted(folder.rglob("*.tar"))
+    if shards:
+        return Shards(folder, shards, cache)
+    lists = sorted(folder.glob("*.json"))
+    if lists:
+        return Lists(folder, lists, cache)
+    raise UserError(f"{folder}: neither shards (*.tar) nor lists of pairs (*.json); see docs/DATA.md")
+
+
+def _bytes(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+# ---------------------------------------------------------------------------------------------- index
+
+
+def _pairs_of_shard(path: Path) -> list[list[int]]:
+    """Of each pair in a shard: offset and size of the image, offset and size of the text, whether JSON."""
+    members: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                folder, _, name = member.name.rpartition("/")
+                key, _, kind = name.partition(".")
+                members.setdefault(f"{folder}/{key}", {})[kind.lower()] = member
+            if path.stat().st_size < shard.offset + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("its end is missing")
+    except (tarfile.TarError, OSError) as error:
+        log.warning("%s: damaged (%s): %d pairs before that are used", path, error, len(members))
+    rows = []
+    for found in members.values():
+        image = next((found[kind] for kind in _IMAGES if kind in found), None)
+        text = found.get("txt", found.get("json"))
+        if image is not None and text is not None and image.size and text.size:
+            where = (image.offset_data, image.size, text.offset_data, text.size)
+            rows.append([*where, int("txt" not in found)])
+    return rows
+
+
+def _entries_of_list(path: Path) -> list[list[int]]:
+    """Offset and size of each object in a list of JSON.
+
+    Bytes are read as Latin-1: one character a byte, and all that JSON is built of is ASCII.
+
+    Raises:
+        UserError: it is no list of objects.
+    """
+    return [[start, end - start] for start, end in _objects(path)]
+
+
+def _objects(path: Path) -> Iterator[tuple[int, int]]:
+    decoder = json.JSONDecoder()
+    before, text = 0, ""  # bytes that are done with, and the text from there on
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            text += piece.decode("latin-1")
+            place = 0
+            while (start := text.find("{", place)) >= 0:
+                try:
+                    _, end = decoder.raw_decode(text, start)
+                except ValueError:
+                    place = start
+                    break  # the rest of it is in the next piece
+                yield before + start, before + end
+                place = end
+            else:
+                place = len(text)
+            before, text = before + place, text[place:]
+    if text.strip():
+        raise UserError(f"{path}: damaged from byte {before} on; fetch it again")
+
+
+def _index(folder: Path, files: list[Path], cache: Path, rows_of: Callable[[Path], list[list[int]]]) -> Index:
+    """Rows of all files, each with the file's number in front; a memory map."""
+    path = cache / f"{folder.name}-{_version(folder, files)}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():  # another process may have made it meanwhile
+                _make_index(path, folder, files, rows_of)
+    index: Index = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not len(index):
+        raise UserError(f"{folder}: there is no pair of an image and a caption in its {len(files)} files")
+    return index
+
+
+def _make_index(
+    path: Path, folder: Path, files: list[Path], rows_of: Callable[[Path], list[list[int]]]
+) -> None:
+    parts = [path.parent / folder.name / f"{_version(folder, [file])}.npy" for file in files]
+    missing = [(file, part) for file, part in zip(files, parts, strict=True) if not part.exists()]
+    log.info("%s: looking through %d files, %d were before", folder, len(files), len(files) - len(missing))
+    work = functools.partial(_index_file, rows_of=rows_of)
+    if len(missing) > 1 and (cores := len(os.sched_getaffinity(0))) > 1:
+        with ProcessPoolExecutor(cores, mp_context=get_context("fork")) as processes:
+            for _ in processes.map(work, *zip(*missing, strict=True)):
+                pass
+    else:
+        for file, part in missing:
+            work(file, part)
+    found = [np.load(part, allow_pickle=False) for part in parts]
+    numbered = [np.insert(rows, 0, number, axis=1) for number, rows in enumerate(found)]
+    _save(path, np.concatenate(numbered))
+
+
+def _index_file(file: Path, part: Path, rows_of: Callable[[Path], list[list[int]]]) -> None:
+    rows = rows_of(file)
+    width = 5 if rows_of is _pairs_of_shard else 2
+    _save(part, np.array(rows, np.int64).reshape(len(rows), width))
+
+
+def _save(path: Path, rows: Index) -> None:
+    content = io.BytesIO()
+    np.save(content, rows)
+    write_atomic(path, content.getvalue())
+
+
+def _version(folder: Path, files: list[Path]) -> str:
+    """16 hex digits for names, sizes and times of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,156 @@
+"""What the readers of real data sets share: the folder ``EVLGEN_DATA``, JSON files, images, captions.
+
+Paths are relative to that folder; docs/DATA.md says which file goes where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from evlgen.data.images import Pixels, UnreadableImage, decode
+from evlgen.errors import UserError
+
+MAX_WORDS = 50  # of a caption (PAPER)
+
+
+def data_folder() -> Path:
+    """The folder with all data sets.
+
+    Raises:
+        UserError: ``EVLGEN_DATA`` is not set, or no folder.
+    """
+    root = os.environ.get("EVLGEN_DATA", "")
+    if not root:
+        raise UserError("EVLGEN_DATA is not set: set it to the folder of the data sets (docs/DATA.md)")
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise UserError(f"EVLGEN_DATA is {root!r}: no such folder")
+    return path
+
+
+def read_json(name: str) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = data_folder() / name
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); see docs/DATA.md") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); fetch it again") from error
+
+
+def entries(content: Any, name: str, *keys: str) -> list[dict[str, Any]]:
+    """The list of objects in a JSON file, each with all the ``keys``.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(content, list):
+        raise UserError(f"{name}: another format: no list of objects where one is wanted")
+    for place, entry in enumerate(content):
+        for key in keys:
+            if not isinstance(entry, dict) or key not in entry:
+                raise UserError(f"{name}: another format: entry {place} has no {key!r}")
+    return content
+
+
+def part(content: Any, name: str, key: str) -> Any:
+    """What a JSON file's object has under ``key``.
+
+    Raises:
+        UserError: it has nothing.
+    """
+    if not isinstance(content, dict) or key not in content:
+        raise UserError(f"{name}: another format: it has no {key!r}")
+    return content[key]
+
+
+def file_version(*names: str) -> str:
+    """16 hex digits that stand for the bytes of files."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update((data_folder() / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read_image(path: Path) -> Pixels:
+    """(H, W, 3) uint8, RGB.
+
+    Raises:
+        UnreadableImage: it is missing or damaged.
+    """
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UnreadableImage(f"{path}: {error.strerror}") from error
+
+
+def clean_caption(text: str) -> str:
+    """Lower case, punctuation stripped, at most 50 words (PAPER; the characters are those of BLIP)."""
+    words = re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()
+    return " ".join(words[:MAX_WORDS])
+
+
+# ---------------------------------------------------------------------------------------------- pools
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question on an image; see `evlgen.data.worlds.Question`."""
+
+    text: str
+    answers: tuple[str, ...]
+    answer_type: str = "other"
+
+
+class Reader(Protocol):
+    """Images with captions, or with questions."""
+
+    @property
+    def version(self) -> str:
+        """What changes whenever the images do."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Pixels:
+        """Raises `UnreadableImage`."""
+
+    def captions(self, index: int) -> list[str]:
+        """As they were written; raises `UserError`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """A pool whose entries fit into memory.
+
+    Attributes:
+        files: of the images, one for each entry, relative to ``EVLGEN_DATA``.
+        said: captions of each image, of a captioning set.
+        asked: the question on each image, of a question set.
+    """
+
+    version: str
+    files: tuple[str, ...]
+    said: tuple[tuple[str, ...], ...] = ()
+    asked: tuple[Asked, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Pixels:
+        """See `Reader`."""
+        return read_image(data_folder() / self.files[index])
+
+    def captions(self, index: int) -> list[str]:
+        """See `Reader`."""
+        return list(self.said[index])
