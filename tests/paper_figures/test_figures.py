@@ -98,10 +98,8 @@ def test_operations_of_two_stages_include_the_first() -> None:
     run = next(run for run in found["budgets"] if run.config.init_from is not None)
     first, second = run.config.init_from, run.config
     assert first is not None
-    macs = sum(
-        run_cost(stage).step_flop / 2 * stage.optim.steps * stage.optim.batch_size
-        for stage in (first, second)
-    )
+    samples = [stage.optim.steps * stage.optim.batch_size for stage in (first, second)]
+    macs = run_cost(first).step_flop / 2 * samples[0] + run_cost(second).step_flop / 2 * samples[1]
     assert quality_cost.training_tmacs(run) == pytest.approx(macs / 1e12)
 
 
