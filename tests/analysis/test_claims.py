@@ -487,6 +487,10 @@ def test_shown_takes_interval_and_corrected_p() -> None:
     assert alone.corrected == pytest.approx(0.0443, abs=1e-3)
     sides = [answer.side for answer in settle([near, near, clear], 5)]
     assert sides == ["open", "open", "above"]  # corrected 0.089
+    moved = Question("", tuple(one + 10 for one in near.differences), against=10.0)
+    assert [
+        answer.side for answer in settle([moved, moved, clear], 5)
+    ] == sides  # p is that against 10, not 0
     assert settle([clear], 6)[0].side == "open"
     assert settle([Question("", clear.differences, against=1.5)], 5)[0].side == "below"
     assert settle([Question("", clear.differences, against=0.99)], 5)[0].side == "open"
