@@ -73,7 +73,7 @@ def test_shipped_clip_is_as_its_card_says() -> None:
     """Near the card's figures on a fraction of its images, on what `build_vision` gives."""
     frozen = build_vision("mini-clip")
     assert (frozen.width, frozen.tokens) == (64, 65)
-    card = foundation.vision_card(frozen.features, train=1000, test=200)
+    card = foundation.vision_card(frozen.of_pixels, train=1000, test=200)
     figures = json.loads((WEIGHTS / "card.json").read_text())["mini-clip"]["figures"]
     for name in ("shape", "colour", "size", "texture", "place"):
         assert card[f"probe {name}"] > figures[f"probe {name}"] - 8, card
