@@ -188,7 +188,7 @@ def test_stage_1_of_blip_2_reads_with_the_words_of_bert(place: Path, monkeypatch
     )
     data = load_training_data(config)
     first = data.validation.text_ids[0, 0, : data.validation.lengths[0, 0]]
-    assert bert.convert_ids_to_tokens(first.tolist())[:3] == ["a", "pink", "ball"]
+    assert bert.convert_ids_to_tokens(first.tolist())[:3] == ["a", "red", "ball"]
     assert first[-1] == bert.sep_token_id
     model = build_model(config)
     assert isinstance(model, RepresentModel)
