@@ -40,9 +40,9 @@ def draw(scale: str) -> list[Path]:
     """
     found, missing = runs.either("budgets", "table1", scale=scale)
     style.apply()
-    of_budgets = runs.complete(found.get("budgets", []))
+    of_budgets = found.get("budgets", [])
     less_data = [run for run in runs.complete(found.get("table1", [])) if run.row.label == LESS_DATA]
-    drawn = of_budgets + less_data
+    drawn = runs.complete(of_budgets) + less_data
 
     figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.5))
     panels = zip(axes.flat[:3], ("coco/CIDEr", "vqav2", "val_loss"), strict=True)
@@ -76,7 +76,7 @@ def quality(
         own = [run for run in budgets if run.row.values["connector"] == connector]
         for row in runs.by_row(own).values():
             seeds = runs.values(row, metric)
-            costs = [one for one in map(cost, row) if one is not None]
+            costs = [one for one in map(cost, runs.complete(row)) if one is not None]
             if seeds and costs:
                 at = math.fsum(costs) / len(costs)
                 points.append((at, seeds))
@@ -87,7 +87,7 @@ def quality(
         at = math.fsum(costs) / len(costs)
         style.point(axis, at, seeds, LESS_COLOUR, "*")
         axis.plot([], [], "*", color=LESS_COLOUR, ms=6, label="EVLGen, 11M pairs")
-    final = max(means[TARGET], default=None)  # of the largest cost
+    final = final_point(budgets, metric, cost)
     if final is None:
         return
     axis.axhline(
@@ -117,6 +117,19 @@ def quality(
         )
     axis.set_ylim(ends)
     axis.plot([], [], ":", color=style.GREY, lw=0.9, label="is reached at ... × BLIP-2's cost")
+
+
+def final_point(
+    budgets: Sequence[Run], metric: str, cost: Callable[[Run], float | None]
+) -> tuple[float, float] | None:
+    """BLIP-2's cost and mean score with its whole budget; None as long as no run of it is complete."""
+    own = [run for run in budgets if run.row.values["connector"] == TARGET]
+    whole = max((float(run.row.values["budget"]) for run in own), default=0.0)
+    row = [run for run in runs.complete(own) if run.row.values["budget"] == whole]
+    seeds, costs = runs.values(row, metric), [one for one in map(cost, row) if one is not None]
+    if not seeds or not costs:
+        return None
+    return math.fsum(costs) / len(costs), math.fsum(seeds) / len(seeds)
 
 
 def _reached(points: Sequence[tuple[float, float]], target: float, lower: bool) -> Reached:

@@ -103,6 +103,22 @@ def test_operations_of_two_stages_include_the_first() -> None:
     assert quality_cost.training_tmacs(run) == pytest.approx(macs / 1e12)
 
 
+def test_the_final_score_of_two_stages_is_that_of_their_whole_budget() -> None:
+    made_up.fill("budgets", leave_out=("250K + 80K",))
+    found, missing = quality_cost.runs.either("budgets", scale="mini")
+    assert quality_cost.final_point(found["budgets"], "val_loss", quality_cost.seconds) is None
+    assert missing == ["budgets: BLIP-2, two stages, 250K + 80K"]
+    made_up.fill("budgets")
+    found, _ = quality_cost.runs.either("budgets", scale="mini")
+    whole = [run for run in found["budgets"] if run.row.label == "BLIP-2, two stages, 250K + 80K"]
+    costs, scores = [
+        [float((run.metrics or {})[name]) for run in whole] for name in ("total_seconds", "vqav2")
+    ]
+    expected = (sum(costs) / 3, sum(scores) / 3)
+    final = quality_cost.final_point(found["budgets"], "vqav2", quality_cost.seconds)
+    assert final == pytest.approx(expected)
+
+
 @pytest.mark.slow  # a minute: every figure twice
 def test_all_figures_and_then_without_some_runs(capsys: pytest.CaptureFixture[str]) -> None:
     for experiment in EXPERIMENTS:
