@@ -30,6 +30,8 @@ TITLES = {
     "vqav2": "VQAv2",
     "gqa": "GQA",
     "okvqa": "OK-VQA",
+    "easy_vqa": "easy-VQA",
+    "easy_captions": "easy-VQA's shapes",
     "coco": "COCO",
     "nocaps_in": "NoCaps in-domain",
     "nocaps_near": "NoCaps near-domain",
@@ -465,7 +467,7 @@ def _notes(experiment: Experiment, scale: str, results: Results, cells: Cells, e
         if parts and "nocaps" not in counts:
             counts["nocaps"] = sum(counts[name] for name in parts)
         said = [
-            _count(counts[name], "question" if name in ("vqav2", "gqa", "okvqa") else "image")
+            _count(counts[name], "question" if name in ("vqav2", "gqa", "okvqa", "easy_vqa") else "image")
             + f" of {title(name)}"
             for name in dict.fromkeys(metric.partition("/")[0] for metric in experiment.metrics)
             if counts.get(name)

@@ -624,7 +624,7 @@ def _truth(captions: Mapping[str, str]) -> dict[str, float]:
 
 
 def _score_answers(kind: str, answers: Mapping[str, str], world: worlds.World) -> dict[str, float]:
-    """Mean accuracy of the question set ``kind`` and, for VQAv2, of each type of answer."""
+    """Mean accuracy of the question set ``kind`` and, for VQAv2 and easy-VQA, of each type of answer."""
     groups: dict[str, list[float]] = {}
     shown, kind = kind, kind.removesuffix("_shuffled")
     for name, answer in answers.items():
@@ -636,7 +636,7 @@ def _score_answers(kind: str, answers: Mapping[str, str], world: worlds.World) -
                 answer, asked.answers, lemmatize if kind == "okvqa" else normalize_answer
             )
         groups.setdefault(shown, []).append(accuracy)
-        if kind == "vqav2":
+        if kind in ("vqav2", "easy_vqa"):
             groups.setdefault(f"{shown}/{asked.answer_type.replace('/', '-')}", []).append(accuracy)
     return {group: 100 * sum(values) / len(values) for group, values in groups.items()}
 

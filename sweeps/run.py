@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evlgen.errors import UserError
-from experiments import CLAIMED, COUNTED, EXPERIMENTS, PAPER
-from experiments.base import Experiment
+from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import reporting, requirements, slurm, store
@@ -32,8 +31,9 @@ __all__ = ["load", "main", "unique_runs"]
 
 console = Console()
 
+EXAMPLES = 8  # images whose captions are shown
 ALL = "all"  # every experiment of the paper, and the claims that they decide
-COMMANDS = ("status", "show", "retry", "wait", "cancel")  # that take an experiment
+COMMANDS = ("status", "show", "captions", "retry", "wait", "cancel")  # that take an experiment
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Arguments:
     """Run an experiment, or say what there is."""
 
     command: Annotated[str, tyro.conf.Positional]
-    """an experiment, or: all, list, status, show, logs, retry, wait, cancel, foundation"""
+    """an experiment, or: all, list, status, show, captions, logs, retry, wait, cancel, foundation"""
     target: Annotated[str, tyro.conf.Positional] = ""
-    """an experiment or all, or for show and logs the beginning of a run's id"""
-    scale: str = "mini"
-    """smoke, mini or paper"""
+    """an experiment or all, or for show, captions and logs the beginning of a run's id"""
+    scale: str = ""
+    """smoke, mini, bridge or paper; default: mini, of the experiment bridge: bridge"""
     seeds: int | None = None
     """seeds of every row; default: what the scale says (all: more for what claims rest on)"""
     executor: str = "local"
@@ -119,10 +119,11 @@ def _dispatch(arguments: Arguments) -> int:
         return list_experiments()
     if arguments.command == "foundation":
         return build_foundation(arguments)
+    of_a_run = {"logs": reporting.show_logs, "show": reporting.show_run, "captions": reporting.show_captions}
     if arguments.command == "logs" or (
-        arguments.command == "show" and arguments.target and arguments.target not in (*EXPERIMENTS, ALL)
+        arguments.command in of_a_run and arguments.target and arguments.target not in (*EXPERIMENTS, ALL)
     ):
-        (reporting.show_logs if arguments.command == "logs" else reporting.show_run)(arguments.target)
+        of_a_run[arguments.command](arguments.target)
         return 0
     name = arguments.target if arguments.command in COMMANDS else arguments.command
     if arguments.executor not in ("local", "slurm"):
@@ -138,26 +139,29 @@ def _dispatch(arguments: Arguments) -> int:
     if name == ALL and arguments.command == ALL and not arguments.dry_run:
         from analysis import claims
 
-        claims.write(arguments.scale)
+        claims.write(sweeps[0].scale)
     # 1, some runs failed, says more than 3, some are queued
     return 1 if 1 in codes else max(codes)
 
 
 def _sweep(name: str, arguments: Arguments, everything: bool) -> Sweep:
-    experiment = load(name, arguments.scale, arguments.set, arguments.rows)
+    scale = arguments.scale or DEFAULT_SCALE.get(name, "mini")
+    experiment = load(name, scale, arguments.set, arguments.rows)
     seeds = arguments.seeds or experiment.seeds
     if everything and name in CLAIMED and not arguments.seeds:
-        seeds = get(arguments.scale).claim_seeds
-    return Sweep(experiment, arguments.scale, seeds, bool(arguments.set or arguments.rows))
+        seeds = get(scale).claim_seeds
+    return Sweep(experiment, scale, seeds, bool(arguments.set or arguments.rows))
 
 
 def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     """Do with one experiment what the command says; exit code."""
     experiment, command = sweep.experiment, arguments.command
     if experiment.name in COUNTED and command != "show":
-        count(experiment, arguments)
+        count(sweep, arguments)
     elif command == "show":
-        reporting.print_table(arguments.scale, experiment.name)
+        reporting.print_table(sweep.scale, experiment.name)
+    elif command == "captions":
+        reporting.show_examples(sweep.experiment, EXAMPLES)
     elif command == "status":
         reporting.show_status(experiment, sweep.scale, sweep.seeds, sweep.runs, states(sweep, _queue()))
     elif command == "wait":
@@ -200,19 +204,19 @@ def plan(sweep: Sweep, arguments: Arguments) -> None:
         )
 
 
-def count(experiment: Experiment, arguments: Arguments) -> None:
+def count(sweep: Sweep, arguments: Arguments) -> None:
     """An experiment that trains nothing: make its table, or say whether it is there."""
-    changed = "-changed" if arguments.set or arguments.rows else ""
-    folder = store.results_folder() / (experiment.name + changed) / arguments.scale
+    experiment = sweep.experiment
+    folder = store.results_folder() / sweep.table / sweep.scale
     if arguments.command in COMMANDS or arguments.dry_run:
         there = "is there" if (folder / "table.csv").exists() else "is not made yet; it takes half a minute"
-        console.print(f"{experiment.name}, {arguments.scale}: counted, nothing to train; its table {there}")
+        console.print(f"{experiment.name}, {sweep.scale}: counted, nothing to train; its table {there}")
         return
     from analysis.counts import write_counts
 
     module = importlib.import_module(EXPERIMENTS[experiment.name])
-    write_counts(module.count(experiment, arguments.scale), folder)
-    reporting.print_table(arguments.scale, folder.parent.name)
+    write_counts(module.count(experiment, sweep.scale), folder)
+    reporting.print_table(sweep.scale, sweep.table)
     console.print(f"table in {os.path.relpath(folder)}/")
 
 
@@ -232,21 +236,22 @@ def build_foundation(arguments: Arguments) -> int:
     from evlgen import foundation
     from sweeps.display import Display
 
-    out = store.ROOT / "foundation" / arguments.scale
+    scale = arguments.scale or "mini"
+    out = store.ROOT / "foundation" / scale
     with Display(0) as display:
         from evlgen.training import Progress as Step
 
         def report(name: str, step: int, steps: int, loss: float, rate: float) -> None:
             display.event("progress", name, Step("pre-training", step, steps, loss, rate))
 
-        same = foundation.build(arguments.scale, out, arguments.workers or os.cpu_count() or 1, report)
+        same = foundation.build(scale, out, arguments.workers or os.cpu_count() or 1, report)
     for name, equal in same.items():
         verdict = {True: "equal to the shipped weights, bit for bit", None: "none is shipped"}.get(
             equal, "not the shipped weights"
         )
         console.print(f"{name}: {verdict}")
     console.print(f"weights and model card in {os.path.relpath(out)}/")
-    return 0 if arguments.scale == "smoke" or all(same.values()) else 1
+    return 0 if scale == "smoke" or all(same.values()) else 1
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from sweeps.planning import (
     run_task,
     unique_runs,
 )
-from sweeps.reporting import print_table, summary, write_table
+from sweeps.reporting import print_table, show_examples, summary, write_table
 
 console = Console()
 
@@ -102,6 +102,8 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
     if complete:
         folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
         print_table(sweep.scale, sweep.table)
+        if sweep.experiment.examples:
+            show_examples(sweep.experiment, sweep.experiment.examples)
         where = f"table in {os.path.relpath(folder)}/"
     for run, problem in (problems or {}).items():
         console.print(f"[red]{run} {problem}[/]: see {store.store_folder() / run / 'log.txt'}")

@@ -1,0 +1,53 @@
+"""Small real models: SmolLM2-135M as the frozen language model, connectors from a six-layer BERT (MiniLM).
+
+Image features are the miniature's. The budgets are small: what this shows is that the same code trains and
+speaks with a real language model, not which row is better. On easy-VQA, a set that is not of this project,
+training sees captions alone and the questions are asked zero-shot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from evlgen.config import DataConfig, RunConfig
+from experiments.base import Experiment, Row
+from experiments.merge_schedules import with_connector
+from experiments.scales import blip2, blip2_single_stage, evlgen, get
+
+METRICS = (
+    *("coco/CIDEr", "coco/objects_right", "coco/colours_right", "vqav2"),
+    *("easy_captions/CIDEr", "easy_vqa", "gap"),
+)
+EASY_VQA = DataConfig(world="easy-vqa", pools=(("easy_train", 3342),))
+
+
+def build(scale: str) -> Experiment:
+    """Connectors and initial weights on the miniworld, and EVLGen on easy-VQA."""
+    bert = get(scale).bert
+    main = with_connector(evlgen(scale), init=bert)
+    runs: tuple[tuple[str, str, str, RunConfig], ...] = (
+        ("EVLGen", "EVLGen", bert, main),
+        ("EVLGen, from random weights", "EVLGen", "random", with_connector(evlgen(scale), init="random")),
+        (
+            "BLIP-2, single stage",
+            "BLIP-2, single stage",
+            bert,
+            with_connector(blip2_single_stage(scale), init=bert),
+        ),
+        ("BLIP-2, two stages", "BLIP-2, two stages", bert, blip2(scale, stage2_steps=125, stage1_steps=125)),
+        ("EVLGen on easy-VQA", "EVLGen", bert, on_easy_vqa(main)),
+    )
+    rows = tuple(
+        Row(label, config, values={"connector": connector, "init": init, "world": config.data.world})
+        for label, connector, init, config in runs
+    )
+    notes = "One seed and a short training: differences between rows say little."
+    return Experiment("bridge", "Small real models", rows, METRICS, get(scale).seeds, notes, examples=4)
+
+
+def on_easy_vqa(config: RunConfig) -> RunConfig:
+    """The run on easy-VQA, whose captions have three words."""
+    evaluation = dataclasses.replace(
+        config.evaluation, sets=(("easy_captions", 100), ("easy_vqa", 200)), min_length=2, max_length=8
+    )
+    return dataclasses.replace(config, data=EASY_VQA, evaluation=evaluation)
