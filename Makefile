@@ -3,6 +3,7 @@
 #   make table5                      costs, counted without training (ARGS="--scale paper": the paper's)
 #   make table2 ARGS="--scale smoke" whatever sweeps/run.py takes
 #   make merge_search ARGS="--space free"  search merge schedules (whatever sweeps/merge_search.py takes)
+#   make figures                     all figures, from finished runs: results/figures/
 #   make report                      one page of all results: results/report.html
 #   make test                        linters, types and tests
 # PYTHON chooses the interpreter; pip's own settings (PIP_EXTRA_INDEX_URL and others) are respected, for
@@ -30,11 +31,11 @@ PIP := $(BIN)/python -m pip install --no-compile --no-input --disable-pip-versio
 # Of all that pip says, what takes long; errors go their own way.
 BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p; s/^Installing coll.*/  installing/p'
 
-.PHONY: help table1 table2 table5 foundation merge_search report test lint format clean
+.PHONY: help table1 table2 table5 foundation merge_search figures report test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,9s/^# *//p' Makefile
+	@sed -n '2,10s/^# *//p' Makefile
 
 table1 table2 table5 foundation: $(BASE)
 	@$(BIN)/python sweeps/run.py $@ $(ARGS)
@@ -42,6 +43,9 @@ table1 table2 table5 foundation: $(BASE)
 merge_search: $(SEARCH)
 	@$(BIN)/python sweeps/merge_search.py $(ARGS)
 	@$(BIN)/python paper_figures/merge_search.py
+
+figures: $(SEARCH)
+	@$(BIN)/python -m paper_figures $(ARGS)
 
 report: $(BASE)
 	@$(BIN)/python -m analysis.report $(ARGS)

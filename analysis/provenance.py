@@ -81,10 +81,9 @@ def write(scale: str, seeds: dict[str, int]) -> Provenance:
                 runs[run] = {**facts, "experiments": {**runs.get(run, {}).get("experiments", {}), **own}}
     environments = {**known.environments, **found.environments}
     used = {facts["environment"] for facts in runs.values()}
-    new = Provenance({key: environments[key] for key in sorted(used)}, dict(sorted(runs.items())))
-    text = json.dumps({"environments": new.environments, "runs": new.runs}, indent=1, sort_keys=True)
-    write_atomic(summary_path(scale), (text + "\n").encode())
-    return new
+    summary = {"environments": {key: environments[key] for key in used}, "runs": runs}
+    write_atomic(summary_path(scale), (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
+    return read(scale)  # in the order of the file, whatever was in it before
 
 
 def read(scale: str) -> Provenance:

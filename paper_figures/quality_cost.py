@@ -29,6 +29,7 @@ CONNECTORS = ("EVLGen", "BLIP-2, single stage", "BLIP-2, two stages")
 TARGET = "BLIP-2, two stages"
 LOWER_IS_BETTER = ("val_loss",)
 LESS_DATA = "EVLGen, 11M, 150K"  # row of table 1
+LESS_COLOUR = "#009E73"
 
 
 def draw(scale: str) -> list[Path]:
@@ -84,8 +85,8 @@ def quality(
     seeds, costs = runs.values(less_data, metric), [one for one in map(cost, less_data) if one is not None]
     if seeds and costs:
         at = math.fsum(costs) / len(costs)
-        style.point(axis, at, seeds, style.colour("EVLGen"), "*")
-        axis.plot([], [], "*", color=style.colour("EVLGen"), label="EVLGen, 11M pairs")
+        style.point(axis, at, seeds, LESS_COLOUR, "*")
+        axis.plot([], [], "*", color=LESS_COLOUR, ms=6, label="EVLGen, 11M pairs")
     final = max(means[TARGET], default=None)  # of the largest cost
     if final is None:
         return
@@ -148,9 +149,10 @@ def of_paper(axis: Axes) -> None:
     for row in rows:
         connector = runs.connector(row.config)
         hours, score = float(row.paper["hours"]), float(row.paper["coco/CIDEr"])
-        is_less = row.label == LESS_DATA
-        mark = "*" if is_less else style.marker(connector)
-        axis.plot([hours], [score], mark, color=style.colour(connector), mfc="white", ms=6 if is_less else 5)
+        colour, mark, size = style.colour(connector), style.marker(connector), 5
+        if row.label == LESS_DATA:
+            colour, mark, size = LESS_COLOUR, "*", 7
+        axis.plot([hours], [score], mark, color=colour, mfc="white", ms=size)
         if connector == TARGET:
             axis.axhline(score, color=style.colour(connector), ls="--", lw=0.8, zorder=1)
     axis.set_xscale("log")

@@ -53,7 +53,8 @@ def chosen(scale: str) -> dict[str, TomeFormerConfig]:
             schedules["no merging"] = config
         elif config.r == get(scale).tomeformer.r:
             schedules[f"r = {config.r}"] = config
-    return schedules
+    order = ("no merging", f"r = {get(scale).tomeformer.r}", "constant")  # then the others
+    return {name: schedules[name] for name in dict.fromkeys((*order, *schedules))}
 
 
 def layer_macs(config: TomeFormerConfig, tokens: int) -> list[int]:
@@ -99,15 +100,9 @@ def _panels(axes: tuple[Axes, Axes], scale: str) -> None:
         right.set_ylabel(f"MACs of the layer ({letter})")
     if scale == "paper":
         layers = get(scale).tomeformer.num_layers
-        left.plot([layers], [PAPER_TOKENS], "*", ms=9, mfc="none", mec="black", zorder=5)
-        left.annotate(
-            f"the paper's: {PAPER_TOKENS} tokens,\n{PAPER_GMACS} GMACs in all",
-            (layers, PAPER_TOKENS),
-            xytext=(-8, 16),
-            textcoords="offset points",
-            ha="right",
-            fontsize=style.SMALL,
-        )
+        text = f"the paper's: {PAPER_TOKENS} tokens, {PAPER_GMACS} G"
+        left.plot([layers], [PAPER_TOKENS], "*", ms=9, mfc="none", mec="black", zorder=5, label=text)
+        left.legend(loc="lower left", handlelength=1)
     sizes = "the paper's sizes" if scale == "paper" else f"scale {scale}"
     left.set(xlabel="layers passed", ylabel="tokens", title=f"tokens, {sizes}")
     right.set(xlabel="layer", title=f"MACs, {sizes}")

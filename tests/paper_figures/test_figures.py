@@ -1,0 +1,130 @@
+"""Figures of made-up runs, in the true file format: what is in them, and what they do without."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evlgen.config import TomeFormerConfig
+from experiments.scales import get
+from paper_figures import __main__ as everything
+from paper_figures import pareto, quality_cost, schedules, soft_tokens, two_stage
+from sweeps import store
+from tests.paper_figures import made_up
+
+EXPERIMENTS = (
+    "table1 table2 budgets merge_schedules data_fractions two_stage collapse soft_tokens encoders "
+    "initialisation baselines"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+
+
+def told(name: str, scale: str = "smoke") -> dict[str, object]:
+    """The JSON file of a figure."""
+    path = store.results_folder() / "figures" / scale / f"{name}.json"
+    value: dict[str, object] = json.loads(path.read_text())
+    return value
+
+
+def test_a_figure_of_an_incomplete_sweep_says_what_is_missing() -> None:
+    made_up.fill("two_stage", "smoke", leave_out=("1 : 3", "without LM"))
+    paths = two_stage.draw("smoke")
+    assert [path.name for path in paths] == ["two_stage.pdf", "two_stage.png"]
+    assert told("two_stage")["missing"] == ["stage 1 : stage 2 = 1 : 3", "without LM in stage 1"]
+
+
+def test_equal_stores_give_equal_figures() -> None:
+    made_up.fill("soft_tokens", "smoke")
+    first = [path.read_bytes() for path in soft_tokens.draw("smoke")]
+    assert [path.read_bytes() for path in soft_tokens.draw("smoke")] == first
+
+
+def test_a_script_without_runs_says_in_one_line_how_to_make_them() -> None:
+    done = subprocess.run(
+        [sys.executable, str(store.ROOT / "paper_figures" / "soft_tokens.py"), "--scale", "smoke"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "python sweeps/run.py soft_tokens --scale smoke" in done.stderr
+
+
+def test_the_pareto_front_leaves_out_what_is_beaten() -> None:
+    points = [(3.0, 5.0), (1.0, 2.0), (2.0, 2.0), (2.0, 4.0), (4.0, 5.0)]
+    assert pareto.pareto_front(points, lower=False) == [(1.0, 2.0), (2.0, 4.0), (3.0, 5.0)]
+    assert pareto.pareto_front(points, lower=True) == [(1.0, 2.0)]
+
+
+def test_macs_of_the_layers_are_those_of_the_connector() -> None:
+    from evlgen.cost import connector_macs
+
+    scale = get("mini")
+    assert sum(schedules.layer_macs(scale.tomeformer, 65)) == connector_macs(scale.tomeformer, 65)
+    macs = schedules.layer_macs(TomeFormerConfig(), 257)
+    assert len(macs) == 12
+    assert macs == sorted(macs, reverse=True)
+    assert sum(macs) / 1e9 == pytest.approx(11.877, abs=5e-4)  # table 5 of the paper
+
+
+def test_schedules_that_are_shown_have_one_name_each_at_every_scale() -> None:
+    for scale in ("paper", "mini"):
+        chosen = schedules.chosen(scale)
+        assert list(chosen)[:3] == ["no merging", f"r = {get(scale).tomeformer.r}", "constant"]
+        assert set(list(chosen)[3:]) == {
+            "decreasing",
+            "increasing",
+            "all in the first layer",
+            "all in the last layer",
+        }
+
+
+def test_operations_of_two_stages_include_the_first() -> None:
+    from evlgen.cost import run_cost
+
+    made_up.fill("budgets", "smoke")
+    found, _ = quality_cost.runs.either("budgets", scale="smoke")
+    run = next(run for run in found["budgets"] if run.config.init_from is not None)
+    first, second = run.config.init_from, run.config
+    assert first is not None
+    samples = [stage.optim.steps * stage.optim.batch_size for stage in (first, second)]
+    macs = run_cost(first).step_flop / 2 * samples[0] + run_cost(second).step_flop / 2 * samples[1]
+    assert quality_cost.training_tmacs(run) == pytest.approx(macs / 1e12)
+
+
+@pytest.mark.slow  # a minute: every figure twice
+def test_all_figures_and_then_without_some_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for experiment in EXPERIMENTS:
+        made_up.fill(experiment, "smoke")
+    own = {path.stem for path in Path(everything.__file__).parent.glob("*.py")} - set(everything.NO_FIGURES)
+    need_arrays = {"merge_maps", "soft_prompts"} & own  # the made-up store has none of their files
+    code = everything.main(["--scale", "smoke"])
+    said = capsys.readouterr().out
+    assert code == (1 if need_arrays else 0)
+    for name in own - need_arrays - set(everything.OPTIONAL):
+        assert f"\n{name}: " in f"\n{said}"
+        assert f"\n{name}: not drawn" not in f"\n{said}"
+    assert "missing: " not in "".join(
+        line for line in said.splitlines(keepends=True) if line.split(":")[0] not in need_arrays
+    )
+
+    row = made_up.rows("data_fractions", "smoke")[3]
+    shutil.rmtree(store.run_folder(row.config))
+    for one in made_up.rows("soft_tokens", "smoke"):
+        shutil.rmtree(store.run_folder(one.config), ignore_errors=True)
+    assert everything.main(["--scale", "smoke"]) == 1
+    said = capsys.readouterr().out
+    assert f"missing: {row.label}" in said
+    assert "soft_tokens: not drawn: " in said
+    assert "`python sweeps/run.py soft_tokens --scale smoke`" in said
