@@ -29,7 +29,7 @@ from analysis.readme import HEADLINE, read_claims
 from analysis.tables import COLUMNS, title
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
-from experiments import COUNTED, EXPERIMENTS
+from experiments import COUNTED, DEFAULT_SCALE, EXPERIMENTS
 from experiments.scales import NAMES as SCALES
 from sweeps import store
 
@@ -204,13 +204,14 @@ class Ids:
 def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
     """Names and scales of the tables: first those that the project knows, then what else is there.
 
-    What is counted, not trained, is shown at the paper's scale as well.
+    What is counted, not trained, is shown at the paper's scale as well; what has a scale of its own, at that.
     """
     names = []
     for name in EXPERIMENTS:
-        own = (scale, "paper") if name in COUNTED else (scale,)
+        usual = DEFAULT_SCALE.get(name, scale)
+        own = (usual, "paper") if name in COUNTED else (usual,)
         there = [one for one in own if (results / name / one / "table.csv").exists()]
-        names += [(name, one) for one in there or [scale]]
+        names += [(name, one) for one in there or [usual]]
     others = sorted(path.parent.parent.name for path in results.glob(f"*/{scale}/table.csv"))
     names += [(name, scale) for name in others if name not in EXPERIMENTS]
     return list(dict.fromkeys(names))
@@ -219,7 +220,8 @@ def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
 def _chapter(results: Path, named: tuple[str, str], scale: str, ids: Ids) -> Chapter:
     name, own = named
     path = results / name / own / "table.csv"
-    command = f"python sweeps/run.py {name}" + (f" --scale {own}" if own != "mini" else "")
+    other = "" if own == DEFAULT_SCALE.get(name, "mini") else f" --scale {own}"
+    command = f"python sweeps/run.py {name}{other}"
     chapter_id = ids.new(name, own if own != scale else "")
     if not path.exists():
         return Chapter(chapter_id, name, command, "")

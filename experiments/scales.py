@@ -191,7 +191,7 @@ _BRIDGE = dataclasses.replace(
     seeds=1,
     claim_seeds=1,
     updates=dict.fromkeys(PARTS, 0.8),
-    batch_size=8,
+    batch_size=16,
     # Where pre-trained weights are trained on, rates are lower; not searched, and the same for all parts.
     lr=dict.fromkeys(PARTS, 5e-4),
     warmup=dict.fromkeys(PARTS, 0.1),
