@@ -64,6 +64,7 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
     others = 0
     for label, row in rows.items():
         kind = str(row[0].row.values["kind"])
+        others += kind in SCHEDULES[1:]  # also where it is missing: a schedule keeps its colour
         seeds, gmacs = runs.values(row, metric), runs.values(row, "connector_gmacs")
         if kind not in SCHEDULES or not seeds or not gmacs:
             continue
@@ -79,7 +80,6 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
                 color=style.PALETTE[0],
             )
         else:
-            others += 1
             colour, mark = style.PALETTE[others], style.SHAPES[others]
             style.point(axis, means[-1][0], seeds, colour, mark)
             axis.plot([], [], mark, color=colour, label=label.rpartition(", ")[2])

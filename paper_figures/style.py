@@ -247,7 +247,7 @@ def write(figure: Figure, path: Path) -> list[Path]:
 def _say_missing(figure: Figure, missing: Sequence[str]) -> None:
     """Lines above the figure, which grows by their height; a long list is cut, the JSON file has it all."""
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap("missing: " + "; ".join(missing), int(width * 21))
+    lines = textwrap.wrap("missing: " + "; ".join(missing), int(width * 19))
     if len(lines) > _NOTE_LINES:
         lines = [*lines[: _NOTE_LINES - 1], f"... ({len(missing)} in all, listed in the JSON file)"]
     figure.set_size_inches(width, height + 0.07 + 0.112 * len(lines))
