@@ -40,8 +40,8 @@ KINDS = {
     "": ("after training", style.COLOURS["EVLGen"]),
 }
 # Strong and pale by turns, without the greys; the largest groups get the pale ones.
-_PAIRED = [tint for number, tint in enumerate(plt.get_cmap("tab20").colors) if number not in (14, 15)]
-_TINTS = np.array([*_PAIRED[1::2], *_PAIRED[::2]])
+_PAIRED = np.delete(plt.get_cmap("tab20")(np.arange(20))[:, :3], (14, 15), axis=0)  # (18, 3)
+_TINTS = np.concatenate([_PAIRED[1::2], _PAIRED[::2]])
 
 
 def draw(scale: str) -> list[Path]:
@@ -82,7 +82,8 @@ def figure_of(maps: dict[str, Any] | None, found: Sequence[Run]) -> Figure:
     if maps is None:
         bars(figure, found)
         return figure
-    above, below = figure.subfigures(2, 1, height_ratios=[4, 1.35])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[4, 1.35])
+    above, below = halves
     bars(below, found)
     count = min(IMAGES, len(maps["indices"]))
     axes = above.subplots(4, count, squeeze=False)

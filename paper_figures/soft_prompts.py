@@ -15,6 +15,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -59,7 +60,8 @@ def draw(scale: str) -> list[Path]:
         raise UserError(f"no run of table1 at scale {scale} has soft prompts; make them with `{command}`")
     style.apply()
     figure = plt.figure(figsize=(style.PAGE, 4.5))
-    above, below = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    above, below = halves
     for axis, (name, some) in zip(above.subplots(1, len(ROWS)), prompts.items(), strict=True):
         axis.set_title(name)
         scatter(axis, some[0] if some else None)
@@ -96,9 +98,10 @@ def read(run: Run) -> Prompts | None:
     return arrays
 
 
-def colour_of(name: str) -> tuple[float, ...]:
+def colour_of(name: str) -> tuple[float, float, float]:
     """The miniworld's own colour, in 0..1."""
-    return tuple(value / 255 for value in COLOURS[name])
+    red, green, blue = COLOURS[name]
+    return red / 255, green / 255, blue / 255
 
 
 def components(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
