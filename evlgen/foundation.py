@@ -776,7 +776,7 @@ def build_one(name: str, scale: str, out: Path, report: Report) -> dict[str, Any
     )  # judge what is shipped
     with torch.random.fork_rng():
         if name in MINI:
-            encode = model if name == "mini-vit" else load_mini_clip(path).features
+            encode = model if name == "mini-vit" else load_mini_clip(path).of_pixels
             figures = vision_card(encode, 3 * budget.card, budget.card) | retrieval_card(contrast, tokenizer)
         elif isinstance(model, BertForMaskedLM):
             figures = masked_card(model, tokenizer, budget.card, budget.masked)

@@ -128,12 +128,16 @@ class FrozenVision:
         """(B, H, W, 3) uint8 -> (B, tokens, width) float32, on the CPU."""
         return self.features(torch.from_numpy(images)).cpu()
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8, anywhere -> (B, tokens, width) float32, on the encoder's device."""
-        weight = next(self.model.parameters())
-        pixels = images.to(weight.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        features: Tensor = self.model(normalised(pixels, self.mean, self.std).to(weight.dtype))
+        device = next(self.model.parameters()).device
+        return self.of_pixels(images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255)
+
+    @torch.no_grad()
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in 0..1, on the encoder's device -> (B, tokens, width) float32."""
+        dtype = next(self.model.parameters()).dtype
+        features: Tensor = self.model(normalised(pixels, self.mean, self.std).to(dtype))
         return features.float()
 
 

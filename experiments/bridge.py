@@ -2,7 +2,8 @@
 
 Image features are the miniature's. The budgets are small: what this shows is that the same code trains and
 speaks with a real language model, not which row is better. On easy-VQA, a set that is not of this project,
-training sees captions alone and the questions are asked zero-shot.
+training sees captions alone and the questions are asked zero-shot. BLIP-2's two stages do not fit into an
+hour; ``table1 --scale bridge`` has them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 from evlgen.config import DataConfig, RunConfig
 from experiments.base import Experiment, Row
 from experiments.merge_schedules import with_connector
-from experiments.scales import blip2, blip2_single_stage, evlgen, get
+from experiments.scales import blip2_single_stage, evlgen, get
 
 METRICS = (
     *("coco/CIDEr", "coco/objects_right", "coco/colours_right", "vqav2"),
@@ -25,21 +26,23 @@ def build(scale: str) -> Experiment:
     """Connectors and initial weights on the miniworld, and EVLGen on easy-VQA."""
     bert = get(scale).bert
     main = with_connector(evlgen(scale), init=bert)
-    runs: tuple[tuple[str, str, str, RunConfig], ...] = (
-        ("EVLGen", "EVLGen", bert, main),
-        ("EVLGen, from random weights", "EVLGen", "random", with_connector(evlgen(scale), init="random")),
+    runs = (
+        ("EVLGen", "EVLGen", main),
+        ("EVLGen, from random weights", "EVLGen", with_connector(main, init="random")),
         (
             "BLIP-2, single stage",
             "BLIP-2, single stage",
-            bert,
             with_connector(blip2_single_stage(scale), init=bert),
         ),
-        ("BLIP-2, two stages", "BLIP-2, two stages", bert, blip2(scale, stage2_steps=125, stage1_steps=125)),
-        ("EVLGen on easy-VQA", "EVLGen", bert, on_easy_vqa(main)),
+        ("EVLGen on easy-VQA", "EVLGen", on_easy_vqa(main)),
     )
     rows = tuple(
-        Row(label, config, values={"connector": connector, "init": init, "world": config.data.world})
-        for label, connector, init, config in runs
+        Row(
+            label,
+            config,
+            values={"connector": connector, "init": config.connector.init, "world": config.data.world},
+        )
+        for label, connector, config in runs
     )
     notes = "One seed and a short training: differences between rows say little."
     return Experiment("bridge", "Small real models", rows, METRICS, get(scale).seeds, notes, examples=4)

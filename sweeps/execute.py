@@ -84,8 +84,11 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
         metrics = {**outcome, **scored}
         metrics["total_seconds"] = metrics["train_seconds"]
         if config.init_from is not None:  # the cost of stage 1 counts
-            earlier = store.read_json(store.run_folder(config.init_from) / "outcome.json")
-            assert earlier is not None  # this run has started from it
+            first = store.run_folder(config.init_from) / "outcome.json"
+            earlier = store.read_if_whole(first)
+            if earlier is None:  # removed since; without it the cost is unknown
+                print(f"{run}: not scored: {first} is gone; the same command makes it again", file=sys.stderr)
+                continue
             metrics["total_seconds"] += earlier["train_seconds"]
         store.write_json(store.store_folder() / run / "result.json", {"id": run, "metrics": metrics})
 

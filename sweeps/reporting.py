@@ -151,7 +151,7 @@ def find_run(command: str, prefix: str) -> Path:
     found = [path for path in folders if path.name.startswith(wanted) and (path / "config.json").exists()]
     if len(found) != 1:
         what = f"{len(found)} runs begin so" if found else f"no run in {root}"
-        hint = f", and it is no experiment; there are: {', '.join(EXPERIMENTS)}" if command == "show" else ""
+        hint = f", and it is no experiment; there are: {', '.join(EXPERIMENTS)}" if command != "logs" else ""
         raise UserError(f"{command} {prefix}: {what}{hint}")
     return found[0]
 

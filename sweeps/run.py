@@ -25,7 +25,7 @@ from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import reporting, requirements, slurm, store
 from sweeps.planning import load, unique_runs
-from sweeps.sweep import Sweep, plan_phases, run_here, run_queued, states, wait
+from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, wait
 
 __all__ = ["load", "main", "unique_runs"]
 
@@ -136,7 +136,7 @@ def _dispatch(arguments: Arguments) -> int:
     # Planned before any is executed: a mistake in a flag must not show after an hour.
     sweeps = [_sweep(one, arguments, everything=name == ALL) for one in names]
     codes = [_carry_out(sweep, arguments) for sweep in sweeps]
-    if name == ALL and arguments.command == ALL and not arguments.dry_run:
+    if arguments.command == ALL and not arguments.dry_run and QUEUED not in codes:
         from analysis import claims
 
         claims.write(sweeps[0].scale)

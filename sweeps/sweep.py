@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from evlgen.config import RunConfig
+from evlgen.errors import UserError
 from experiments.base import Experiment
 from sweeps import requirements, slurm, store
 from sweeps.local import Task
@@ -28,6 +29,7 @@ console = Console()
 
 QUEUED = 3  # exit code: all is well, but not done yet
 _POLL_SECONDS = (1.0, 20.0)  # between two looks at the queue: at first, and after a while
+_SILENCE_SECONDS = 1800.0  # so long may SLURM give no answer to one who waits for a sweep
 _MINI_SECONDS = (10.0, 0.02)  # of a run in the miniature that was never measured: at all, and for a sample
 
 
@@ -197,8 +199,17 @@ def wait(sweep: Sweep, profile: slurm.Profile | None) -> int:
         profile: for those; None: the one that the sweep was submitted with.
     """
     shown, pause = "", _POLL_SECONDS[0]
+    answered: float | None = None
     while True:
-        queued = slurm.queue()
+        try:
+            queued = slurm.queue()
+        except UserError as error:  # a controller may be down for a while, but it was there before
+            if answered is None or time.monotonic() - answered > _SILENCE_SECONDS:
+                raise
+            print(f"{time.strftime('%H:%M:%S')} {error}: asked again soon", flush=True)
+            time.sleep(_POLL_SECONDS[1])
+            continue
+        answered = time.monotonic()
         now = states(sweep, queued)
         line = summary(sweep.experiment.name, sweep.runs, now)
         if line != shown:

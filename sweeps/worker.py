@@ -110,6 +110,9 @@ def _train(
     first = None if init_folder is None else Path(init_folder)
     if first is not None and store.read_if_whole(first / "outcome.json") is None:
         raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank < torch.cuda.device_count():  # before anything is put on a GPU
+        torch.cuda.set_device(local_rank)
     data = load_training_data(config)
     if os.environ.get("RANK", "0") == "0":
         for pool in worlds.pools_of(config):  # a damaged file shall not show after days of training

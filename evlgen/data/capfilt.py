@@ -215,8 +215,8 @@ def _make_index(
     missing = [(file, part) for file, part in zip(files, parts, strict=True) if not part.exists()]
     log.info("%s: looking through %d files, %d were before", folder, len(files), len(files) - len(missing))
     work = functools.partial(_index_file, rows_of=rows_of)
-    if len(missing) > 1 and (cores := len(os.sched_getaffinity(0))) > 1:
-        with ProcessPoolExecutor(cores, mp_context=get_context("fork")) as processes:
+    if len(missing) > 1 and (processors := os.cpu_count() or 1) > 1:
+        with ProcessPoolExecutor(processors, mp_context=get_context("fork")) as processes:
             for _ in processes.map(work, *zip(*missing, strict=True)):
                 pass
     else:

@@ -114,8 +114,8 @@ def described(questions: Sequence[tuple[str, str, int]]) -> dict[int, str]:
             told = {*named, answer}
         known.setdefault(image, set()).update(told)
     captions = {}
-    for image, words in known.items():
-        colours, shapes = words & {*COLOURS}, words & {*SHAPES}
+    for image, found in known.items():
+        colours, shapes = found & {*COLOURS}, found & {*SHAPES}
         if len(colours) == len(shapes) == 1:
             captions[image] = f"a {colours.pop()} {shapes.pop()}"
     return captions

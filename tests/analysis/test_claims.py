@@ -218,6 +218,22 @@ def test_the_target_is_that_of_the_same_seed() -> None:
     assert ratio.ratios == pytest.approx([0.1 * 2 ** (20 / 21), 0.8])
 
 
+def test_each_metric_counts_alike_in_the_score() -> None:
+    """VQAv2 is twice as high as GQA: 1.0 and 0.6 of BLIP-2's are 0.8 at 10 s, 0.9 and 1.3 are 1.1 at 20 s."""
+    rows = paper_like()["budgets"]
+    rows["EVLGen, 50K"] |= {"vqav2": 200.0, "gqa": 60.0}
+    rows["EVLGen, 100K"] |= {"vqav2": 180.0, "gqa": 130.0}
+    of = Found(load("budgets", "mini"), "mini", exact(rows, 1))
+    ratio, mean = (
+        claims.speed(of, "EVLGen", ["vqav2", "gqa"]),
+        claims.mean_speed(of, "EVLGen", ["vqav2", "gqa"]),
+    )
+    assert ratio is not None
+    assert mean is not None
+    assert ratio.ratios == (pytest.approx(0.1 * 2 ** (2 / 3)),)
+    assert mean.cost == pytest.approx(0.1 * 2 ** (2 / 3))
+
+
 def slower(rows: dict[str, Rows], by: float, connector: str = "EVLGen") -> dict[str, Rows]:
     for label, made in rows["budgets"].items():
         if label.startswith(connector):
@@ -487,6 +503,10 @@ def test_shown_takes_interval_and_corrected_p() -> None:
     assert alone.corrected == pytest.approx(0.0443, abs=1e-3)
     sides = [answer.side for answer in settle([near, near, clear], 5)]
     assert sides == ["open", "open", "above"]  # corrected 0.089
+    moved = Question("", tuple(one + 10 for one in near.differences), against=10.0)
+    assert [
+        answer.side for answer in settle([moved, moved, clear], 5)
+    ] == sides  # p is that against 10, not 0
     assert settle([clear], 6)[0].side == "open"
     assert settle([Question("", clear.differences, against=1.5)], 5)[0].side == "below"
     assert settle([Question("", clear.differences, against=0.99)], 5)[0].side == "open"

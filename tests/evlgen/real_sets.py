@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import BertConfig, BertTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 COCO = {"train": 6, "restval": 2, "val": 6, "test": 4}
 DOMAINS = {"in-domain": 2, "near-domain": 3, "out-domain": 1}
@@ -186,3 +186,15 @@ def clip(path: Path) -> Path:
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(path)
     return path
+
+
+def bert(path: Path) -> BertTokenizer:
+    """A folder with a small vocabulary in the format of BERT; returns its tokenizer."""
+    path.mkdir(parents=True)
+    words = f"{caption(0)} ball , no {' '.join(COLOURS)}".lower().replace(".", " ").split()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (path / "vocab.txt").write_text("\n".join([*special, *dict.fromkeys(words)]) + "\n")
+    BertConfig(vocab_size=len(special) + len(set(words))).save_pretrained(path)
+    tokenizer = BertTokenizer.from_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return tokenizer

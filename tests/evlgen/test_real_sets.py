@@ -131,7 +131,7 @@ def test_a_folder_that_is_not_told_and_names_that_are_not_there(monkeypatch):
     assert "data.pools: no pool 'laion' among the real sets; there are: coco, " in text
     assert "EVLGEN_DATA is not set" in text
     with pytest.raises(
-        UserError, match=r"data.world 'atlantis': no such world; there are: miniworld, capfilt"
+        UserError, match=r"data.world 'atlantis': no such world; there are: miniworld, easy-vqa, capfilt"
     ):
         worlds.get("atlantis")
 

