@@ -26,7 +26,7 @@ EASY_VQA = DataConfig(world="easy-vqa", pools=(("easy_train", 3342),))
 
 
 def build(scale: str) -> Experiment:
-    """EVLGen on the miniworld, whose captions it takes long to learn; connectors and initial weights on easy-VQA."""
+    """EVLGen on the miniworld, whose captions take long to learn; connectors compared on easy-VQA."""
     bert = get(scale).bert
     ours = with_connector(evlgen(scale, steps=EASY_STEPS), init=bert)
     theirs = with_connector(blip2_single_stage(scale, steps=EASY_STEPS), init=bert)
