@@ -73,9 +73,9 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
         bottom.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         bottom.set_xlim(left=0)
         bottom.set_xlabel("updates")
-        bottom.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.5), handlelength=1.8, fontsize=6, borderaxespad=0
-        )
+        if bottom.get_legend_handles_labels()[0]:
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.5), "borderaxespad": 0}
+            bottom.legend(**below, handlelength=1.8, fontsize=6)
     for axis, label in zip(axes[:, 0], METRICS.values(), strict=True):
         axis.set_ylabel(label)
     return style.save(figure, name, scale, runs.complete(found), runs.missing(found))

@@ -115,6 +115,7 @@ def quality(
             ha="right" if is_left else "left",
             fontsize=style.SMALL,
             color=colour,
+            bbox={"fc": "white", "ec": "none", "pad": 0.6},  # where the score is near the edge
         )
     axis.set_ylim(ends)
     axis.plot([], [], ":", color=style.GREY, lw=0.9, label="is reached at ... × BLIP-2's cost")

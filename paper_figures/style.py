@@ -57,10 +57,7 @@ LABELS = {
     "vqav2": "VQAv2 accuracy (%)",
     "val_loss": "validation loss (nats a token)",
     "gap": "loss gap, shuffled images (nats)",
-    "cosine": "cosine over images",
-    "effective_rank": "effective rank",
     "total_seconds": "training, stage 1 included (s)",
-    "connector_gmacs": "connector MACs for an image (G)",
 }
 _NOTE_LINES = 4
 
@@ -106,14 +103,14 @@ def apply() -> None:
     )
 
 
-def colour(connector: str, index: int = 0) -> str:
-    """Of a connector; one that has none of its own gets that of its place in a list."""
-    return COLOURS.get(connector, PALETTE[index % len(PALETTE)])
+def colour(connector: str) -> str:
+    """Of a connector; grey for one that has none of its own."""
+    return COLOURS.get(connector, GREY)
 
 
-def marker(connector: str, index: int = 0) -> str:
+def marker(connector: str) -> str:
     """As `colour`, for marks."""
-    return MARKERS.get(connector, SHAPES[index % len(SHAPES)])
+    return MARKERS.get(connector, "*")
 
 
 def point(axis: Axes, x: float, seeds: Sequence[float], colour: str, mark: str, flat: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from paper_figures import pareto, quality_cost, schedules, soft_tokens, two_stag
 from sweeps import store
 from tests.paper_figures import made_up
 
+FOLDER = Path(everything.__file__).parent
 EXPERIMENTS = (
     "table1 table2 budgets merge_schedules data_fractions two_stage collapse soft_tokens encoders "
     "initialisation baselines"
@@ -119,28 +119,32 @@ def test_the_final_score_of_two_stages_is_that_of_their_whole_budget() -> None:
     assert final == pytest.approx(expected)
 
 
-@pytest.mark.slow  # a minute: every figure twice
-def test_all_figures_and_then_without_some_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_drawn_does_not_keep_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.fill("two_stage", "smoke", leave_out=("without LM",))
+    left_out = {path.stem for path in FOLDER.glob("*.py")} - {"two_stage", "soft_tokens", "merge_search"}
+    monkeypatch.setattr(everything, "NO_FIGURES", tuple(left_out))
+    assert everything.main(["--scale", "smoke"]) == 1
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said["two_stage"].endswith("missing: without LM in stage 1")
+    assert said["soft_tokens"].startswith("not drawn: ")
+    assert "`python sweeps/run.py soft_tokens --scale smoke`" in said["soft_tokens"]
+
+    made_up.fill("two_stage", "smoke")
+    made_up.fill("soft_tokens", "smoke")
+    assert everything.main(["--scale", "smoke"]) == 0  # a search is no part of the paper
+    assert "merge_search: not drawn" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # half a minute
+def test_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
     for experiment in EXPERIMENTS:
         made_up.fill(experiment, "smoke")
-    own = {path.stem for path in Path(everything.__file__).parent.glob("*.py")} - set(everything.NO_FIGURES)
+    own = {path.stem for path in FOLDER.glob("*.py")} - set(everything.NO_FIGURES)
     need_arrays = {"merge_maps", "soft_prompts"} & own  # the made-up store has none of their files
-    code = everything.main(["--scale", "smoke"])
-    said = capsys.readouterr().out
-    assert code == (1 if need_arrays else 0)
+    assert everything.main(["--scale", "smoke"]) == (1 if need_arrays else 0)
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     for name in own - need_arrays - set(everything.OPTIONAL):
-        assert f"\n{name}: " in f"\n{said}"
-        assert f"\n{name}: not drawn" not in f"\n{said}"
-    assert "missing: " not in "".join(
-        line for line in said.splitlines(keepends=True) if line.split(":")[0] not in need_arrays
-    )
-
-    row = made_up.rows("data_fractions", "smoke")[3]
-    shutil.rmtree(store.run_folder(row.config))
-    for one in made_up.rows("soft_tokens", "smoke"):
-        shutil.rmtree(store.run_folder(one.config), ignore_errors=True)
-    assert everything.main(["--scale", "smoke"]) == 1
-    said = capsys.readouterr().out
-    assert f"missing: {row.label}" in said
-    assert "soft_tokens: not drawn: " in said
-    assert "`python sweeps/run.py soft_tokens --scale smoke`" in said
+        assert "not drawn" not in said[name]
+        assert "missing" not in said[name]
