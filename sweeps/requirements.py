@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from evlgen.config import RunConfig
-from evlgen.data import worlds
 from evlgen.errors import UserError
 
 
 def missing(runs: Iterable[RunConfig]) -> list[str]:
     """A line for each thing that is missing, with the mend; each once."""
+    from evlgen.data import worlds  # imports numpy, which a look at a sweep does not need
+
     lines: dict[str, None] = {}
     for config in runs:
         lines |= dict.fromkeys([*_weights(config), *worlds.problems(config)])

@@ -312,7 +312,7 @@ def _wait(condition: Callable[[], bool], process: subprocess.Popen[str], seconds
     [
         (["--space", "round"], "--space round: no such space; there are: constant, inflection, free"),
         (["--search", "luck"], "--search luck: no such search; there are: merge, learning-rate"),
-        (["--scale", "big"], "scale 'big': no such scale; there are: smoke, mini, paper"),
+        (["--scale", "big"], "scale 'big': no such scale; there are: smoke, mini, bridge, paper"),
         (["--experiment", "table9"], "experiment 'table9': no such experiment"),
         (["--trials", "0"], "--trials 0: at least 1 is needed"),
         (["--workers", "-1"], "--workers -1: at least 0"),
