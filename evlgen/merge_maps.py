@@ -18,7 +18,8 @@ measures, and for each what other groups of the same number would score.
   cut into several groups costs: a partition into many groups stays far below 1 however pure it is.
 
 The comparisons: ``_random`` has groups of the same sizes with the tokens of each image shuffled over them;
-``_grid`` has the same number of rectangles of neighbouring patches.
+``_grid`` has the same number of rectangles of neighbouring patches, and its two shares are over the tokens that
+the connector merged.
 """
 
 from __future__ import annotations
@@ -134,24 +135,31 @@ class Purity:
     ari: float
 
 
-def purity(groups: Labels, labels: Labels) -> Purity:
+def purity(groups: Labels, labels: Labels, among: npt.NDArray[np.bool_] | None = None) -> Purity:
     """How well groups and labels agree; both (B, P), whole numbers from 0.
 
     Tokens of all images count alike in the two shares; the adjusted Rand index is a mean over images.
+
+    Args:
+        among: (B, P), the tokens that count in the two shares, if they share their group with another.
     """
     images = np.arange(len(groups))[:, None]
     table = np.zeros((len(groups), groups.max() + 1, labels.max() + 1))  # (B, groups, labels) tokens
     np.add.at(table, (images, groups, labels), 1)
-    sizes = table.sum(2)  # (B, groups)
-    shared = sizes >= 2
-    merged = table[shared]  # (groups of two or more, labels)
-    objects = merged[:, BACKGROUND + 1 :]
-    others = sizes[shared][:, None] - 1
+    alike = table[images, groups, labels]  # (B, P) tokens of the group that show the same, itself among them
+    size = table.sum(2)[images, groups]
+    counts = size >= 2 if among is None else (size >= 2) & among
+    objects = counts & (labels != BACKGROUND)
     return Purity(
-        tokens=_ratio(merged.max(1).sum() if len(merged) else 0, merged.sum()),
-        objects=_ratio((objects * (objects - 1) / others).sum(), objects.sum()),
+        tokens=_mean(labels == table.argmax(2)[images, groups], counts),
+        objects=_mean((alike - 1) / np.maximum(size - 1, 1), objects),
         ari=float(np.mean([adjusted_rand_index(one) for one in table])),
     )
+
+
+def in_company(groups: Labels) -> npt.NDArray[np.bool_]:
+    """(B, P): which tokens share their group with another one."""
+    return (groups[:, :, None] == groups[:, None]).sum(2) >= 2
 
 
 def adjusted_rand_index(table: npt.NDArray[np.float64]) -> float:
@@ -169,8 +177,8 @@ def adjusted_rand_index(table: npt.NDArray[np.float64]) -> float:
     return 1.0 if largest == expected else (together - expected) / (largest - expected)
 
 
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else math.nan
+def _mean(values: npt.NDArray[np.generic], where: npt.NDArray[np.bool_]) -> float:
+    return float(values[where].mean()) if where.any() else math.nan
 
 
 def chance(groups: Labels, labels: Labels) -> Purity:
@@ -192,7 +200,9 @@ def compare(trained: Labels, untrained: Labels, labels: Labels) -> dict[str, flo
         "_untrained": purity(untrained, labels),
         "_random": chance(trained, labels),
         "_untrained_random": chance(untrained, labels),
-        "_grid": purity(grids_like(trained), labels),
+        # on the tokens that the connector merged: it chose them, and the grid must not have to do better
+        "_grid": purity(grids_like(trained), labels, in_company(trained)),
+        "_untrained_grid": purity(grids_like(untrained), labels, in_company(untrained)),
     }
     found: dict[str, float] = {}
     for suffix, one in measured.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -208,7 +209,10 @@ def load_training_data(config: RunConfig) -> TrainingData:
     Raises:
         UserError: unknown world, pool, encoder or language model; a file is missing or cannot be read.
     """
-    return _load(config.data, config.evaluation.validation, config.vision, text_reader(config))
+    data = config.data
+    if config.stage == "represent":  # [CLS], which the model puts in front, is one of the tokens (BLIP-2)
+        data = dataclasses.replace(data, max_text_tokens=data.max_text_tokens - 1)
+    return _load(data, config.evaluation.validation, config.vision, text_reader(config))
 
 
 @functools.lru_cache(maxsize=4)

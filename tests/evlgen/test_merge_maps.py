@@ -196,6 +196,9 @@ def test_random_groups_score_what_chance_gives():
     assert subject.chance(pairs, labels).tokens == pytest.approx((1 + like) / 2, abs=0.004)
 
 
+ENDS = ("", "_untrained", "_grid", "_untrained_grid")
+
+
 def test_names_of_the_metrics_and_what_they_compare():
     labels = subject.pool_labels("coco_val", 12, 8)
     wild = RNG(0).integers(0, 16, labels.shape)
@@ -203,14 +206,32 @@ def test_names_of_the_metrics_and_what_they_compare():
     assert (found["purity"], found["purity_objects"], found["merge_ari"]) == (1, 1, 1)
     assert found["purity_untrained"] == subject.purity(wild, labels).tokens
     assert found["purity_untrained_random"] == subject.chance(wild, labels).tokens
-    assert found["purity_grid"] == subject.purity(subject.grids_like(labels), labels).tokens
+    grid, merged = subject.grids_like(labels), subject.in_company(labels)
+    assert found["purity_grid"] == subject.purity(grid, labels, merged).tokens
     stems = ("purity", "purity_objects")
     expected = {f"{stem}{end}" for stem in stems for end in ("_random", "_untrained_random")}
-    expected |= {f"{stem}{end}" for stem in (*stems, "merge_ari") for end in ("", "_untrained", "_grid")}
+    expected |= {f"{stem}{end}" for stem in (*stems, "merge_ari") for end in ENDS}
     assert found.keys() == expected
 
 
 def test_a_measure_without_tokens_is_left_out():
     alone = np.arange(64)[None]
     found = subject.compare(alone, alone, subject.pool_labels("coco_val", 1, 8))
-    assert found.keys() == {"merge_ari", "merge_ari_untrained", "merge_ari_grid"}
+    assert found.keys() == {"merge_ari", "merge_ari_untrained", "merge_ari_grid", "merge_ari_untrained_grid"}
+
+
+def test_a_grid_is_measured_on_the_tokens_that_were_merged():
+    """A merging that leaves all object patches alone is not purer than a grid that has to group them."""
+    labels = np.zeros((1, 64), int)
+    labels[0, [0, 1, 8, 9]] = 1
+    groups = np.where(labels[0] > 0, 1 + np.arange(64), 0)[None]  # objects alone, the background together
+    found = subject.compare(groups, groups, labels)
+    assert found["purity"] == 1
+    merged = subject.in_company(groups)
+    assert merged.sum() == 60
+    grid = subject.grids_like(groups)[0]
+    majority = np.array([np.bincount(labels[0][grid == grid[i]]).argmax() for i in range(64)])
+    alone = np.array([(grid == grid[i]).sum() < 2 for i in range(64)])
+    counts = merged[0] & ~alone
+    assert found["purity_grid"] == (majority == labels[0])[counts].mean()
+    assert "purity_objects_grid" not in found  # none of the merged tokens shows an object
