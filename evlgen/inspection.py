@@ -5,7 +5,8 @@ Metrics, all on the first 128 images of the validation set:
 - ``connector_gmacs``: MACs (G) of the connector for one image, by the paper's convention (`evlgen.cost`).
 - of a TomeFormer in the miniworld: ``purity``, ``purity_objects`` and ``merge_ari`` (`evlgen.merge_maps`),
   each also ``_untrained`` (the same run's connector as initialised with its seed), ``_grid`` and
-  ``_untrained_grid``; the first two also ``_random`` and ``_untrained_random``, for the sizes of the trained and of the untrained groups.
+  ``_untrained_grid``; the first two also ``_random`` and ``_untrained_random``, for the sizes of the trained
+  and of the untrained groups.
 
 Files: ``soft_prompts.npz`` (`evlgen.soft_prompts.geometry`, with ``indices`` and, in the miniworld, ``shape``
 and ``colour`` of each image's largest object), and of a TomeFormer in the miniworld ``merge_maps.npz``: for

@@ -18,8 +18,8 @@ measures, and for each what other groups of the same number would score.
   cut into several groups costs: a partition into many groups stays far below 1 however pure it is.
 
 The comparisons: ``_random`` has groups of the same sizes with the tokens of each image shuffled over them;
-``_grid`` has the same number of rectangles of neighbouring patches, and its two shares are over the tokens that
-the connector merged.
+``_grid`` has the same number of rectangles of neighbouring patches, and its two shares are over the tokens
+that the connector merged.
 """
 
 from __future__ import annotations
