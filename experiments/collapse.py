@@ -32,6 +32,7 @@ def build(scale: str) -> Experiment:
         longer = ablation(make(scale, steps=ABLATION_STEPS * LONGER))
         rate, warmup, init = chosen.lr[part], chosen.warmup[part], chosen.init[part]
         other = chosen.bert if init == "random" else "random"
+        from_other = (other, chosen.other_lr, chosen.other_warmup)  # each initial weights at their own rate
         cases: list[tuple[str, str, float | str, RunConfig]] = [("as in table 1", "", "", base)]
         rates = [float(f"{rate * factor:.1g}") for factor in RATES]
         for other_rate in rates:
@@ -46,7 +47,7 @@ def build(scale: str) -> Experiment:
             (f"{tokens} soft tokens", "queries", tokens, with_connector(base, **changes))
             for tokens, changes in _numbers_of_tokens(base, chosen)
         ]
-        cases.append((f"from {other}", "init", other, with_setting(base, other, rate, warmup)))
+        cases.append((f"from {other}", "init", other, with_setting(base, *from_other)))
         assert isinstance(base.connector, TomeFormerConfig | QFormerConfig)
         for layers in (base.connector.num_layers * 3 // 4, base.connector.num_layers * 2):
             schedule = _same_tokens(base, layers, chosen.tokens)
@@ -56,7 +57,7 @@ def build(scale: str) -> Experiment:
         for text, setting in (
             (f"lr {rates[-1]:g}", (init, rates[-1], warmup)),
             (f"lr {rates[0]:g}", (init, rates[0], warmup)),
-            (f"from {other}", (other, rate, warmup)),
+            (f"from {other}", from_other),
         ):
             cases.append((f"{text}, {LONGER}x the updates", "budget", text, with_setting(longer, *setting)))
         for text, kind, level, config in cases:

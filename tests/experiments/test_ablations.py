@@ -41,6 +41,29 @@ def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
             assert row.values.get("tokens", connector.num_queries) == connector.num_queries
 
 
+@pytest.mark.parametrize(("scale", "rate"), [("mini", 1e-3), ("bridge", 3e-4), ("paper", 1e-4)])
+def test_initial_weights_have_their_own_rate(scale: str, rate: float) -> None:
+    chosen = get(scale)
+    rows = [row for name in ("initialisation", "collapse") for row in build(name, scale).rows]
+    other = [row for row in rows if f"from {chosen.bert}" in row.label or "from random" in row.label]
+    kept = [row for row in other if row.config.connector.init == chosen.init["tomeformer"]]
+    assert (len(other), len(kept)) == (8, 2)
+    for row in other:
+        part = "tomeformer" if isinstance(row.config.connector, TomeFormerConfig) else "qformer"
+        assert row.config.optim.lr == (chosen.lr[part] if row in kept else rate)
+
+
+def test_berts_weights_have_the_warm_up_that_was_found_for_them() -> None:
+    (row,) = (
+        row for row in build("collapse", "mini").rows if row.label == "BLIP-2, single stage, from mini-bert"
+    )
+    assert (row.config.optim.lr, row.config.optim.warmup_lr, row.config.optim.warmup_steps) == (
+        1e-3,
+        1e-5,
+        45,
+    )
+
+
 def test_lists_name_experiments() -> None:
     assert set(CLAIMED) <= set(PAPER) < set(EXPERIMENTS)
     assert PAPER[:2] == ("table1", "table2")
