@@ -1,7 +1,7 @@
 """Does a connector need BERT's weights to start from? The paper's has them; random ones beside.
 
-Each initial weights have the learning rate and the warm-up that were found for them: at one rate for both, the
-ones that it was not found for would look worse than they are.
+Each initial weights have the learning rate and the warm-up that were found for them: at one rate for both,
+those that it was not found for would look worse than they are.
 """
 
 from __future__ import annotations

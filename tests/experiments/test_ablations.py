@@ -115,6 +115,13 @@ def test_two_stages_cost_the_same_however_they_are_split(share: float) -> None:
     assert first / (first + second) == pytest.approx(share, abs=0.01)
 
 
+def test_both_single_stages_have_the_same_budgets() -> None:
+    steps: dict[object, list[int]] = {}
+    for row in build("budgets", "mini").rows:
+        steps.setdefault(row.values["connector"], []).append(row.config.optim.steps)
+    assert steps["EVLGen"] == steps["BLIP-2, single stage"] == [100, 200, 300, 500, 800]
+
+
 def test_tables_share_their_runs_with_the_budgets() -> None:
     table = {row.config for row in build("table1", "mini").rows}
     budgets = {row.config for row in build("budgets", "mini").rows}
