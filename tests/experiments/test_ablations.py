@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import pytest
@@ -62,6 +63,37 @@ def test_berts_weights_have_the_warm_up_that_was_found_for_them() -> None:
         1e-5,
         45,
     )
+
+
+def test_longer_rows_of_collapse_are_those_of_other_rows() -> None:
+    rows = {row.label: row for row in build("collapse", "mini").rows}
+    longer = [row for row in rows.values() if row.values["factor"] == "budget"]
+    assert len(longer) == 2 * 6
+    for row in longer:
+        short = rows[f"{row.values['connector']}, {row.values['level']}"].config
+        assert row.config.optim.steps == 3 * short.optim.steps
+        assert row.config.optim.warmup_steps == 3 * short.optim.warmup_steps
+        optim = dataclasses.replace(
+            row.config.optim,
+            steps=short.optim.steps,
+            warmup_steps=short.optim.warmup_steps,
+            eval_every=short.optim.eval_every,
+            checkpoint_every=short.optim.checkpoint_every,
+        )
+        assert dataclasses.replace(row.config, optim=optim) == short
+
+
+@pytest.mark.parametrize(
+    ("scale", "schedules"),
+    [
+        ("mini", [16, 6]),
+        ("paper", [(25, 26, 25) * 3, (10, 9, 9, 10) * 6]),
+        ("bridge", [(32, 16, 6, 0), (4, 5, 5, 4) * 3]),  # 24 tokens cannot lose 13
+    ],
+)
+def test_other_depths_merge_evenly_where_they_can(scale: str, schedules: list[object]) -> None:
+    deep = [row.config.connector for row in build("collapse", scale).rows if row.values["factor"] == "depth"]
+    assert [one.r for one in deep if isinstance(one, TomeFormerConfig)] == schedules
 
 
 def test_lists_name_experiments() -> None:
