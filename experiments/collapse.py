@@ -71,7 +71,8 @@ def build(scale: str) -> Experiment:
             cases.append((f"{text}, {LONGER}x the updates", "budget", text, config))
         for text, kind, level, config in cases:
             values: dict[str, float | str] = {"connector": connector, "factor": kind, "level": level}
-            rows.append(Row(f"{connector}, {text}", config, values=values))
+            against = f"{connector}, {IN_FORCE}"
+            rows.append(Row(f"{connector}, {text}", config, values=values, against=against))
     return Experiment("collapse", "Where a single stage collapses", tuple(rows), METRICS, chosen.seeds)
 
 

@@ -24,5 +24,6 @@ def build(scale: str) -> Experiment:
             if init != usual.connector.init:
                 config = with_setting(usual, init, chosen.other_lr, chosen.other_warmup)
             values = {"connector": connector, "init": init}
-            rows.append(Row(f"{connector}, from {init}", config, values=values))
+            against = f"{connector}, from random"
+            rows.append(Row(f"{connector}, from {init}", config, values=values, against=against))
     return Experiment("initialisation", "Initial weights", tuple(rows), METRICS, chosen.seeds)

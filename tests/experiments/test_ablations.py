@@ -96,6 +96,42 @@ def test_other_depths_merge_evenly_where_they_can(scale: str, schedules: list[ob
     assert [one.r for one in deep if isinstance(one, TomeFormerConfig)] == schedules
 
 
+@pytest.mark.parametrize("scale", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_rows_are_compared_with_rows_that_there_are(name: str, scale: str) -> None:
+    rows = {row.label: row for row in build(name, scale).rows}
+    for row in rows.values():
+        if row.against:
+            base = rows[row.against]
+            if name not in ("budgets", "baselines"):
+                assert row.values.get("connector") == base.values.get("connector")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "against"),
+    [
+        ("collapse", "BLIP-2, single stage, lr 0.0003", "BLIP-2, single stage, in force"),
+        ("two_stage", "without ITC in stage 1", "as in table 1"),
+        (
+            "data_fractions",
+            "EVLGen, 1/50 of the data, equal epochs",
+            "EVLGen, 1/1 of the data, equal steps",
+        ),
+        ("soft_tokens", "EVLGen, 65 soft tokens", "EVLGen, 17 soft tokens"),
+        ("soft_tokens", "BLIP-2, single stage, 4 soft tokens", "BLIP-2, single stage, 18 soft tokens"),
+        ("initialisation", "EVLGen, from mini-bert", "EVLGen, from random"),
+        ("encoders", "EVLGen, mini-clip", "EVLGen, mini-vit"),
+        ("budgets", "EVLGen, 50K", "BLIP-2, two stages, 250K + 80K"),
+        ("merge_schedules", "r = 12, at random", "constant, r = 12"),
+        ("merge_schedules", "32 merged, increasing", "constant, r = 8"),  # 8 in each layer are 32, too
+        ("baselines", "linear projection (LLaVA)", "EVLGen"),
+    ],
+)
+def test_what_a_row_is_compared_with(name: str, label: str, against: str) -> None:
+    (row,) = (row for row in build(name, "mini").rows if row.label == label)
+    assert row.against == against
+
+
 def test_lists_name_experiments() -> None:
     assert set(CLAIMED) <= set(PAPER) < set(EXPERIMENTS)
     assert PAPER[:2] == ("table1", "table2")
