@@ -42,7 +42,12 @@ def build(scale: str) -> Experiment:
         ),
     )
     rows = tuple(
-        Row(label, ablation(make(scale, steps=ABLATION_STEPS)), values={"connector": name, "tokens": tokens})
+        Row(
+            label,
+            ablation(make(scale, steps=ABLATION_STEPS)),
+            values={"connector": name, "tokens": tokens},
+            against="EVLGen",
+        )
         for name, label, make, tokens in cases
     )
     return Experiment("baselines", "Other connectors", rows, METRICS, chosen.seeds)

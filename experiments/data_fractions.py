@@ -26,6 +26,7 @@ def build(scale: str) -> Experiment:
                         f"{connector}, 1/{1 / fraction:g} of the data, equal {equal}",
                         with_fraction(ablation(make(scale, steps=steps)), fraction),
                         values={"connector": connector, "fraction": fraction, "equal": equal},
+                        against=f"{connector}, 1/1 of the data, equal steps",
                     )
                 )
     return Experiment("data_fractions", "Fractions of the data", tuple(rows), METRICS, get(scale).seeds)

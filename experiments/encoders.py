@@ -24,7 +24,8 @@ def build(scale: str) -> Experiment:
         for encoder, width in ((chosen.vision, None), chosen.other_vision):
             config = make(scale) if width is None else with_encoder(make(scale), encoder, width)
             values = {"connector": connector, "encoder": encoder}
-            rows.append(Row(f"{connector}, {encoder}", config, values=values))
+            against = f"{connector}, {chosen.vision}"
+            rows.append(Row(f"{connector}, {encoder}", config, values=values, against=against))
     return Experiment("encoders", "Another image encoder", tuple(rows), METRICS, chosen.seeds)
 
 

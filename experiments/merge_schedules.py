@@ -22,7 +22,8 @@ def build(scale: str) -> Experiment:
     half = (chosen.tokens - 1) // 2  # the most that can be merged at once
     first, last = (half, *[0] * (layers - 1)), (*[0] * (layers - 1), half)
     constants = sorted({round(most * i / _CONSTANT_POINTS) for i in range(_CONSTANT_POINTS + 1)})
-    rows = [_row(scale, f"constant, r = {r}", "constant", r=r) for r in constants]
+    paper, even = f"constant, r = {most}", f"{half} merged, constant"
+    rows = [_row(scale, f"constant, r = {r}", "constant", paper, r=r) for r in constants]
     for kind, name, schedule in (
         ("constant", "constant", spread(half, [1] * layers)),
         ("inflection", "decreasing", spread(half, range(layers - 1, -1, -1))),
@@ -30,22 +31,26 @@ def build(scale: str) -> Experiment:
         ("one-shot", "all in the first layer", first),
         ("one-shot", "all in the last layer", last),
     ):
-        rows.append(_row(scale, f"{half} merged, {name}", kind, r=schedule))
+        rows.append(_row(scale, f"{half} merged, {name}", kind, even, r=schedule))
     for metric, name in (
         ("features", "by features"),
         ("random", "at random"),
         ("position", "neighbours (pooling)"),
     ):
-        rows.append(_row(scale, f"r = {most}, {name}", "rule", metric=metric))
+        rows.append(_row(scale, f"r = {most}, {name}", "rule", paper, metric=metric))
     for reduce, proportional, name in (
         ("weighted", False, "weighted mean"),
         ("mean", True, "mean, proportional attention"),
         ("weighted", True, "weighted mean, proportional attention"),
     ):
         label = f"r = {most}, {name}"
-        rows.append(_row(scale, label, "reduce", reduce=reduce, proportional_attention=proportional))
+        changes = {"reduce": reduce, "proportional_attention": proportional}
+        rows.append(_row(scale, label, "reduce", paper, **changes))
     unique = {row.config: row for row in reversed(rows)}  # of two labels for one run the first stays
-    kept = tuple(row for row in rows if unique[row.config] is row)
+    label_of = {row.label: unique[row.config].label for row in rows}
+    kept = tuple(
+        dataclasses.replace(row, against=label_of[row.against]) for row in rows if unique[row.config] is row
+    )
     return Experiment("merge_schedules", "Merge schedules and rules", kept, METRICS, chosen.seeds)
 
 
@@ -62,7 +67,7 @@ def spread(total: int, weights: Sequence[int]) -> Schedule:
     return schedule[0] if len(set(schedule)) == 1 else schedule
 
 
-def _row(scale: str, label: str, kind: str, **changes: Any) -> Row:
+def _row(scale: str, label: str, kind: str, against: str, **changes: Any) -> Row:
     config = with_connector(ablation(evlgen(scale, steps=ABLATION_STEPS)), **changes)
     connector = config.connector
     assert isinstance(connector, TomeFormerConfig)
@@ -71,7 +76,7 @@ def _row(scale: str, label: str, kind: str, **changes: Any) -> Row:
     values: dict[str, float | str] = {"kind": kind, "tokens": get(scale).tokens - merged}
     if isinstance(schedule, int):
         values["r"] = schedule
-    return Row(label, config, values=values)
+    return Row(label, config, values=values, against=against)
 
 
 def with_connector(config: RunConfig, **changes: Any) -> RunConfig:

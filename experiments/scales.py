@@ -47,6 +47,8 @@ class Scale:
         lr, warmup, init: peak learning rate, share of the updates that warm up to it, initial weights of the
             connector, by part; see CALIBRATION.md for how the miniature's were found. Those of the baselines
             are TomeFormer's.
+        other_lr, other_warmup: the same for a connector that starts from the other initial weights: from
+            ``bert`` where ``init`` says random, from random ones where it says ``bert``.
         language_width: width of each language model, which the hidden layer of LLaVA-1.5's MLP has.
         stage1_cost: seconds of an update of stage 1 in those of an update of stage 2.
         tokens: of an image, the class token among them.
@@ -64,6 +66,8 @@ class Scale:
     lr: dict[str, float]
     warmup: dict[str, float]
     init: dict[str, str]
+    other_lr: float
+    other_warmup: float
     stage1_cost: float
     tokens: int
     tomeformer: TomeFormerConfig
@@ -121,6 +125,8 @@ _MINI = Scale(
     lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3} | dict.fromkeys(BASELINES, 3e-3),
     warmup=dict.fromkeys(PARTS, 0.15) | {"qformer": 0.3},
     init=dict.fromkeys(PARTS, "random"),
+    other_lr=1e-3,
+    other_warmup=0.15,
     stage1_cost=3.5,  # measured: 0.378 s and 0.108 s
     tokens=65,
     tomeformer=_MINI_TOMEFORMER,
@@ -195,6 +201,8 @@ _BRIDGE = dataclasses.replace(
     lr=dict.fromkeys(PARTS, 3e-4),  # not searched, and the same for all: see CALIBRATION.md
     warmup=dict.fromkeys(PARTS, 0.15),
     init=dict.fromkeys(PARTS, "minilm-l6") | dict.fromkeys(BASELINES, "random"),
+    other_lr=3e-4,
+    other_warmup=0.15,
     tomeformer=_BRIDGE_TOMEFORMER,
     qformer=QFormerConfig(
         encoder_width=96,
@@ -231,6 +239,8 @@ _PAPER = Scale(
     lr=dict.fromkeys(PARTS, 1e-4),
     warmup=dict.fromkeys(PARTS, 0.02),
     init=dict.fromkeys(PARTS, "bert-base-uncased") | dict.fromkeys(BASELINES, "random"),
+    other_lr=1e-4,
+    other_warmup=0.02,
     # Derived: 234 hours for 250K + 80K updates, if one of stage 2 takes as long as one of EVLGen's, 1.915 s
     stage1_cost=1.44,
     tokens=257,

@@ -19,18 +19,24 @@ def build(scale: str) -> Experiment:
     rows = []
     for number in (final // 3, final // 2):
         schedule = fewest(tokens, layers, number)
-        rows.append(_tomeformer(scale, tokens - sum(schedule), schedule))
+        rows.append(_tomeformer(scale, tokens - sum(schedule), schedule, final))
     constants = (r, 2 * r // 3, r // 3, 0)
-    rows += [_tomeformer(scale, tokens - constant * layers, constant) for constant in constants]
+    rows += [_tomeformer(scale, tokens - constant * layers, constant, final) for constant in constants]
     queries = chosen.qformer.num_queries
     for number in (queries // 4, queries // 2, queries, 2 * queries):
         config = ablation(blip2_single_stage(scale, steps=ABLATION_STEPS))
         values: dict[str, float | str] = {"connector": "BLIP-2, single stage", "tokens": number}
         label = f"BLIP-2, single stage, {number} soft tokens"
-        rows.append(Row(label, with_connector(config, num_queries=number), values=values))
+        against = f"BLIP-2, single stage, {queries} soft tokens"
+        rows.append(Row(label, with_connector(config, num_queries=number), values=values, against=against))
     return Experiment("soft_tokens", "Number of soft tokens", tuple(rows), METRICS, chosen.seeds)
 
 
-def _tomeformer(scale: str, tokens: int, schedule: int | tuple[int, ...]) -> Row:
+def _tomeformer(scale: str, tokens: int, schedule: int | tuple[int, ...], final: int) -> Row:
     config = with_connector(ablation(evlgen(scale, steps=ABLATION_STEPS)), r=schedule)
-    return Row(f"EVLGen, {tokens} soft tokens", config, values={"connector": "EVLGen", "tokens": tokens})
+    return Row(
+        f"EVLGen, {tokens} soft tokens",
+        config,
+        values={"connector": "EVLGen", "tokens": tokens},
+        against=f"EVLGen, {final} soft tokens",
+    )

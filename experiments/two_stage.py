@@ -9,6 +9,7 @@ from evlgen.config import RunConfig
 from experiments.base import Experiment, Row
 from experiments.scales import ablation, blip2, blip2_split, get
 
+IN_FORCE = "as in table 1"
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "total_seconds")
 SPLITS = ((0, 1), (1, 3), (1, 1), (3, 1))  # stage 1 : stage 2
 Loss = Literal["itc", "itm", "lm"]
@@ -27,14 +28,14 @@ def build(scale: str) -> Experiment:
         if share == 0:
             config = dataclasses.replace(config, init_from=None)
         values: dict[str, float | str] = {"share": share, "without": ""}
-        rows.append(Row(f"stage 1 : stage 2 = {one} : {two}", ablation(config), values=values))
+        label = f"stage 1 : stage 2 = {one} : {two}"
+        rows.append(Row(label, ablation(config), values=values, against=IN_FORCE))
     values = {"share": in_force, "without": ""}
-    rows.append(Row("as in table 1", ablation(blip2(scale)), values=values))
+    rows.append(Row(IN_FORCE, ablation(blip2(scale)), values=values, against=IN_FORCE))
     for loss in LOSSES:
         values = {"share": in_force, "without": loss}
-        rows.append(
-            Row(f"without {loss.upper()} in stage 1", without(ablation(blip2(scale)), loss), values=values)
-        )
+        config = without(ablation(blip2(scale)), loss)
+        rows.append(Row(f"without {loss.upper()} in stage 1", config, values=values, against=IN_FORCE))
     return Experiment("two_stage", "BLIP-2's two stages", tuple(rows), METRICS, chosen.seeds)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import pytest
@@ -39,6 +40,96 @@ def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
             assert row.values.get("tokens", left) == left
         elif isinstance(connector, QFormerConfig):
             assert row.values.get("tokens", connector.num_queries) == connector.num_queries
+
+
+@pytest.mark.parametrize(("scale", "rate"), [("mini", 1e-3), ("bridge", 3e-4), ("paper", 1e-4)])
+def test_initial_weights_have_their_own_rate(scale: str, rate: float) -> None:
+    chosen = get(scale)
+    rows = [row for name in ("initialisation", "collapse") for row in build(name, scale).rows]
+    other = [row for row in rows if f"from {chosen.bert}" in row.label or "from random" in row.label]
+    kept = [row for row in other if row.config.connector.init == chosen.init["tomeformer"]]
+    assert (len(other), len(kept)) == (8, 2)
+    for row in other:
+        part = "tomeformer" if isinstance(row.config.connector, TomeFormerConfig) else "qformer"
+        assert row.config.optim.lr == (chosen.lr[part] if row in kept else rate)
+
+
+def test_berts_weights_have_the_warm_up_that_was_found_for_them() -> None:
+    (row,) = (
+        row for row in build("collapse", "mini").rows if row.label == "BLIP-2, single stage, from mini-bert"
+    )
+    assert (row.config.optim.lr, row.config.optim.warmup_lr, row.config.optim.warmup_steps) == (
+        1e-3,
+        1e-5,
+        45,
+    )
+
+
+def test_longer_rows_of_collapse_are_those_of_other_rows() -> None:
+    rows = {row.label: row for row in build("collapse", "mini").rows}
+    longer = [row for row in rows.values() if row.values["factor"] == "budget"]
+    assert len(longer) == 2 * 6
+    for row in longer:
+        short = rows[f"{row.values['connector']}, {row.values['level']}"].config
+        assert row.config.optim.steps == 3 * short.optim.steps
+        assert row.config.optim.warmup_steps == 3 * short.optim.warmup_steps
+        optim = dataclasses.replace(
+            row.config.optim,
+            steps=short.optim.steps,
+            warmup_steps=short.optim.warmup_steps,
+            eval_every=short.optim.eval_every,
+            checkpoint_every=short.optim.checkpoint_every,
+        )
+        assert dataclasses.replace(row.config, optim=optim) == short
+
+
+@pytest.mark.parametrize(
+    ("scale", "schedules"),
+    [
+        ("mini", [16, 6]),
+        ("paper", [(25, 26, 25) * 3, (10, 9, 9, 10) * 6]),
+        ("bridge", [(32, 16, 6, 0), (4, 5, 5, 4) * 3]),  # 24 tokens cannot lose 13
+    ],
+)
+def test_other_depths_merge_evenly_where_they_can(scale: str, schedules: list[object]) -> None:
+    deep = [row.config.connector for row in build("collapse", scale).rows if row.values["factor"] == "depth"]
+    assert [one.r for one in deep if isinstance(one, TomeFormerConfig)] == schedules
+
+
+@pytest.mark.parametrize("scale", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_rows_are_compared_with_rows_that_there_are(name: str, scale: str) -> None:
+    rows = {row.label: row for row in build(name, scale).rows}
+    for row in rows.values():
+        if row.against:
+            base = rows[row.against]
+            if name not in ("budgets", "baselines"):
+                assert row.values.get("connector") == base.values.get("connector")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "against"),
+    [
+        ("collapse", "BLIP-2, single stage, lr 0.0003", "BLIP-2, single stage, in force"),
+        ("two_stage", "without ITC in stage 1", "as in table 1"),
+        (
+            "data_fractions",
+            "EVLGen, 1/50 of the data, equal epochs",
+            "EVLGen, 1/1 of the data, equal steps",
+        ),
+        ("soft_tokens", "EVLGen, 65 soft tokens", "EVLGen, 17 soft tokens"),
+        ("soft_tokens", "BLIP-2, single stage, 4 soft tokens", "BLIP-2, single stage, 18 soft tokens"),
+        ("initialisation", "EVLGen, from mini-bert", "EVLGen, from random"),
+        ("encoders", "EVLGen, mini-clip", "EVLGen, mini-vit"),
+        ("budgets", "EVLGen, 50K", "BLIP-2, two stages, 250K + 80K"),
+        ("merge_schedules", "r = 12, at random", "constant, r = 12"),
+        ("merge_schedules", "32 merged, increasing", "constant, r = 8"),  # 8 in each layer are 32, too
+        ("baselines", "linear projection (LLaVA)", "EVLGen"),
+    ],
+)
+def test_what_a_row_is_compared_with(name: str, label: str, against: str) -> None:
+    (row,) = (row for row in build(name, "mini").rows if row.label == label)
+    assert row.against == against
 
 
 def test_lists_name_experiments() -> None:
@@ -90,6 +181,13 @@ def test_two_stages_cost_the_same_however_they_are_split(share: float) -> None:
     first, second = cost(blip2_split("mini", share))
     assert first + second == pytest.approx(sum(cost(blip2("mini"))), rel=0.01)
     assert first / (first + second) == pytest.approx(share, abs=0.01)
+
+
+def test_both_single_stages_have_the_same_budgets() -> None:
+    steps: dict[object, list[int]] = {}
+    for row in build("budgets", "mini").rows:
+        steps.setdefault(row.values["connector"], []).append(row.config.optim.steps)
+    assert steps["EVLGen"] == steps["BLIP-2, single stage"] == [100, 200, 300, 500, 800]
 
 
 def test_tables_share_their_runs_with_the_budgets() -> None:
