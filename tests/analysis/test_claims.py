@@ -284,6 +284,19 @@ def test_c1_vetoes() -> None:
     assert verdict(claims.c1, rows) == "undecided"  # nothing to reach
 
 
+def test_c1_says_whose_choice_the_two_stages_budget_is() -> None:
+    """100 s against 30 s; 234 against 80 hours, which table 1 has as well."""
+    text = said(claims.c1(found(paper_like())))
+    assert "two stages cost 3.3 times EVLGen's 150K here, 2.9 times in the paper (234 and 80 hours)" in text
+    assert "this project's own choice (experiments/CALIBRATION.md), relatively dearer than the" in text
+    text = said(claims.c1(found(slower(paper_like(), 1.25))))
+    assert "cost 2.7 times EVLGen's 150K here" in text
+    assert "own choice" in text
+    assert "dearer" not in text
+    hours = {row.label: row.paper.get("hours") for row in table1.build("mini").rows}
+    assert claims.PAPER_HOURS == (hours[BLIP2], hours[SHORT])
+
+
 @pytest.mark.parametrize(("factor", "steady"), [(1.2, True), (1.3, False)])
 @pytest.mark.parametrize(
     ("label", "stage", "kind"),
