@@ -294,7 +294,7 @@ def test_c1_says_whose_choice_the_two_stages_budget_is() -> None:
     assert "own choice" in text
     assert "dearer" not in text
     hours = {row.label: row.paper.get("hours") for row in table1.build("mini").rows}
-    assert claims.PAPER_HOURS == (hours[BLIP2], hours[SHORT])
+    assert (hours[BLIP2], hours[SHORT]) == claims.PAPER_HOURS
 
 
 @pytest.mark.parametrize(("factor", "steady"), [(1.2, True), (1.3, False)])
