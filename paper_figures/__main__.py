@@ -1,7 +1,7 @@
 """All figures: ``python -m paper_figures [--scale mini]``, or ``make figures``.
 
 Every script in this folder with a function ``draw`` is one; what cannot be drawn is said, with the command
-that makes its runs, and the others are drawn all the same.
+that makes its runs, and the others are drawn all the same, also where a script fails.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import json
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def main(argv: Sequence[str]) -> int:
             print(f"{name}: not drawn: {error}", flush=True)
             if name not in OPTIONAL:
                 absent.append(name)
+            continue
+        except Exception:  # a mistake in one script must not cost the figures of the others
+            traceback.print_exc()
+            print(f"{name}: not drawn: its script failed, see above", flush=True)
+            absent.append(name)
             continue
         missing = [line for path in paths for line in missing_in(path)]
         (partial if missing else whole).append(name)

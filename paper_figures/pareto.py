@@ -95,7 +95,10 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
 
 
 def _rules(axis: Axes, rows: dict[str, list[Run]]) -> None:
-    constants = [row for row in rows.values() if row[0].row.values["kind"] == "constant"]
+    # One that is spread over layers which it does not divide into evenly is called constant, but has no r.
+    constants = [
+        row for row in rows.values() if row[0].row.values["kind"] == "constant" and "r" in row[0].row.values
+    ]
     base = max(constants, key=lambda row: float(row[0].row.values["r"]))
     lines = [("by keys, mean\n(the paper's)", runs.values(base, "coco/CIDEr"), style.PALETTE[0], "o")]
     for row in rows.values():

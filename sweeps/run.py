@@ -136,12 +136,21 @@ def _dispatch(arguments: Arguments) -> int:
     # Planned before any is executed: a mistake in a flag must not show after an hour.
     sweeps = [_sweep(one, arguments, everything=name == ALL) for one in names]
     codes = [_carry_out(sweep, arguments) for sweep in sweeps]
-    if arguments.command == ALL and not arguments.dry_run and QUEUED not in codes:
-        from analysis import claims
-
-        claims.write(sweeps[0].scale)
+    is_over = arguments.command == ALL or (arguments.command == "wait" and name == ALL)
+    if is_over and not arguments.dry_run and QUEUED not in codes:
+        judge(sweeps[0].scale, arguments)
     # 1, some runs failed, says more than 3, some are queued
     return 1 if 1 in codes else max(codes)
+
+
+def judge(scale: str, arguments: Arguments) -> None:
+    """Judge the paper's claims by the runs that were asked for."""
+    if arguments.set or arguments.rows:
+        console.print("claims not judged: they are about all rows as they stand, without --set and --rows")
+        return
+    from analysis import claims
+
+    claims.write(scale, arguments.seeds)
 
 
 def _sweep(name: str, arguments: Arguments, everything: bool) -> Sweep:

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
-from experiments.base import Experiment
+from experiments.base import Experiment, seeded
+from experiments.scales import get
 from sweeps import requirements, slurm, store
 from sweeps.local import Task
 from sweeps.planning import (
@@ -100,7 +101,7 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
     complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)
     where = "no table written"
     if complete:
-        folder = write_table(sweep.experiment, sweep.scale, sweep.seeds, sweep.table)
+        folder = write_table(sweep.experiment, sweep.scale, table_seeds(sweep), sweep.table)
         print_table(sweep.scale, sweep.table)
         if sweep.experiment.examples:
             show_examples(sweep.experiment, sweep.experiment.examples)
@@ -109,6 +110,24 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
         console.print(f"[red]{run} {problem}[/]: see {store.store_folder() / run / 'log.txt'}")
     console.print(f"{complete} of {len(sweep.runs)} runs complete; {where}")
     return 0 if complete == len(sweep.runs) else 1
+
+
+def table_seeds(sweep: Sweep) -> int:
+    """Seeds of a sweep's table: those asked for, and as many more as all rows have, up to those of claims.
+
+    Where everything was run before, fewer would part the table from the claims and figures that rest on it.
+    """
+    seeds = sweep.seeds
+    if sweep.changed:
+        return seeds
+    configs = [row.config for row in sweep.experiment.rows]
+    while seeds < get(sweep.scale).claim_seeds and all(
+        store.is_complete(store.run_folder(seeded(config, seed)))
+        for config in configs
+        for seed in range(seeds + 1)
+    ):
+        seeds += 1
+    return seeds
 
 
 def _head(sweep: Sweep, missing: int) -> None:

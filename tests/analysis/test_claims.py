@@ -66,7 +66,7 @@ def paper_like() -> dict[str, Rows]:
         if row.values["connector"] == "EVLGen":
             made = scores(level[int(budget)], total_seconds=budget / 5)
         elif row.values["connector"] == "BLIP-2, two stages":
-            made = scores(90 + 10 * budget, total_seconds=100 * budget)
+            made = scores(90 + 10 * budget, total_seconds=100 * budget, train_seconds=50 * budget)
         rows.setdefault("budgets", {})[row.label] = made
     for row in load("collapse", "mini").rows:
         ours = row.values["connector"] == "EVLGen"
@@ -100,7 +100,7 @@ def found(rows: Mapping[str, Rows], seeds: int = 5) -> dict[str, Found]:
 def scattered(metrics: Metrics, turn: int) -> Metrics:
     by = 1 + NOISE[turn % len(NOISE)] / 100
     return {
-        name: value if isinstance(value, str) or name == "total_seconds" else value * by
+        name: value if isinstance(value, str) or name.endswith("_seconds") else value * by
         for name, value in metrics.items()
     }
 
@@ -282,6 +282,55 @@ def test_c1_vetoes() -> None:
     rows = paper_like()
     rows["budgets"]["BLIP-2, two stages, 250K + 80K"]["state"] = "plateau"
     assert verdict(claims.c1, rows) == "undecided"  # nothing to reach
+
+
+def test_c1_says_whose_choice_the_two_stages_budget_is() -> None:
+    """100 s against 30 s; 234 against 80 hours, which table 1 has as well."""
+    text = said(claims.c1(found(paper_like())))
+    assert "two stages cost 3.3 times EVLGen's 150K here, 2.9 times in the paper (234 and 80 hours)" in text
+    assert "this project's own choice (experiments/CALIBRATION.md), relatively dearer than the" in text
+    text = said(claims.c1(found(slower(paper_like(), 1.25))))
+    assert "cost 2.7 times EVLGen's 150K here" in text
+    assert "own choice" in text
+    assert "dearer" not in text
+    hours = {row.label: row.paper.get("hours") for row in table1.build("mini").rows}
+    assert (hours[BLIP2], hours[SHORT]) == claims.PAPER_HOURS
+
+
+@pytest.mark.parametrize(("factor", "steady"), [(1.2, True), (1.3, False)])
+@pytest.mark.parametrize(
+    ("label", "stage", "kind"),
+    [
+        ("EVLGen, 400K", "train_seconds", "tomeformer, stage caption, mini-opt"),
+        ("BLIP-2, two stages, 250K + 80K", "train_seconds", "qformer, stage caption, mini-opt"),
+        ("BLIP-2, two stages, 250K + 80K", "total_seconds", "qformer, stage represent"),
+    ],
+)
+def test_c1_on_a_busy_machine(factor: float, steady: bool, label: str, stage: str, kind: str) -> None:
+    """One run, or its stage 1, took longer for the same updates: seconds decide nothing."""
+    everything = found(paper_like())
+    of = everything["budgets"]
+    run = of.results[label][2]
+    assert run is not None
+    metrics, longer = run["metrics"], 50 * (factor - 1)
+    if label.startswith("EVLGen"):
+        metrics["total_seconds"] *= factor
+    else:
+        metrics["total_seconds"] += longer
+        metrics["train_seconds"] += longer if stage == "train_seconds" else 0.0
+    claim = claims.c1(everything)
+    if steady:
+        assert claim.verdict == "holds", said(claim)
+        return
+    (config,) = (seeded(row.config, 2) for row in of.experiment.rows if row.label == label)
+    own, first = store.run_id(config), config.init_from and store.run_id(config.init_from)
+    slow = {own} if stage == "train_seconds" else {own, str(first)}  # what stage 2 wrote holds both
+    assert claim.verdict == "undecided"
+    sentence = claim.evidence[0]
+    assert sentence.startswith(f"Seconds cannot be compared: an update of {kind} took ")
+    assert f"{factor:.2f} times as long, in run {first if len(slow) == 2 else own} (1.25 at most)" in sentence
+    assert f"Delete the slow runs ({', '.join(sorted(slow))}) from" in sentence
+    assert "`python sweeps/run.py budgets --seeds 5`" in sentence
 
 
 # ---------------------------------------------------------------------------------------- collapse

@@ -137,6 +137,37 @@ def test_what_cannot_be_drawn_does_not_keep_the_others(
     assert "merge_search: not drawn" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scale", ["bridge", "paper"])
+def test_schedules_without_one_r_have_their_place(scale: str) -> None:
+    """At these scales the constant schedule of most tokens merged is spread unevenly: it has no one r."""
+    rows = made_up.rows("merge_schedules", scale)
+    assert any(row.values["kind"] == "constant" and "r" not in row.values for row in rows)
+    made_up.fill("merge_schedules", scale, seeds=1)
+    assert [path.name for path in pareto.draw(scale)] == ["pareto.pdf", "pareto.png"]
+    assert told("pareto", scale)["missing"] == []
+
+
+def test_a_script_that_fails_does_not_keep_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.fill("soft_tokens", "smoke")
+    made_up.fill("two_stage", "smoke")
+    left_out = {path.stem for path in FOLDER.glob("*.py")} - {"two_stage", "soft_tokens"}
+    monkeypatch.setattr(everything, "NO_FIGURES", tuple(left_out))
+
+    def broken(scale: str) -> list[Path]:
+        raise KeyError("r")
+
+    monkeypatch.setattr(soft_tokens, "draw", broken)
+    assert everything.main(["--scale", "smoke"]) == 1
+    out, err = capsys.readouterr()
+    assert "soft_tokens: not drawn: its script failed" in out
+    assert "Traceback" in err
+    assert "KeyError: 'r'" in err
+    assert told("two_stage")["missing"] == []
+    assert "1 whole, 0 partial, 1 not drawn" in out
+
+
 @pytest.mark.slow  # half a minute
 def test_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
     for experiment in EXPERIMENTS:

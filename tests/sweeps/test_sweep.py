@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from analysis import claims
 from evlgen.config import to_json
 from evlgen.errors import UserError
-from experiments.scales import evlgen
-from sweeps import reporting, slurm, store, sweep
+from experiments.base import Experiment, Row, seeded
+from experiments.scales import evlgen, get
+from sweeps import reporting, run, slurm, store, sweep
 from sweeps.planning import load
 from sweeps.sweep import Sweep, conclude
 
@@ -55,13 +58,77 @@ def test_who_waits_outlives_a_restart_of_the_controller(
         sweep.wait(small, None)
 
 
+@pytest.mark.parametrize(
+    ("flags", "judged"),
+    [
+        (["all"], [("smoke", None)]),
+        (["all", "--seeds", "7"], [("smoke", 7)]),
+        (["wait", "all", "--seeds", "2"], [("smoke", 2)]),
+        (["all", "--rows", "EVLGen"], []),
+        (["all", "--set", "optim.lr=1e-3"], []),
+        (["all", "--dry-run"], []),
+        (["status", "all"], []),
+        (["wait", "table1"], []),
+        (["table1"], []),
+    ],
+)
+def test_claims_are_judged_at_the_end_of_everything(
+    flags: list[str],
+    judged: list[tuple[str, int | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the seeds that were run, and not where the runs are others than the claims are about."""
+    asked: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(claims, "write", lambda scale, seeds=None: asked.append((scale, seeds)))
+    monkeypatch.setattr(run, "PAPER", ("table1", "budgets"))
+    monkeypatch.setattr(run, "_carry_out", lambda sweep, arguments: 0)
+    assert run.main([*flags, "--scale", "smoke"]) == 0
+    assert asked == judged
+    assert ("claims not judged" in capsys.readouterr().out) == bool({"--rows", "--set"} & set(flags))
+
+
+def test_a_table_keeps_the_seeds_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`all` makes 5 seeds, the experiment alone 3: its table must stay that of the claims and the figures."""
+    experiment = load("table1", "mini")
+    assert (experiment.seeds, get("mini").claim_seeds) == (3, 5)
+    asked: list[int] = []
+
+    def write_table(of: Experiment, scale: str, seeds: int, name: str) -> Path:
+        asked.append(seeds)
+        return store.results_folder()
+
+    monkeypatch.setattr(sweep, "write_table", write_table)
+    monkeypatch.setattr(sweep, "print_table", lambda scale, name: None)
+    monkeypatch.setattr(sweep, "show_examples", lambda experiment, count: None)
+
+    def table_of(seeds: int, changed: bool = False) -> int:
+        conclude(Sweep(experiment, "mini", seeds, changed))
+        return asked[-1]
+
+    def put(seed: int, rows: Sequence[Row]) -> None:
+        for row in rows:
+            folder = store.run_folder(seeded(row.config, seed))
+            store.write_json(folder / "result.json", {"id": folder.name, "metrics": {}})
+
+    for seed in range(4):
+        put(seed, experiment.rows)
+    put(4, experiment.rows[1:])
+    assert table_of(3) == 4  # the fifth lacks a row
+    put(4, experiment.rows[:1])
+    put(5, experiment.rows)
+    assert table_of(3) == 5  # no more than the claims take
+    assert table_of(7) == 7  # those that were asked for, complete or not
+    assert table_of(3, changed=True) == 3
+
+
 def test_a_run_is_found_by_its_beginning_and_by_its_folder(tmp_path: Path) -> None:
     config = evlgen("smoke")
-    run = store.run_id(config)
-    store.write_json(tmp_path / "runs" / run / "config.json", to_json(config))
+    name = store.run_id(config)
+    store.write_json(tmp_path / "runs" / name / "config.json", to_json(config))
     (tmp_path / "runs" / "studies").mkdir()
-    for prefix in (run[:6], run, str(tmp_path / "runs" / run), f"runs/{run}/"):
-        assert reporting.find_run("show", prefix).name == run
+    for prefix in (name[:6], name, str(tmp_path / "runs" / name), f"runs/{name}/"):
+        assert reporting.find_run("show", prefix).name == name
     for prefix in ("*", "[", "studies", "../runs/none"):
         with pytest.raises(UserError, match="no run in"):
             reporting.find_run("show", prefix)
