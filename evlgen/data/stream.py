@@ -37,8 +37,8 @@ class Stream:
     """The pairs of a training that caches no features.
 
     Attributes:
-        pools: pool -> size. Pairs are drawn in proportion to the sizes; a pool that has fewer images is gone
-            through more than once in an epoch, one that has more goes on in the next.
+        pools: pool -> size. Only the first ``size`` pairs of a pool are read, each once in an epoch; a pool that
+            has fewer is gone through more than once, so that the proportions of the sizes are kept.
         side: of the images, in pixels.
         encoder: fingerprint of the image encoder that they are for.
     """
@@ -52,7 +52,7 @@ class Stream:
     @property
     def fingerprint(self) -> str:
         """What there is to read, and how it is told to the language model."""
-        pools = [(name, size, self.world.count(name), self.world.version(name)) for name, size in self.pools]
+        pools = [(*pool, self._count(*pool), self.world.version(pool[0])) for pool in self.pools]
         texts = (len(self.texts.tokenizer), self.texts.end_id, self.texts.max_tokens)
         return repr((self.world.name, pools, self.side, self.encoder, texts))
 
@@ -70,8 +70,10 @@ class Stream:
         images, texts, damaged = [], [], []
         for epoch, index, owner in zip(epochs.tolist(), indices.tolist(), owners.tolist(), strict=True):
             pool, size = self.pools[owner]
-            item = (epoch * size + index - int(first[owner])) % self.world.count(pool)
-            item, image, broken = self._readable(pool, item)
+            count = self._count(pool, size)
+            item, image, broken = self._readable(
+                pool, count, (epoch * size + index - int(first[owner])) % count
+            )
             damaged += broken
             key = (seed, epoch, index)
             images.append(augmented(image, self.side, self.world.flips, *key))
@@ -90,9 +92,12 @@ class Stream:
         index = [shuffled(seed, int(e), position[epoch == e] % total, total) for e in np.unique(epoch)]
         return epoch, np.concatenate(index)
 
-    def _readable(self, pool: str, item: int) -> tuple[int, Pixels, list[str]]:
+    def _count(self, pool: str, size: int) -> int:
+        """How many pairs of a pool are read: a fraction of the data must not see more of it in later epochs."""
+        return min(size, self.world.count(pool))
+
+    def _readable(self, pool: str, count: int, item: int) -> tuple[int, Pixels, list[str]]:
         """The first image from ``item`` on that can be read, and what is wrong with those before it."""
-        count = self.world.count(pool)
         broken: list[str] = []
         for place in range(item, item + min(_NEIGHBOURS, count)):
             try:
