@@ -19,6 +19,10 @@ from evlgen.errors import UserError
 MAX_WORDS = 50  # of a caption (PAPER)
 
 
+class UnreadableCaption(UserError):
+    """A pair without a caption; among millions of pairs of the web it is replaced, as a damaged image is."""
+
+
 def data_folder() -> Path:
     """The folder with all data sets.
 
@@ -95,6 +99,22 @@ def read_image(path: Path) -> Pixels:
         raise UnreadableImage(f"{path}: {error.strerror}") from error
 
 
+def told(captions: object, where: str) -> list[str]:
+    """The captions in a text or a list of texts, without empty ones.
+
+    Args:
+        where: they are from, for the message.
+
+    Raises:
+        UnreadableCaption: there are none.
+    """
+    texts = captions if isinstance(captions, list) else [captions]
+    found = [text for text in texts if isinstance(text, str) and clean_caption(text)]
+    if not found:
+        raise UnreadableCaption(f"{where}: no caption")
+    return found
+
+
 def clean_caption(text: str) -> str:
     """Lower case, punctuation stripped, at most 50 words (PAPER; the characters are those of BLIP)."""
     words = re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()
@@ -126,7 +146,7 @@ class Reader(Protocol):
         """Raises `UnreadableImage`."""
 
     def captions(self, index: int) -> list[str]:
-        """As they were written; raises `UserError`."""
+        """As they were written, at least one; raises `UnreadableCaption`."""
 
 
 @dataclass(frozen=True, eq=False)

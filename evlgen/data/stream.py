@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from evlgen.data.images import Pixels, UnreadableImage, augmented
+from evlgen.data.listed import UnreadableCaption
 from evlgen.data.pairs import Batch, Texts
 from evlgen.data.sampling import CAPTION, hashed, shuffled
 from evlgen.data.worlds import World
@@ -59,10 +60,10 @@ class Stream:
     def read(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> Part:
         """The rows of a step's batch: a pure function of the arguments and of the files.
 
-        An image that cannot be read is replaced by the next one of its pool that can, caption and all.
+        A pair whose image or caption is damaged is replaced by the next one of its pool that is whole.
 
         Raises:
-            UserError: a caption is missing, or too many images in a row cannot be read.
+            UserError: too many pairs in a row are damaged.
         """
         epochs, indices = (drawn[rows] for drawn in self._drawn(seed, step, batch_size))
         first = np.cumsum([0, *(size for _, size in self.pools)])
@@ -71,13 +72,12 @@ class Stream:
         for epoch, index, owner in zip(epochs.tolist(), indices.tolist(), owners.tolist(), strict=True):
             pool, size = self.pools[owner]
             count = self._count(pool, size)
-            item, image, broken = self._readable(
+            image, captions, broken = self._readable(
                 pool, count, (epoch * size + index - int(first[owner])) % count
             )
             damaged += broken
             key = (seed, epoch, index)
             images.append(augmented(image, self.side, self.world.flips, *key))
-            captions = self.world.captions(pool, item)
             texts.append(captions[int(hashed(CAPTION, *key)[0] % np.uint64(len(captions)))])
         ids, lengths = self.texts.encode(texts)
         return Part(torch.from_numpy(np.stack(images)), ids, lengths, tuple(damaged))
@@ -93,18 +93,19 @@ class Stream:
         return epoch, np.concatenate(index)
 
     def _count(self, pool: str, size: int) -> int:
-        """How many pairs of a pool are read: a fraction of the data must not see more of it in later epochs."""
+        """How many pairs of a pool are read, in later epochs as well."""
         return min(size, self.world.count(pool))
 
-    def _readable(self, pool: str, count: int, item: int) -> tuple[int, Pixels, list[str]]:
-        """The first image from ``item`` on that can be read, and what is wrong with those before it."""
+    def _readable(self, pool: str, count: int, item: int) -> tuple[Pixels, list[str], list[str]]:
+        """Image and captions of the first whole pair from ``item`` on; what is wrong with those before."""
         broken: list[str] = []
         for place in range(item, item + min(_NEIGHBOURS, count)):
             try:
-                return place % count, self.world.image(pool, place % count), broken
-            except UnreadableImage as error:  # noqa: PERF203
+                captions = self.world.captions(pool, place % count)
+                return self.world.image(pool, place % count), captions, broken
+            except (UnreadableImage, UnreadableCaption) as error:  # noqa: PERF203
                 broken.append(str(error))
-        raise UserError(f"{broken[0]}; so are the {len(broken) - 1} images after it: fetch {pool} again")
+        raise UserError(f"{broken[0]}; so are the {len(broken) - 1} pairs after it: fetch {pool} again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,7 @@ class Part:
         images: (B, S, S, 3) uint8.
         text_ids: (B, max_text_tokens) int32, right-padded.
         lengths: (B,) int32.
-        damaged: what was wrong with the images that were replaced.
+        damaged: what was wrong with the pairs that were replaced.
     """
 
     images: Tensor
@@ -167,7 +168,7 @@ def parts_of_steps(
         for part in read:
             for damage in part.damaged:
                 replaced += 1
-                log.warning("%s: replaced by the next image (%d since the start)", damage, replaced)
+                log.warning("%s: replaced by the next pair (%d since the start)", damage, replaced)
         yield read
 
 

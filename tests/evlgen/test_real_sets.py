@@ -9,7 +9,10 @@ import pytest
 from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.data import capfilt, folder, images, listed, real, worlds
 from evlgen.data.images import UnreadableImage, augmented, decode, resized
+from evlgen.data.pairs import Texts
+from evlgen.data.stream import Stream
 from evlgen.errors import UserError
+from evlgen.language import word_tokenizer
 from evlgen.metrics import RunPredictions, score_runs
 from tests.evlgen import real_sets as true_files
 
@@ -201,14 +204,48 @@ def test_lists_of_any_length_are_gone_through_piece_by_piece(root, monkeypatch):
         capfilt.read(root / "ccs", root / "index")
 
 
-def test_a_list_of_addresses_says_what_to_do(root):
-    true_files.dump(root / "ccs/a.json", [{"url": "http://example.org/a.jpg", "caption": "a"}])
-    found = capfilt.read(root / "ccs", root / "index")
-    with pytest.raises(UserError, match="fetch them with img2dataset as webdataset shards"):
-        found.image(0)
+def test_a_list_of_addresses_says_before_the_run_what_to_do(root):
+    true_files.dump(root / "ccs-14m/a.json", [{"url": "http://example.org/a.jpg", "caption": "a"}])
+    (line,) = worlds.of(CAPFILT).missing(["ccs-14m"])
+    assert line.startswith(
+        f"{root / 'ccs-14m/a.json'}: has addresses of images only; fetch them with img2dat"
+    )
+    true_files.shards(root / "ccs-14m/shards", (2,))
+    assert worlds.of(CAPFILT).missing(["ccs-14m"]) == []
     (root / "empty").mkdir()
     with pytest.raises(UserError, match="neither shards"):
         capfilt.read(root / "empty", root / "index")
+
+
+def test_a_pair_of_a_shard_without_a_caption_is_damaged(root):
+    (root / "pairs").mkdir()
+    with tarfile.open(root / "pairs/0.tar", "w") as tar:
+        for number, said in enumerate((b'{"caption": null}', b'{"caption": " "}', b'{"url": ""}', b"[]")):
+            true_files.add(tar, f"{number}.jpg", true_files.jpeg(number))
+            true_files.add(tar, f"{number}.json", said)
+        true_files.add(tar, "4.jpg", true_files.jpeg(4))
+        true_files.add(tar, "4.txt", b" \n")
+    found = capfilt.read(root / "pairs", root / "index")
+    assert len(found) == 5
+    for index in range(5):
+        with pytest.raises(listed.UnreadableCaption, match=r"0\.tar.*at byte"):
+            found.captions(index)
+
+
+def test_a_pair_of_a_list_without_caption_or_image_is_replaced_by_the_next(root):
+    image = {"image": "images/300.jpg"}
+    true_files.lists(root / "ccs-14m", 1)
+    pairs = [{**image, "caption": said} for said in (None, "", [], ["", " ."])]
+    pairs += [image, {"image": None, "caption": "no image"}, {**image, "caption": ["", "A red ball"]}]
+    true_files.dump(root / "ccs-14m/ccs_synthetic_filtered_large.json", pairs)
+    world = worlds.of(CAPFILT)
+    tokenizer = word_tokenizer(["a red ball \n"])
+    texts = Texts(tokenizer, tokenizer.convert_tokens_to_ids("\n"), 8)
+    read = Stream(world, (("ccs-14m", 7),), 16, "tiny", texts).read(0, 0, 7)
+    assert len({*read.damaged}) == 6
+    assert sum("no caption" in line for line in {*read.damaged}) == 5
+    assert all("large.json, entry at byte" in line for line in read.damaged)
+    assert (read.text_ids == texts.encode(["a red ball"])[0]).all()
 
 
 # --------------------------------------------------------------------------------------------- images

@@ -135,7 +135,7 @@ def test_a_damaged_image_is_named_and_replaced_by_its_neighbour(caplog):
     different = [i for i in range(28) if not torch.equal(read[0].images[i], whole.images[i])]
     _, indices = stream()._drawn(5, 0, 28)
     assert sorted(indices[different]) == [3, 4, 27]
-    assert caplog.text.count("replaced by the next image") == 4
+    assert caplog.text.count("replaced by the next pair") == 4
 
     broken |= {(pool, index) for pool, size in POOLS for index in range(size)}
     with pytest.raises(UserError, match=r"web|coco") as caught:
