@@ -30,7 +30,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from evlgen.data.images import Pixels, UnreadableImage, decode
-from evlgen.data.listed import UnreadableCaption, read_image, told
+from evlgen.data.listed import MISSING, UnreadableCaption, read_bytes, read_image, told
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
 
@@ -58,8 +58,8 @@ class Shards:
         shard, offset, size, *_ = self.index[index].tolist()
         where = f"{self.shards[shard]}, image at byte {offset}"
         try:
-            content = _bytes(self.shards[shard], offset, size)
-        except OSError as error:
+            content = read_bytes(self.shards[shard], offset, size)
+        except MISSING as error:
             raise UnreadableImage(f"{where}: {error.strerror}") from error
         return decode(content, where)
 
@@ -68,9 +68,9 @@ class Shards:
         shard, _, _, offset, size, is_json = self.index[index].tolist()
         path = self.shards[shard]
         try:
-            text = _bytes(path, offset, size).decode(errors="replace")
+            text = read_bytes(path, offset, size).decode(errors="replace")
             found = json.loads(text)["caption"] if is_json else text
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (*MISSING, ValueError, KeyError, TypeError) as error:
             raise UnreadableCaption(f"{path}: no caption can be read at byte {offset} ({error!r})") from error
         return told(found, f"{path}, text at byte {offset}")
 
@@ -105,8 +105,8 @@ class Lists:
         number, offset, size = self.index[index].tolist()
         path = self.lists[number]
         try:
-            entry: dict[str, Any] = json.loads(_bytes(path, offset, size))
-        except (OSError, ValueError) as error:
+            entry: dict[str, Any] = json.loads(read_bytes(path, offset, size))
+        except (*MISSING, ValueError) as error:
             raise UserError(f"{path}: changed while it was read ({error!r}); start again") from error
         return entry
 
@@ -134,7 +134,7 @@ def problems(folder: Path) -> list[str]:
     lines = []
     for path in sorted(folder.glob("*.json")):
         offset, end = next(_objects(path), (0, 0))
-        entry = json.loads(_bytes(path, offset, end - offset) or "{}")
+        entry = json.loads(read_bytes(path, offset, end - offset) or "{}")
         if "url" in entry and "image" not in entry:
             lines.append(
                 f"{path}: has addresses of images only; fetch them with img2dataset as webdataset shards, "
@@ -142,12 +142,6 @@ def problems(folder: Path) -> list[str]:
             )
     # Looked for last: below lists with images may lie millions of files.
     return [] if lines and next(folder.rglob("*.tar"), None) is not None else lines
-
-
-def _bytes(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
 
 
 # ---------------------------------------------------------------------------------------------- index

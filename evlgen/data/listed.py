@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,10 @@ from evlgen.data.images import Pixels, UnreadableImage, decode
 from evlgen.errors import UserError
 
 MAX_WORDS = 50  # of a caption (PAPER)
+
+
+MISSING = (FileNotFoundError, NotADirectoryError)
+_PAUSES = (1.0, 5.0, 25.0)  # seconds before a file that could not be read is tried again
 
 
 class UnreadableCaption(UserError):
@@ -87,16 +92,45 @@ def file_version(*names: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
+    """Bytes of a file, from ``offset`` to its end if there is no ``size``.
+
+    An error of the system (a network that is away, too many open files) may pass: the file is tried again a
+    few times. It must never look like a damaged file, or a resumed training would see other data.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: it is missing.
+        UserError: it cannot be read.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except MISSING:
+            raise
+        except OSError as error:
+            if pause is None:
+                raise UserError(
+                    f"{path}: cannot be read ({error.strerror or error}), {len(_PAUSES) + 1} times in a row; "
+                    "see to the file system and start again"
+                ) from error
+            time.sleep(pause)
+    raise AssertionError
+
+
 def read_image(path: Path) -> Pixels:
     """(H, W, 3) uint8, RGB.
 
     Raises:
         UnreadableImage: it is missing or damaged.
+        UserError: the file system fails; see `read_bytes`.
     """
     try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as error:
+        content = read_bytes(path)
+    except MISSING as error:
         raise UnreadableImage(f"{path}: {error.strerror}") from error
+    return decode(content, str(path))
 
 
 def told(captions: object, where: str) -> list[str]:
@@ -143,7 +177,7 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Pixels:
-        """Raises `UnreadableImage`."""
+        """Raises `UnreadableImage` if it is missing or damaged, `UserError` if the file system fails."""
 
     def captions(self, index: int) -> list[str]:
         """As they were written, at least one; raises `UnreadableCaption`."""

@@ -1,7 +1,9 @@
 """The readers of the real sets, on tiny files in their true formats."""
 
+import errno
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,11 @@ def root(tmp_path, monkeypatch):
 def world(root):
     true_files.write(root)
     return worlds.of(CAPFILT)
+
+
+def texts() -> Texts:
+    tokenizer = word_tokenizer(["a red ball \n"])
+    return Texts(tokenizer, tokenizer.convert_tokens_to_ids("\n"), 8)
 
 
 def test_pools_have_the_images_of_their_splits_and_no_others(world):
@@ -239,13 +246,11 @@ def test_a_pair_of_a_list_without_caption_or_image_is_replaced_by_the_next(root)
     pairs += [image, {"image": None, "caption": "no image"}, {**image, "caption": ["", "A red ball"]}]
     true_files.dump(root / "ccs-14m/ccs_synthetic_filtered_large.json", pairs)
     world = worlds.of(CAPFILT)
-    tokenizer = word_tokenizer(["a red ball \n"])
-    texts = Texts(tokenizer, tokenizer.convert_tokens_to_ids("\n"), 8)
-    read = Stream(world, (("ccs-14m", 7),), 16, "tiny", texts).read(0, 0, 7)
+    read = Stream(world, (("ccs-14m", 7),), 16, "tiny", texts()).read(0, 0, 7)
     assert len({*read.damaged}) == 6
     assert sum("no caption" in line for line in {*read.damaged}) == 5
     assert all("large.json, entry at byte" in line for line in read.damaged)
-    assert (read.text_ids == texts.encode(["a red ball"])[0]).all()
+    assert (read.text_ids == texts().encode(["a red ball"])[0]).all()
 
 
 # --------------------------------------------------------------------------------------------- images
@@ -258,6 +263,31 @@ def test_damaged_and_missing_images_are_named(root):
             decode(content, "a.jpg")
     with pytest.raises(UnreadableImage, match=r"nowhere\.jpg: No such file"):
         listed.read_image(root / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("pool", ["laion-115m", "ccs-14m", "coco"])
+def test_a_failing_file_system_is_tried_again_and_never_looks_like_a_damaged_image(world, pool, monkeypatch):
+    whole = world.image(pool, 1)
+    monkeypatch.setattr(listed, "_PAUSES", (0.0, 0.0))
+    opened = Path.open
+    failures: list[int] = []
+
+    def failing(path, *args, **kwargs):
+        if failures:
+            raise OSError(failures.pop(), "out of order")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    failures += [errno.EIO, errno.ESTALE]
+    assert np.array_equal(world.image(pool, 1), whole)
+    assert not failures
+    failures += [errno.EMFILE] * 3
+    with pytest.raises(UserError, match=r"cannot be read \(out of order\), 3 times in a row"):
+        world.image(pool, 1)
+    failures += [errno.EIO] * 3
+    stream = Stream(world, ((pool, 4),), 16, "tiny", texts())
+    with pytest.raises(UserError, match="3 times in a row"):
+        stream.read(0, 0, 4)
 
 
 def test_a_crop_is_of_the_papers_size_and_place_and_depends_on_the_key_alone():
