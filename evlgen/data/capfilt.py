@@ -76,7 +76,10 @@ class Shards:
 
 
 class Lists:
-    """Pairs in lists of JSON, images beside them."""
+    """Pairs in lists of JSON, images beside them.
+
+    The version is that of the lists alone: there are too many images to look at each.
+    """
 
     def __init__(self, folder: Path, lists: list[Path], cache: Path) -> None:
         self.folder, self.lists = folder, lists

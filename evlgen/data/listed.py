@@ -5,11 +5,14 @@ Paths are relative to that folder; docs/DATA.md says which file goes where.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +24,7 @@ MAX_WORDS = 50  # of a caption (PAPER)
 
 
 MISSING = (FileNotFoundError, NotADirectoryError)
+_ASKING = 16  # threads
 _PAUSES = (1.0, 5.0, 25.0)  # seconds before a file that could not be read is tried again
 
 
@@ -107,7 +111,7 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
             with path.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
-        except MISSING:
+        except MISSING:  # noqa: PERF203
             raise
         except OSError as error:
             if pause is None:
@@ -183,20 +187,49 @@ class Reader(Protocol):
         """As they were written, at least one; raises `UnreadableCaption`."""
 
 
+def _files_version(root: Path, files: Sequence[str]) -> str:
+    """Stands for names, sizes and times of files; they need not be there.
+
+    Several threads ask: over a network an answer takes its time, and COCO has 118K images.
+    """
+    different = list(dict.fromkeys(files))  # many questions are on one image
+
+    def digest(some: Sequence[str]) -> str:
+        found = hashlib.sha256()
+        for file in some:
+            try:
+                status = os.stat(root / file)
+                found.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+            except OSError:  # noqa: PERF203
+                found.update(f"{file} missing\n".encode())
+        return found.hexdigest()
+
+    with ThreadPoolExecutor(_ASKING) as threads:
+        return " ".join(threads.map(digest, [different[i::_ASKING] for i in range(_ASKING)]))
+
+
 @dataclass(frozen=True, eq=False)
 class Listed:
     """A pool whose entries fit into memory.
 
     Attributes:
+        lists: hash of the files that say which images there are (`file_version`).
         files: of the images, one for each entry, relative to ``EVLGEN_DATA``.
         said: captions of each image, of a captioning set.
         asked: the question on each image, of a question set.
     """
 
-    version: str
+    lists: str
     files: tuple[str, ...]
     said: tuple[tuple[str, ...], ...] = ()
     asked: tuple[Asked, ...] = ()
+
+    @functools.cached_property
+    def version(self) -> str:
+        """See `Reader`: by the lists, and by sizes and times of all images."""
+        return hashlib.sha256(
+            f"{self.lists} {_files_version(data_folder(), self.files)}".encode()
+        ).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.files)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -320,6 +321,32 @@ def test_very_long_images_are_cropped_in_the_middle():
     assert crop.mean() > 190
     assert resized(image, 16).shape == (16, 16, 3)
     assert images.resized(crop, 16) is crop
+
+
+@pytest.mark.parametrize("pool", ["coco_val", "vqav2", "mine"])
+def test_a_version_changes_with_an_image_and_not_else(root, pool):
+    true_files.write(root)
+    true_files.own_folder(root / "mine", 30)
+
+    def version() -> str:
+        real._pool.cache_clear()
+        folder._read.cache_clear()
+        return (folder.read if pool == "mine" else real.pool)(pool).version
+
+    files = (folder.read(pool) if pool == "mine" else real.pool(pool)).files
+    image, before = root / files[-1], version()
+    assert version() == before
+    content, status = image.read_bytes(), image.stat()
+    image.write_bytes(content + b"more")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert version() != before
+    image.write_bytes(content)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert version() == before
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert version() != before
+    image.unlink()
+    assert version() != before
 
 
 # ------------------------------------------------------------------------------------- one's own folder
