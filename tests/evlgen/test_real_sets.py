@@ -365,6 +365,12 @@ def test_an_own_folder_is_divided_once_and_for_all(root):
     assert np.array_equal(world.image("mine/questions", 3), decode(true_files.jpeg(3, "PNG"), ""))
 
 
+def test_lines_end_where_json_lines_do(root):
+    said = json.dumps({"file": "a.png", "caption": "One\u2028über two", "split": "train"}, ensure_ascii=False)
+    true_files.save(root / "mine/captions.jsonl", f"{said}\r\n{said}\n".encode())
+    assert folder.read("mine").said == (("One\u2028über two",) * 2,)
+
+
 def test_an_own_folder_says_what_its_images_are_for(root):
     lines = [{"file": f"{n}.png", "captions": ["One.", "Two"], "split": "val"} for n in range(2)]
     true_files.lines(root / "mine/captions.jsonl", [*lines, {"file": "2.png", "caption": "Three"}])
