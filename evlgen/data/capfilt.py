@@ -30,7 +30,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from evlgen.data.images import Pixels, UnreadableImage, decode
-from evlgen.data.listed import read_image
+from evlgen.data.listed import MISSING, UnreadableCaption, read_bytes, read_image, told
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
 
@@ -58,8 +58,8 @@ class Shards:
         shard, offset, size, *_ = self.index[index].tolist()
         where = f"{self.shards[shard]}, image at byte {offset}"
         try:
-            content = _bytes(self.shards[shard], offset, size)
-        except OSError as error:
+            content = read_bytes(self.shards[shard], offset, size)
+        except MISSING as error:
             raise UnreadableImage(f"{where}: {error.strerror}") from error
         return decode(content, where)
 
@@ -68,14 +68,18 @@ class Shards:
         shard, _, _, offset, size, is_json = self.index[index].tolist()
         path = self.shards[shard]
         try:
-            text = _bytes(path, offset, size).decode(errors="replace")
-            return [str(json.loads(text)["caption"] if is_json else text)]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no caption can be read at byte {offset} ({error!r})") from error
+            text = read_bytes(path, offset, size).decode(errors="replace")
+            found = json.loads(text)["caption"] if is_json else text
+        except (*MISSING, ValueError, KeyError, TypeError) as error:
+            raise UnreadableCaption(f"{path}: no caption can be read at byte {offset} ({error!r})") from error
+        return told(found, f"{path}, text at byte {offset}")
 
 
 class Lists:
-    """Pairs in lists of JSON, images beside them."""
+    """Pairs in lists of JSON, images beside them.
+
+    The version is that of the lists alone: there are too many images to look at each.
+    """
 
     def __init__(self, folder: Path, lists: list[Path], cache: Path) -> None:
         self.folder, self.lists = folder, lists
@@ -87,28 +91,27 @@ class Lists:
 
     def image(self, index: int) -> Pixels:
         """See `evlgen.data.listed.Reader`."""
-        return read_image(self.folder / str(self._entry(index, "image")))
+        image = self._entry(index).get("image")
+        if not isinstance(image, str) or not image:
+            raise UnreadableImage(f"{self._where(index)}: no image")
+        return read_image(self.folder / image)
 
     def captions(self, index: int) -> list[str]:
         """See `evlgen.data.listed.Reader`."""
-        found = self._entry(index, "caption")
-        return [str(text) for text in found] if isinstance(found, list) else [str(found)]
+        return told(self._entry(index).get("caption"), self._where(index))
 
-    def _entry(self, index: int, key: str) -> Any:
+    def _where(self, index: int) -> str:
+        number, offset, _ = self.index[index].tolist()
+        return f"{self.lists[number]}, entry at byte {offset}"
+
+    def _entry(self, index: int) -> dict[str, Any]:
         number, offset, size = self.index[index].tolist()
         path = self.lists[number]
         try:
-            entry = json.loads(_bytes(path, offset, size))
-        except (OSError, ValueError) as error:
+            entry: dict[str, Any] = json.loads(read_bytes(path, offset, size))
+        except (*MISSING, ValueError) as error:
             raise UserError(f"{path}: changed while it was read ({error!r}); start again") from error
-        if key == "image" and key not in entry and "url" in entry:
-            raise UserError(
-                f"{path}: has addresses of images only; fetch them with img2dataset as webdataset shards, "
-                "and put the shards in its place (docs/DATA.md)"
-            )
-        if not entry.get(key):
-            raise UserError(f"{path}: the entry at byte {offset} has no {key!r}")
-        return entry[key]
+        return entry
 
 
 def read(folder: Path, cache: Path) -> Shards | Lists:
@@ -129,10 +132,19 @@ def read(folder: Path, cache: Path) -> Shards | Lists:
     raise UserError(f"{folder}: neither shards (*.tar) nor lists of pairs (*.json); see docs/DATA.md")
 
 
-def _bytes(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+def problems(folder: Path) -> list[str]:
+    """A line for each list whose first entry has no image but an address of one; no index is made."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        offset, end = next(_objects(path), (0, 0))
+        entry = json.loads(read_bytes(path, offset, end - offset) or "{}")
+        if "url" in entry and "image" not in entry:
+            lines.append(
+                f"{path}: has addresses of images only; fetch them with img2dataset as webdataset shards, "
+                "and put the shards in its place (docs/DATA.md)"
+            )
+    # Looked for last: below lists with images may lie millions of files.
+    return [] if lines and next(folder.rglob("*.tar"), None) is not None else lines
 
 
 # ---------------------------------------------------------------------------------------------- index

@@ -129,7 +129,7 @@ def _questions(path: Path, name: str) -> Listed:
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The objects in a file of lines of JSON, with the numbers of the lines."""
     try:
-        texts = path.read_text().splitlines()
+        texts = path.read_text(encoding="utf-8").split("\n")  # splitlines would break a caption at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); see docs/DATA.md") from error
     found = []

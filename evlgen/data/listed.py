@@ -5,10 +5,14 @@ Paths are relative to that folder; docs/DATA.md says which file goes where.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +21,15 @@ from evlgen.data.images import Pixels, UnreadableImage, decode
 from evlgen.errors import UserError
 
 MAX_WORDS = 50  # of a caption (PAPER)
+
+
+MISSING = (FileNotFoundError, NotADirectoryError)
+_ASKING = 16  # threads
+_PAUSES = (1.0, 5.0, 25.0)  # seconds before a file that could not be read is tried again
+
+
+class UnreadableCaption(UserError):
+    """A pair without a caption; among millions of pairs of the web it is replaced, as a damaged image is."""
 
 
 def data_folder() -> Path:
@@ -83,16 +96,61 @@ def file_version(*names: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
+    """Bytes of a file, from ``offset`` to its end if there is no ``size``.
+
+    An error of the system (a network that is away, too many open files) may pass: the file is tried again a
+    few times. It must never look like a damaged file, or a resumed training would see other data.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: it is missing.
+        UserError: it cannot be read.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except MISSING:  # noqa: PERF203
+            raise
+        except OSError as error:
+            if pause is None:
+                raise UserError(
+                    f"{path}: cannot be read ({error.strerror or error}), {len(_PAUSES) + 1} times in a row; "
+                    "see to the file system and start again"
+                ) from error
+            time.sleep(pause)
+    raise AssertionError
+
+
 def read_image(path: Path) -> Pixels:
     """(H, W, 3) uint8, RGB.
 
     Raises:
         UnreadableImage: it is missing or damaged.
+        UserError: the file system fails; see `read_bytes`.
     """
     try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as error:
+        content = read_bytes(path)
+    except MISSING as error:
         raise UnreadableImage(f"{path}: {error.strerror}") from error
+    return decode(content, str(path))
+
+
+def told(captions: object, where: str) -> list[str]:
+    """The captions in a text or a list of texts, without empty ones.
+
+    Args:
+        where: they are from, for the message.
+
+    Raises:
+        UnreadableCaption: there are none.
+    """
+    texts = captions if isinstance(captions, list) else [captions]
+    found = [text for text in texts if isinstance(text, str) and clean_caption(text)]
+    if not found:
+        raise UnreadableCaption(f"{where}: no caption")
+    return found
 
 
 def clean_caption(text: str) -> str:
@@ -123,10 +181,31 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Pixels:
-        """Raises `UnreadableImage`."""
+        """Raises `UnreadableImage` if it is missing or damaged, `UserError` if the file system fails."""
 
     def captions(self, index: int) -> list[str]:
-        """As they were written; raises `UserError`."""
+        """As they were written, at least one; raises `UnreadableCaption`."""
+
+
+def _files_version(root: Path, files: Sequence[str]) -> str:
+    """Stands for names, sizes and times of files; they need not be there.
+
+    Several threads ask: over a network an answer takes its time, and COCO has 118K images.
+    """
+    different = list(dict.fromkeys(files))  # many questions are on one image
+
+    def digest(some: Sequence[str]) -> str:
+        found = hashlib.sha256()
+        for file in some:
+            try:
+                status = os.stat(root / file)
+                found.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+            except OSError:  # noqa: PERF203
+                found.update(f"{file} missing\n".encode())
+        return found.hexdigest()
+
+    with ThreadPoolExecutor(_ASKING) as threads:
+        return " ".join(threads.map(digest, [different[i::_ASKING] for i in range(_ASKING)]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,15 +213,23 @@ class Listed:
     """A pool whose entries fit into memory.
 
     Attributes:
+        lists: hash of the files that say which images there are (`file_version`).
         files: of the images, one for each entry, relative to ``EVLGEN_DATA``.
         said: captions of each image, of a captioning set.
         asked: the question on each image, of a question set.
     """
 
-    version: str
+    lists: str
     files: tuple[str, ...]
     said: tuple[tuple[str, ...], ...] = ()
     asked: tuple[Asked, ...] = ()
+
+    @functools.cached_property
+    def version(self) -> str:
+        """See `Reader`: by the lists, and by sizes and times of all images."""
+        return hashlib.sha256(
+            f"{self.lists} {_files_version(data_folder(), self.files)}".encode()
+        ).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.files)

@@ -44,6 +44,7 @@ ORIGINS = {
     "laion-115m": "BLIP's laion_synthetic_filtered_large.json, its images fetched with img2dataset",
     "ccs-14m": "BLIP's ccs_synthetic_filtered_large.json, its images fetched with img2dataset",
 }
+_WEB = ("laion-115m", "ccs-14m")
 _NEEDS = {
     "coco": (_COCO, "coco/train2014", "coco/val2014"),
     "coco_val": (_COCO, "coco/val2014"),
@@ -53,8 +54,7 @@ _NEEDS = {
     "vqav2": (*_VQAV2, "coco/val2014"),
     "okvqa": (*_OKVQA, "coco/val2014"),
     "gqa": (_GQA, "gqa/images"),
-    "laion-115m": ("laion-115m",),
-    "ccs-14m": ("ccs-14m",),
+    **{name: (name,) for name in _WEB},
 }
 
 
@@ -112,7 +112,10 @@ def question(name: str, index: int) -> Asked:
 
 
 def missing(pools: Sequence[str]) -> list[str]:
-    """A line for each file or folder that the pools need and that is not there, and where to get it."""
+    """A line for each file or folder that the pools need and that is not there, and where to get it.
+
+    Lists that have addresses instead of images are named as well.
+    """
     unknown = [
         f"data.pools: no pool {name!r} among the real sets; there are: {', '.join(_NEEDS)}"
         for name in dict.fromkeys(pools)
@@ -133,4 +136,6 @@ def missing(pools: Sequence[str]) -> list[str]:
             lines.append(f"{path}: missing; get it from {ORIGINS[need]}")
         elif path.is_dir() and next(path.iterdir(), None) is None:
             lines.append(f"{path}: empty; get it from {ORIGINS[need]}")
+        elif need in _WEB:
+            lines += capfilt.problems(path)
     return lines

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from evlgen.data.images import Pixels, UnreadableImage, augmented
+from evlgen.data.listed import UnreadableCaption
 from evlgen.data.pairs import Batch, Texts
 from evlgen.data.sampling import CAPTION, hashed, shuffled
 from evlgen.data.worlds import World
@@ -37,8 +38,8 @@ class Stream:
     """The pairs of a training that caches no features.
 
     Attributes:
-        pools: pool -> size. Pairs are drawn in proportion to the sizes; a pool that has fewer images is gone
-            through more than once in an epoch, one that has more goes on in the next.
+        pools: pool -> size. Only the first ``size`` pairs of a pool are read, each once in an epoch; a pool
+            that has fewer is gone through more than once, so that the proportions of the sizes are kept.
         side: of the images, in pixels.
         encoder: fingerprint of the image encoder that they are for.
     """
@@ -52,17 +53,17 @@ class Stream:
     @property
     def fingerprint(self) -> str:
         """What there is to read, and how it is told to the language model."""
-        pools = [(name, size, self.world.count(name), self.world.version(name)) for name, size in self.pools]
+        pools = [(*pool, self._count(*pool), self.world.version(pool[0])) for pool in self.pools]
         texts = (len(self.texts.tokenizer), self.texts.end_id, self.texts.max_tokens)
         return repr((self.world.name, pools, self.side, self.encoder, texts))
 
     def read(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> Part:
         """The rows of a step's batch: a pure function of the arguments and of the files.
 
-        An image that cannot be read is replaced by the next one of its pool that can, caption and all.
+        A pair whose image or caption is damaged is replaced by the next one of its pool that is whole.
 
         Raises:
-            UserError: a caption is missing, or too many images in a row cannot be read.
+            UserError: too many pairs in a row are damaged.
         """
         epochs, indices = (drawn[rows] for drawn in self._drawn(seed, step, batch_size))
         first = np.cumsum([0, *(size for _, size in self.pools)])
@@ -70,12 +71,13 @@ class Stream:
         images, texts, damaged = [], [], []
         for epoch, index, owner in zip(epochs.tolist(), indices.tolist(), owners.tolist(), strict=True):
             pool, size = self.pools[owner]
-            item = (epoch * size + index - int(first[owner])) % self.world.count(pool)
-            item, image, broken = self._readable(pool, item)
+            count = self._count(pool, size)
+            image, captions, broken = self._readable(
+                pool, count, (epoch * size + index - int(first[owner])) % count
+            )
             damaged += broken
             key = (seed, epoch, index)
             images.append(augmented(image, self.side, self.world.flips, *key))
-            captions = self.world.captions(pool, item)
             texts.append(captions[int(hashed(CAPTION, *key)[0] % np.uint64(len(captions)))])
         ids, lengths = self.texts.encode(texts)
         return Part(torch.from_numpy(np.stack(images)), ids, lengths, tuple(damaged))
@@ -90,16 +92,20 @@ class Stream:
         index = [shuffled(seed, int(e), position[epoch == e] % total, total) for e in np.unique(epoch)]
         return epoch, np.concatenate(index)
 
-    def _readable(self, pool: str, item: int) -> tuple[int, Pixels, list[str]]:
-        """The first image from ``item`` on that can be read, and what is wrong with those before it."""
-        count = self.world.count(pool)
+    def _count(self, pool: str, size: int) -> int:
+        """How many pairs of a pool are read, in later epochs as well."""
+        return min(size, self.world.count(pool))
+
+    def _readable(self, pool: str, count: int, item: int) -> tuple[Pixels, list[str], list[str]]:
+        """Image and captions of the first whole pair from ``item`` on; what is wrong with those before."""
         broken: list[str] = []
         for place in range(item, item + min(_NEIGHBOURS, count)):
             try:
-                return place % count, self.world.image(pool, place % count), broken
-            except UnreadableImage as error:  # noqa: PERF203
+                captions = self.world.captions(pool, place % count)
+                return self.world.image(pool, place % count), captions, broken
+            except (UnreadableImage, UnreadableCaption) as error:  # noqa: PERF203
                 broken.append(str(error))
-        raise UserError(f"{broken[0]}; so are the {len(broken) - 1} images after it: fetch {pool} again")
+        raise UserError(f"{broken[0]}; so are the {len(broken) - 1} pairs after it: fetch {pool} again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +116,7 @@ class Part:
         images: (B, S, S, 3) uint8.
         text_ids: (B, max_text_tokens) int32, right-padded.
         lengths: (B,) int32.
-        damaged: what was wrong with the images that were replaced.
+        damaged: what was wrong with the pairs that were replaced.
     """
 
     images: Tensor
@@ -162,7 +168,7 @@ def parts_of_steps(
         for part in read:
             for damage in part.damaged:
                 replaced += 1
-                log.warning("%s: replaced by the next image (%d since the start)", damage, replaced)
+                log.warning("%s: replaced by the next pair (%d since the start)", damage, replaced)
         yield read
 
 

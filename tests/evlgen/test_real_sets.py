@@ -1,7 +1,10 @@
 """The readers of the real sets, on tiny files in their true formats."""
 
+import errno
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,10 @@ import pytest
 from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.data import capfilt, folder, images, listed, real, worlds
 from evlgen.data.images import UnreadableImage, augmented, decode, resized
+from evlgen.data.pairs import Texts
+from evlgen.data.stream import Stream
 from evlgen.errors import UserError
+from evlgen.language import word_tokenizer
 from evlgen.metrics import RunPredictions, score_runs
 from tests.evlgen import real_sets as true_files
 
@@ -28,6 +34,11 @@ def root(tmp_path, monkeypatch):
 def world(root):
     true_files.write(root)
     return worlds.of(CAPFILT)
+
+
+def texts() -> Texts:
+    tokenizer = word_tokenizer(["a red ball \n"])
+    return Texts(tokenizer, tokenizer.convert_tokens_to_ids("\n"), 8)
 
 
 def test_pools_have_the_images_of_their_splits_and_no_others(world):
@@ -201,14 +212,46 @@ def test_lists_of_any_length_are_gone_through_piece_by_piece(root, monkeypatch):
         capfilt.read(root / "ccs", root / "index")
 
 
-def test_a_list_of_addresses_says_what_to_do(root):
-    true_files.dump(root / "ccs/a.json", [{"url": "http://example.org/a.jpg", "caption": "a"}])
-    found = capfilt.read(root / "ccs", root / "index")
-    with pytest.raises(UserError, match="fetch them with img2dataset as webdataset shards"):
-        found.image(0)
+def test_a_list_of_addresses_says_before_the_run_what_to_do(root):
+    true_files.dump(root / "ccs-14m/a.json", [{"url": "http://example.org/a.jpg", "caption": "a"}])
+    (line,) = worlds.of(CAPFILT).missing(["ccs-14m"])
+    assert line.startswith(
+        f"{root / 'ccs-14m/a.json'}: has addresses of images only; fetch them with img2dat"
+    )
+    true_files.shards(root / "ccs-14m/shards", (2,))
+    assert worlds.of(CAPFILT).missing(["ccs-14m"]) == []
     (root / "empty").mkdir()
     with pytest.raises(UserError, match="neither shards"):
         capfilt.read(root / "empty", root / "index")
+
+
+def test_a_pair_of_a_shard_without_a_caption_is_damaged(root):
+    (root / "pairs").mkdir()
+    with tarfile.open(root / "pairs/0.tar", "w") as tar:
+        for number, said in enumerate((b'{"caption": null}', b'{"caption": " "}', b'{"url": ""}', b"[]")):
+            true_files.add(tar, f"{number}.jpg", true_files.jpeg(number))
+            true_files.add(tar, f"{number}.json", said)
+        true_files.add(tar, "4.jpg", true_files.jpeg(4))
+        true_files.add(tar, "4.txt", b" \n")
+    found = capfilt.read(root / "pairs", root / "index")
+    assert len(found) == 5
+    for index in range(5):
+        with pytest.raises(listed.UnreadableCaption, match=r"0\.tar.*at byte"):
+            found.captions(index)
+
+
+def test_a_pair_of_a_list_without_caption_or_image_is_replaced_by_the_next(root):
+    image = {"image": "images/300.jpg"}
+    true_files.lists(root / "ccs-14m", 1)
+    pairs = [{**image, "caption": said} for said in (None, "", [], ["", " ."])]
+    pairs += [image, {"image": None, "caption": "no image"}, {**image, "caption": ["", "A red ball"]}]
+    true_files.dump(root / "ccs-14m/ccs_synthetic_filtered_large.json", pairs)
+    world = worlds.of(CAPFILT)
+    read = Stream(world, (("ccs-14m", 7),), 16, "tiny", texts()).read(0, 0, 7)
+    assert len({*read.damaged}) == 6
+    assert sum("no caption" in line for line in {*read.damaged}) == 5
+    assert all("large.json, entry at byte" in line for line in read.damaged)
+    assert (read.text_ids == texts().encode(["a red ball"])[0]).all()
 
 
 # --------------------------------------------------------------------------------------------- images
@@ -221,6 +264,31 @@ def test_damaged_and_missing_images_are_named(root):
             decode(content, "a.jpg")
     with pytest.raises(UnreadableImage, match=r"nowhere\.jpg: No such file"):
         listed.read_image(root / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("pool", ["laion-115m", "ccs-14m", "coco"])
+def test_a_failing_file_system_is_tried_again_and_never_looks_like_a_damaged_image(world, pool, monkeypatch):
+    whole = world.image(pool, 1)
+    monkeypatch.setattr(listed, "_PAUSES", (0.0, 0.0))
+    opened = Path.open
+    failures: list[int] = []
+
+    def failing(path, *args, **kwargs):
+        if failures:
+            raise OSError(failures.pop(), "out of order")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    failures += [errno.EIO, errno.ESTALE]
+    assert np.array_equal(world.image(pool, 1), whole)
+    assert not failures
+    failures += [errno.EMFILE] * 3
+    with pytest.raises(UserError, match=r"cannot be read \(out of order\), 3 times in a row"):
+        world.image(pool, 1)
+    failures += [errno.EIO] * 3
+    stream = Stream(world, ((pool, 4),), 16, "tiny", texts())
+    with pytest.raises(UserError, match="3 times in a row"):
+        stream.read(0, 0, 4)
 
 
 def test_a_crop_is_of_the_papers_size_and_place_and_depends_on_the_key_alone():
@@ -255,6 +323,32 @@ def test_very_long_images_are_cropped_in_the_middle():
     assert images.resized(crop, 16) is crop
 
 
+@pytest.mark.parametrize("pool", ["coco_val", "vqav2", "mine"])
+def test_a_version_changes_with_an_image_and_not_else(root, pool):
+    true_files.write(root)
+    true_files.own_folder(root / "mine", 30)
+
+    def version() -> str:
+        real._pool.cache_clear()
+        folder._read.cache_clear()
+        return (folder.read if pool == "mine" else real.pool)(pool).version
+
+    files = (folder.read(pool) if pool == "mine" else real.pool(pool)).files
+    image, before = root / files[-1], version()
+    assert version() == before
+    content, status = image.read_bytes(), image.stat()
+    image.write_bytes(content + b"more")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert version() != before
+    image.write_bytes(content)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert version() == before
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert version() != before
+    image.unlink()
+    assert version() != before
+
+
 # ------------------------------------------------------------------------------------- one's own folder
 
 
@@ -269,6 +363,12 @@ def test_an_own_folder_is_divided_once_and_for_all(root):
     assert world.count(world.pool_of("vqav2")) == 30
     assert world.question("vqav2", 3).answers == ("pink",) * 10
     assert np.array_equal(world.image("mine/questions", 3), decode(true_files.jpeg(3, "PNG"), ""))
+
+
+def test_lines_end_where_json_lines_do(root):
+    said = json.dumps({"file": "a.png", "caption": "One\u2028über two", "split": "train"}, ensure_ascii=False)
+    true_files.save(root / "mine/captions.jsonl", f"{said}\r\n{said}\n".encode())
+    assert folder.read("mine").said == (("One\u2028über two",) * 2,)
 
 
 def test_an_own_folder_says_what_its_images_are_for(root):

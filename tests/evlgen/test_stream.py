@@ -83,8 +83,8 @@ def test_an_image_is_cropped_anew_in_each_epoch_and_never_mirrored_in_the_miniwo
     assert all(len(images) == 2 and not torch.equal(*images) for images in seen.values())
 
 
-def test_pools_of_another_size_than_their_share_are_gone_through_in_turn():
-    """20 of 3 images: some seven times each in an epoch; 8 of 12: the other four come first in the next."""
+def test_only_the_first_pairs_of_a_pool_are_read_and_a_small_one_is_gone_through_more_often():
+    """20 of 3 images: some seven times each in an epoch; 8 of 12: the same eight in every epoch."""
     seen: list[tuple[str, int]] = []
     real = worlds.get("miniworld")
     counts = {"web": 3, "coco": 12}
@@ -97,9 +97,24 @@ def test_pools_of_another_size_than_their_share_are_gone_through_in_turn():
     for step in range(2):
         stream(world).read(0, step, 28)
     assert sorted({i for pool, i in seen if pool == "web"}) == [0, 1, 2]
-    first, second = seen[:28], seen[28:]
-    assert sorted(i for pool, i in first if pool == "coco") == list(range(8))
-    assert sorted(i for pool, i in second if pool == "coco") == [0, 1, 2, 3, 8, 9, 10, 11]
+    for epoch in (seen[:28], seen[28:]):
+        assert sorted(i for pool, i in epoch if pool == "coco") == list(range(8))
+
+
+def test_a_replacement_is_one_of_the_first_pairs_too():
+    real = worlds.get("miniworld")
+    seen: set[int] = set()
+
+    def image(pool: str, index: int) -> np.ndarray:
+        seen.add(index)
+        if index == 3:
+            raise UnreadableImage("3.jpg: truncated")
+        return real.image(pool, index)
+
+    world = dataclasses.replace(real, image=image, count=lambda pool: 100)
+    read = dataclasses.replace(stream(world), pools=(("web", 4),)).read(0, 0, 4)
+    assert read.damaged == ("3.jpg: truncated",)
+    assert seen == {0, 1, 2, 3}
 
 
 def test_a_damaged_image_is_named_and_replaced_by_its_neighbour(caplog):
@@ -120,7 +135,7 @@ def test_a_damaged_image_is_named_and_replaced_by_its_neighbour(caplog):
     different = [i for i in range(28) if not torch.equal(read[0].images[i], whole.images[i])]
     _, indices = stream()._drawn(5, 0, 28)
     assert sorted(indices[different]) == [3, 4, 27]
-    assert caplog.text.count("replaced by the next image") == 4
+    assert caplog.text.count("replaced by the next pair") == 4
 
     broken |= {(pool, index) for pool, size in POOLS for index in range(size)}
     with pytest.raises(UserError, match=r"web|coco") as caught:
