@@ -550,7 +550,7 @@ def c5(found: Store) -> Claim:
     """
     of = found["table1"]
     measures = {"purity": "of all merged tokens", "purity_objects": "of those that show an object"}
-    references = {"untrained_random": ("random groups", PURER), "grid": ("a grid", 0.0)}
+    references = {"untrained_random": ("random groups", PURER), "untrained_grid": ("a grid", 0.0)}
 
     def judged() -> Judged:
         questions = [

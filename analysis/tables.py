@@ -56,14 +56,17 @@ TITLES = {
     "purity_random": "purity, random groups",
     "purity_untrained_random": "purity, random groups of the untrained sizes",
     "purity_grid": "purity, grid",
+    "purity_untrained_grid": "purity, grid, of the tokens merged untrained",
     "purity_objects": "purity for objects",
     "purity_objects_untrained": "purity for objects, untrained",
     "purity_objects_random": "purity for objects, random groups",
     "purity_objects_untrained_random": "purity for objects, random groups of the untrained sizes",
     "purity_objects_grid": "purity for objects, grid",
+    "purity_objects_untrained_grid": "purity for objects, grid, of the tokens merged untrained",
     "merge_ari": "adjusted Rand index of merged groups",
     "merge_ari_untrained": "adjusted Rand index, untrained",
     "merge_ari_grid": "adjusted Rand index, grid",
+    "merge_ari_untrained_grid": "adjusted Rand index, grid of the untrained number",
 }
 # What tells a collapsed run from a sound one, and what a run costs: shown below the table where measured.
 DETAILS = (

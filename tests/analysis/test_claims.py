@@ -40,11 +40,11 @@ def paper_like() -> dict[str, Rows]:
         "purity": 0.9,
         "purity_untrained": 0.85,
         "purity_untrained_random": 0.7,
-        "purity_grid": 0.8,
+        "purity_untrained_grid": 0.8,
         "purity_objects": 0.8,
         "purity_objects_untrained": 0.6,
         "purity_objects_untrained_random": 0.2,
-        "purity_objects_grid": 0.4,
+        "purity_objects_untrained_grid": 0.4,
     }
     level = {50: 80.0, 100: 101.0, 150: 103.0, 250: 105.0, 400: 107.0}
     rows: dict[str, Rows] = {
@@ -456,9 +456,9 @@ def test_c4_swapped_and_level() -> None:
     [
         ({"purity_untrained_random": 0.82, "purity_objects_untrained_random": 0.58}, "does not hold"),
         ({"purity_untrained_random": 0.82}, "undecided"),  # 0.03 above by one measure, enough by the other
-        ({"purity_grid": 0.9, "purity_objects_grid": 0.7}, "does not hold"),
-        ({"purity_grid": 0.9}, "undecided"),
-        ({"purity_grid": 0.85}, "undecided"),
+        ({"purity_untrained_grid": 0.9, "purity_objects_untrained_grid": 0.7}, "does not hold"),
+        ({"purity_untrained_grid": 0.9}, "undecided"),
+        ({"purity_untrained_grid": 0.85}, "undecided"),
         ({"purity": 0.1, "purity_objects": 0.1}, "holds"),  # what training does is another matter
     ],
 )
