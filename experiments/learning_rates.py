@@ -64,17 +64,21 @@ def build(scale: str) -> Experiment:
     return Experiment("learning_rates", title, tuple(rows), METRICS, 1)
 
 
-def with_setting(config: RunConfig, init: str, lr: float, warmup: float) -> RunConfig:
+def with_setting(config: RunConfig, init: str, lr: float, warmup: float | None = None) -> RunConfig:
     """The run with other initial weights, another peak learning rate and another warm-up.
 
     The ends of the learning rate's schedule stay in proportion to its peak.
+
+    Args:
+        warmup: share of the updates; None keeps the warm-up of the run.
     """
+    steps = config.optim.warmup_steps if warmup is None else max(1, round(config.optim.steps * warmup))
     optim = dataclasses.replace(
         config.optim,
         lr=lr,
         warmup_lr=lr / 100,
         min_lr=lr / 10,
-        warmup_steps=max(1, round(config.optim.steps * warmup)),
+        warmup_steps=steps,
     )
     return dataclasses.replace(
         config, optim=optim, connector=dataclasses.replace(config.connector, init=init)
