@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from evlgen.cost import image_features, meta_connector, run_cost
-from experiments import collapse, learning_rates, table1, table2
+from experiments import baselines, collapse, learning_rates, table1, table2
 from experiments.scales import NAMES, blip2, evlgen, linear, mlp, perceiver, pooled
 
 BASELINES = {linear: (65, 257), mlp: (65, 257), pooled: (17, 29), perceiver: (17, 29)}
@@ -50,6 +50,12 @@ def test_vicuna_at_the_scale_of_the_paper() -> None:
     rows = {row.label: row.config for row in table2.build("mini").rows}
     opt, vicuna = rows["EVLGen, OPT-2.7B"], rows["EVLGen, Vicuna-7B"]
     assert dataclasses.replace(vicuna, language=opt.language) == opt
+
+
+def test_notes_say_what_differs() -> None:
+    assert "Karpathy" in table1.build("paper").notes
+    assert table1.build("mini").notes == ""
+    assert "not searched" in baselines.build("mini").notes
 
 
 def test_soft_tokens() -> None:
