@@ -57,7 +57,8 @@ class Arguments:
     rows: str = ""
     """only rows whose label has this in it"""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """key=value, changes a field of every run (optim.lr=1e-3); may be given again"""
+    """key=value, changes a field of every run (optim.lr=1e-3); may be given again; data, vision, batch size,
+    precision, accumulate and gradient_checkpointing also of the stage that it starts from"""
     cluster: str = ""
     """TOML profile of a SLURM cluster, see clusters/example.toml; the next flags go before it"""
     partition: str | None = None
