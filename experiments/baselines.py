@@ -50,4 +50,13 @@ def build(scale: str) -> Experiment:
         )
         for name, label, make, tokens in cases
     )
-    return Experiment("baselines", "Other connectors", rows, METRICS, chosen.seeds)
+    return Experiment("baselines", "Other connectors", rows, METRICS, chosen.seeds, _notes(scale))
+
+
+def _notes(scale: str) -> str:
+    if scale not in ("mini", "smoke"):
+        return ""
+    return (
+        "Learning rates, warm-ups and initial weights of the projections, of pooling and of the perceiver are "
+        "TomeFormer's, not searched for them; `learning_rates` has the rows of such a search."
+    )

@@ -34,18 +34,18 @@ def build(scale: str) -> Experiment:
     ):
         base = ablation(make(scale, steps=ABLATION_STEPS))
         longer = ablation(make(scale, steps=ABLATION_STEPS * LONGER))
-        rate, warmup, init = chosen.lr[part], chosen.warmup[part], chosen.init[part]
+        rate, init = chosen.lr[part], chosen.init[part]
         other = chosen.bert if init == "random" else "random"
         from_other = (other, chosen.other_lr, chosen.other_warmup)  # each initial weights at their own rate
         cases: list[tuple[str, str, float | str, RunConfig]] = [(IN_FORCE, "", "", base)]
         rates = [float(f"{rate * factor:.1g}") for factor in RATES]
         for other_rate in rates:
-            changed = with_setting(base, init, other_rate, warmup)
+            changed = with_setting(base, init, other_rate)
             cases.append((f"lr {other_rate:g}", "lr", other_rate, changed))
         cases += [
             (f"warm-up {share:.0%}", "warmup", share, with_setting(base, init, rate, share))
             for share in WARMUPS
-            if share != warmup
+            if max(1, round(base.optim.steps * share)) != base.optim.warmup_steps
         ]
         numbers = _numbers_of_tokens(base, chosen)
         cases += [
@@ -62,8 +62,8 @@ def build(scale: str) -> Experiment:
         tokens, fewer = numbers[0]
         for text, config in (
             (IN_FORCE, longer),
-            (f"lr {rates[-1]:g}", with_setting(longer, init, rates[-1], warmup)),
-            (f"lr {rates[0]:g}", with_setting(longer, init, rates[0], warmup)),
+            (f"lr {rates[-1]:g}", with_setting(longer, init, rates[-1])),
+            (f"lr {rates[0]:g}", with_setting(longer, init, rates[0])),
             (f"warm-up {WARMUPS[-1]:.0%}", with_setting(longer, init, rate, WARMUPS[-1])),
             (f"{tokens} soft tokens", with_connector(longer, **fewer)),
             (f"from {other}", with_setting(longer, *from_other)),

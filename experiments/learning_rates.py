@@ -16,21 +16,22 @@ from experiments.scales import (
     blip2_single_stage,
     blip2_stage1,
     evlgen,
+    get,
     linear,
     mlp,
     perceiver,
     pooled,
 )
 
-# Initial weights, peak learning rate, share of the updates that warm up to it
+# Initial weights, peak learning rate in those of EVLGen in force, share of the updates that warm up to it
 SETTINGS = (
-    ("random", 1e-3, 0.15),
-    ("random", 3e-3, 0.05),
-    ("random", 3e-3, 0.15),
-    ("random", 3e-3, 0.30),
-    ("random", 1e-2, 0.15),
-    ("mini-bert", 1e-3, 0.15),
-    ("mini-bert", 3e-3, 0.15),
+    ("random", 1 / 3, 0.15),
+    ("random", 1.0, 0.05),
+    ("random", 1.0, 0.15),
+    ("random", 1.0, 0.30),
+    ("random", 10 / 3, 0.15),
+    ("bert", 1 / 3, 0.15),
+    ("bert", 1.0, 0.15),
 )
 METRICS = ("val_loss", "gap")
 
@@ -42,8 +43,11 @@ def build(scale: str) -> Experiment:
     both; a stage 2 has the initial weights that stage 1 gives it. The baselines have no BERT in them.
     """
     baselines = {"linear": linear, "MLP": mlp, "average pooling": pooled, "perceiver": perceiver}
+    chosen = get(scale)
     rows = []
-    for init, rate, warmup in SETTINGS:
+    for weights, factor, warmup in SETTINGS:
+        init = chosen.bert if weights == "bert" else weights
+        rate = float(f"{chosen.lr['tomeformer'] * factor:.1g}")
         two = blip2(scale)
         first = with_setting(blip2_stage1(scale), init, rate, warmup)
         parts = {
@@ -56,25 +60,29 @@ def build(scale: str) -> Experiment:
             for name, baseline in baselines.items():
                 parts[name] = with_setting(baseline(scale), init, rate, warmup)
         rows += [
-            Row(f"{part}, {init}, lr {rate:g}, warm-up {warmup:.0%}", _unscored(config), {})
+            (part, Row(f"{part}, {init}, lr {rate:g}, warm-up {warmup:.0%}", _unscored(config)))
             for part, config in parts.items()
         ]
-    rows.sort(key=lambda row: row.label.partition(", random")[0].partition(", mini")[0])
+    rows.sort(key=lambda row: row[0])
     title = "Search of learning rates, warm-ups and initial weights"
-    return Experiment("learning_rates", title, tuple(rows), METRICS, 1)
+    return Experiment("learning_rates", title, tuple(row for _, row in rows), METRICS, 1)
 
 
-def with_setting(config: RunConfig, init: str, lr: float, warmup: float) -> RunConfig:
+def with_setting(config: RunConfig, init: str, lr: float, warmup: float | None = None) -> RunConfig:
     """The run with other initial weights, another peak learning rate and another warm-up.
 
     The ends of the learning rate's schedule stay in proportion to its peak.
+
+    Args:
+        warmup: share of the updates; None keeps the warm-up of the run.
     """
+    steps = config.optim.warmup_steps if warmup is None else max(1, round(config.optim.steps * warmup))
     optim = dataclasses.replace(
         config.optim,
         lr=lr,
         warmup_lr=lr / 100,
         min_lr=lr / 10,
-        warmup_steps=max(1, round(config.optim.steps * warmup)),
+        warmup_steps=steps,
     )
     return dataclasses.replace(
         config, optim=optim, connector=dataclasses.replace(config.connector, init=init)

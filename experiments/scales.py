@@ -47,14 +47,20 @@ class Scale:
         lr, warmup, init: peak learning rate, share of the updates that warm up to it, initial weights of the
             connector, by part; see CALIBRATION.md for how the miniature's were found. Those of the baselines
             are TomeFormer's.
+        warmup_steps: updates of every warm-up, however long the run, in the place of a share; at most half of
+            the run. 0: the share.
         other_lr, other_warmup: the same for a connector that starts from the other initial weights: from
-            ``bert`` where ``init`` says random, from random ones where it says ``bert``.
+            ``bert`` where ``init`` says random, from random ones where it says ``bert``. A warm-up of None is
+            that of the run.
         language_width: width of each language model, which the hidden layer of LLaVA-1.5's MLP has.
         stage1_cost: seconds of an update of stage 1 in those of an update of stage 2.
         tokens: of an image, the class token among them.
         other_vision: another image encoder, and the width of its features.
         bert: weights of a BERT of the connectors' shape.
         data, reduced: pools in the roles of the 104M and the 11M pairs.
+        vicuna_steps: thousand updates of the paper that EVLGen has with Vicuna by default.
+        vicuna_warmup_steps: ``warmup_steps`` with Vicuna.
+        vicuna: pools in the role of the 104M pairs with Vicuna; empty: those of ``data``.
         claim_seeds: seeds of the experiments that claims rest on, where everything is run.
     """
 
@@ -67,7 +73,7 @@ class Scale:
     warmup: dict[str, float]
     init: dict[str, str]
     other_lr: float
-    other_warmup: float
+    other_warmup: float | None
     stage1_cost: float
     tokens: int
     tomeformer: TomeFormerConfig
@@ -83,6 +89,10 @@ class Scale:
     reduced: tuple[tuple[str, int], ...]
     evaluation: EvalConfig
     checkpoints: int  # in one run
+    warmup_steps: int = 0
+    vicuna_steps: float = 250
+    vicuna_warmup_steps: int = 0
+    vicuna: tuple[tuple[str, int], ...] = ()
 
 
 _MINI_TOMEFORMER = TomeFormerConfig(
@@ -237,10 +247,11 @@ _PAPER = Scale(
     updates=dict.fromkeys(PARTS, 1000.0),
     batch_size=1600,
     lr=dict.fromkeys(PARTS, 1e-4),
-    warmup=dict.fromkeys(PARTS, 0.02),
+    warmup={},
+    warmup_steps=5000,
     init=dict.fromkeys(PARTS, "bert-base-uncased") | dict.fromkeys(BASELINES, "random"),
     other_lr=1e-4,
-    other_warmup=0.02,
+    other_warmup=None,
     # Derived: 234 hours for 250K + 80K updates, if one of stage 2 takes as long as one of EVLGen's, 1.915 s
     stage1_cost=1.44,
     tokens=257,
@@ -259,6 +270,9 @@ _PAPER = Scale(
         pools=(("laion-115m", 78_000_000), ("ccs-14m", 20_800_000), ("coco", 5_200_000)),
     ),
     reduced=(("ccs-14m", 8_800_000), ("coco", 2_200_000)),
+    vicuna_steps=60,
+    vicuna_warmup_steps=2000,
+    vicuna=(("ccs-14m", 23_400_000), ("coco", 2_600_000)),  # 45 : 5; what counts is the proportion
     evaluation=EvalConfig(
         sets=(
             ("coco", 5000),
@@ -289,9 +303,13 @@ def get(name: str) -> Scale:
     return _SCALES[name]
 
 
-def evlgen(scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float = 250) -> RunConfig:
-    """EVLGen: TomeFormer, one stage, ``steps`` thousand updates of the paper."""
+def evlgen(
+    scale: str, *, language: Language = "opt", pairs: Pairs = "104M", steps: float | None = None
+) -> RunConfig:
+    """EVLGen: TomeFormer, one stage, ``steps`` thousand updates of the paper; None: its longer setting."""
     chosen = get(scale)
+    if steps is None:
+        steps = chosen.vicuna_steps if language == "vicuna" else 250
     return _run(chosen, "tomeformer", chosen.tomeformer, language, pairs, steps)
 
 
@@ -340,7 +358,10 @@ def blip2(
     stage1_steps: float = 250,
     stage2_steps: float = 80,
 ) -> RunConfig:
-    """BLIP-2 in its two stages; stage 1 is a run of its own that rows may share."""
+    """BLIP-2 in its two stages; stage 1 is a run of its own that rows may share.
+
+    The paper does not say how long its stage 2 with Vicuna is: as long as with OPT.
+    """
     chosen = get(scale)
     second = _run(chosen, "stage2", chosen.qformer, language, pairs, stage2_steps)
     return dataclasses.replace(second, init_from=blip2_stage1(scale, pairs=pairs, steps=stage1_steps))
@@ -379,19 +400,22 @@ def _run(
     scale: Scale, part: str, connector: ConnectorConfig, language: Language, pairs: Pairs, steps: float
 ) -> RunConfig:
     updates, lr = max(2, round(steps * scale.updates[part])), scale.lr[part]
-    data = scale.data if pairs == "104M" else dataclasses.replace(scale.data, pools=scale.reduced)
+    vicuna = language == "vicuna"
+    pools = scale.reduced if pairs == "11M" else scale.vicuna if vicuna and scale.vicuna else scale.data.pools
+    fixed = scale.vicuna_warmup_steps if vicuna else scale.warmup_steps
+    warmup = min(fixed, updates // 2) or round(updates * scale.warmup[part])
     return RunConfig(
         connector=dataclasses.replace(connector, init=scale.init[part]),
         vision=scale.vision,
         language=scale.language[language],
-        data=data,
+        data=dataclasses.replace(scale.data, pools=pools),
         optim=OptimConfig(
             steps=updates,
             batch_size=scale.batch_size,
             lr=lr,
             warmup_lr=lr / 100,
             min_lr=lr / 10,
-            warmup_steps=max(1, round(updates * scale.warmup[part])),
+            warmup_steps=max(1, warmup),
             clip_norm=0.0 if scale.name == "paper" else 1.0,
             precision="fp16" if scale.name == "paper" else "fp32",
             eval_every=max(1, updates // 10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evlgen.errors import UserError
 from experiments.base import Experiment, Row
 from experiments.scales import blip2, evlgen, get
 
@@ -9,7 +10,13 @@ METRICS = ("nocaps_in/CIDEr", "nocaps_near/CIDEr", "nocaps_out/CIDEr", "nocaps/C
 
 
 def build(scale: str) -> Experiment:
-    """The rows of the table. The paper's text gives two of its cells; the others are unknown here."""
+    """The rows of the table. The paper's text gives two of its cells; the others are unknown here.
+
+    Raises:
+        UserError: the scale has one language model in both roles.
+    """
+    if len(set(get(scale).language.values())) < 2:
+        raise UserError(f"table2: needs two language models; scale {scale} has one")
     rows = (
         Row("BLIP-2, OPT-2.7B", blip2(scale), {}),
         Row("EVLGen, OPT-2.7B", evlgen(scale), {}),

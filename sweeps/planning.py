@@ -18,6 +18,11 @@ from experiments.base import Experiment, seeded
 from experiments.scales import NAMES as SCALES
 from sweeps import local, store
 
+# What ``--set`` changes in the stage that a run starts from as well: data, image features, and what a machine
+# has room for. A rate or a number of updates is of one stage alone.
+_OF_BOTH_STAGES = {
+    *("vision", "optim.batch_size", "optim.precision", "optim.accumulate", "optim.gradient_checkpointing"),
+}
 _OTHERS = 300  # complete runs of other experiments that are looked at, to learn what runs cost
 
 
@@ -44,10 +49,17 @@ def load(name: str, scale: str, changes: tuple[str, ...] = (), rows: str = "") -
         experiment = dataclasses.replace(
             experiment,
             rows=tuple(
-                dataclasses.replace(row, config=with_value(row.config, key, value)) for row in experiment.rows
+                dataclasses.replace(row, config=_changed(row.config, key, value)) for row in experiment.rows
             ),
         )
     return experiment
+
+
+def _changed(config: RunConfig, key: str, value: str) -> RunConfig:
+    config = with_value(config, key, value)
+    if config.init_from is None or not (key in _OF_BOTH_STAGES or key.startswith("data.")):
+        return config
+    return dataclasses.replace(config, init_from=_changed(config.init_from, key, value))
 
 
 def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:

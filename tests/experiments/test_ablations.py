@@ -8,6 +8,7 @@ import importlib
 import pytest
 
 from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig
+from evlgen.errors import UserError
 from evlgen.merging import merge_schedule, token_counts
 from experiments import CLAIMED, COUNTED, EXPERIMENTS, PAPER
 from experiments.base import Experiment
@@ -17,6 +18,7 @@ from experiments.merge_schedules import spread
 from experiments.scales import NAMES, blip2, blip2_split, evlgen, get
 
 TRAINED = [name for name in EXPERIMENTS if name not in COUNTED]
+AT_SCALES = [(name, scale) for name in TRAINED for scale in NAMES if (name, scale) != ("table2", "bridge")]
 
 
 def build(name: str, scale: str) -> Experiment:
@@ -24,13 +26,11 @@ def build(name: str, scale: str) -> Experiment:
     return experiment
 
 
-@pytest.mark.parametrize("scale", NAMES)
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("name", "scale"), AT_SCALES)
 def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
     rows = build(name, scale).rows
     assert len({row.label for row in rows}) == len(rows)
-    # A setting in force is a row of several searches; at bridge one language model plays both.
-    if name != "learning_rates" and (name, scale) != ("table2", "bridge"):
+    if name != "learning_rates":  # a setting in force is a row of several searches
         assert len({row.config for row in rows}) == len(rows)
     for row in rows:
         connector = row.config.connector
@@ -96,8 +96,7 @@ def test_other_depths_merge_evenly_where_they_can(scale: str, schedules: list[ob
     assert [one.r for one in deep if isinstance(one, TomeFormerConfig)] == schedules
 
 
-@pytest.mark.parametrize("scale", NAMES)
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("name", "scale"), AT_SCALES)
 def test_rows_are_compared_with_rows_that_there_are(name: str, scale: str) -> None:
     rows = {row.label: row for row in build(name, scale).rows}
     for row in rows.values():
@@ -130,6 +129,25 @@ def test_rows_are_compared_with_rows_that_there_are(name: str, scale: str) -> No
 def test_what_a_row_is_compared_with(name: str, label: str, against: str) -> None:
     (row,) = (row for row in build(name, "mini").rows if row.label == label)
     assert row.against == against
+
+
+def test_table2_needs_two_language_models() -> None:
+    with pytest.raises(UserError, match="^table2: needs two language models; scale bridge has one$"):
+        build("table2", "bridge")
+
+
+@pytest.mark.parametrize(
+    ("scale", "bert", "rates"),
+    [
+        ("mini", "mini-bert", [1e-3, 3e-3, 1e-2]),
+        ("bridge", "minilm-l6", [1e-4, 3e-4, 1e-3]),
+        ("paper", "bert-base-uncased", [3e-5, 1e-4, 3e-4]),
+    ],
+)
+def test_search_of_rates_is_about_those_of_the_scale(scale: str, bert: str, rates: list[float]) -> None:
+    rows = [row for row in build("learning_rates", scale).rows if row.label.startswith("EVLGen")]
+    assert sorted({row.config.optim.lr for row in rows}) == rates
+    assert {row.config.connector.init for row in rows} == {"random", bert}
 
 
 def test_lists_name_experiments() -> None:

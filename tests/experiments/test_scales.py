@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from evlgen.cost import image_features, meta_connector, run_cost
-from experiments import learning_rates
-from experiments.scales import NAMES, evlgen, linear, mlp, perceiver, pooled
+from experiments import baselines, collapse, learning_rates, table1, table2
+from experiments.scales import NAMES, blip2, evlgen, linear, mlp, perceiver, pooled
 
 BASELINES = {linear: (65, 257), mlp: (65, 257), pooled: (17, 29), perceiver: (17, 29)}
 
@@ -25,6 +25,37 @@ def test_baselines_have_the_budget_of_evlgen(scale: str) -> None:
             assert same == ours
             assert config.optim.steps == ours.optim.steps
             assert config.optim.batch_size == ours.optim.batch_size
+
+
+def test_warm_ups_of_the_paper() -> None:
+    rows = [row.config for row in table1.build("paper").rows]
+    runs = [*rows, *(row.init_from for row in rows if row.init_from)]
+    assert {run.optim.warmup_steps for run in runs} == {5000}
+    assert {run.optim.steps for run in runs} == {80_000, 150_000, 250_000}
+    assert evlgen("paper", steps=3).optim.warmup_steps == 1500  # a run must reach its peak
+    rates = [row.config for row in collapse.build("paper").rows if row.values["factor"] in ("", "lr", "init")]
+    assert {config.optim.warmup_steps for config in rates} == {5000}
+
+
+def test_vicuna_at_the_scale_of_the_paper() -> None:
+    ours = evlgen("paper", language="vicuna")
+    assert (ours.optim.steps, ours.optim.warmup_steps) == (60_000, 2000)
+    pools = dict(ours.data.pools)
+    assert pools.keys() == {"ccs-14m", "coco"}
+    assert pools["ccs-14m"] * 5 == pools["coco"] * 45
+    theirs = blip2("paper", language="vicuna")
+    assert theirs.optim.steps == 80_000
+    assert theirs.data == ours.data
+    assert theirs.init_from == blip2("paper").init_from
+    rows = {row.label: row.config for row in table2.build("mini").rows}
+    opt, vicuna = rows["EVLGen, OPT-2.7B"], rows["EVLGen, Vicuna-7B"]
+    assert dataclasses.replace(vicuna, language=opt.language) == opt
+
+
+def test_notes_say_what_differs() -> None:
+    assert "Karpathy" in table1.build("paper").notes
+    assert table1.build("mini").notes == ""
+    assert "not searched" in baselines.build("mini").notes
 
 
 def test_soft_tokens() -> None:
