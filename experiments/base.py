@@ -18,12 +18,14 @@ class Row:
         paper: metric -> the paper's number, or a word of the paper's ("collapse"); unknown ones are left out.
         values: what sets the row apart from the others of its experiment, by name ({"r": 8}): by these a
             figure places it and a claim finds it.
+        against: label of the row of its experiment that it is compared with in differences; empty: the first.
     """
 
     label: str
     config: RunConfig
     paper: Mapping[str, float | str] = field(default_factory=dict)
     values: Mapping[str, float | str] = field(default_factory=dict)
+    against: str = ""
 
 
 @dataclass(frozen=True)
