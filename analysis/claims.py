@@ -20,7 +20,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from analysis.found import Found, read, scale_flag
 from analysis.shown import (
@@ -90,8 +92,11 @@ def _claim(
     missing = _missing(rows)
     if not runs:
         return Claim(number, text, "not tested", ("No run is complete.", *missing), rule, scale)
-    verdict, evidence = judged()
-    return Claim(number, text, verdict, (*(f"{line}." for line in evidence), *missing), rule, scale, runs)
+    verdict, (first, *others) = judged()
+    wanted = max(len(of.results[label]) for of, label in rows)
+    few = "" if wanted >= DECIDING else f" {seeds_text(wanted)}; {DECIDING} are needed (--seeds {DECIDING})."
+    evidence = (f"{first}.{few}", *(f"{line}." for line in others))
+    return Claim(number, text, verdict, (*evidence, *missing), rule, scale, runs)
 
 
 def _missing(rows: Sequence[tuple[Found, str]]) -> list[str]:
@@ -691,22 +696,14 @@ def judge(scale: str, seeds: int | None = None) -> list[Claim]:
 
 
 def results_file(scale: str) -> Path:
-    """``claims.json`` in the results; ``claims-SCALE.json`` if the former has the verdicts of a larger
-    scale.
-
-    A try at the scale ``smoke`` must not take the place of verdicts that took hours.
-    """
-    path = store.results_folder() / "claims.json"
-    try:
-        there = {str(entry["scale"]) for entry in json.loads(path.read_text())}
-    except (OSError, ValueError, TypeError, KeyError):
-        there = set()  # nothing, or nothing worth keeping
-    larger = NAMES[NAMES.index(scale) + 1 :]
-    return path.with_name(f"claims-{scale}.json") if there.intersection(larger) else path
+    """``claims.json`` in the results for the scale ``mini``, ``claims-SCALE.json`` for any other."""
+    name = "claims.json" if scale == "mini" else f"claims-{scale}.json"
+    return store.results_folder() / name
 
 
 def write(scale: str, seeds: int | None = None) -> Path:
-    """Judge all claims, write ``claims.json`` and ``claims.md``, show them; returns the path of the former.
+    """Judge all claims, write them to `results_file` and as Markdown beside it, show them; returns the
+    path of the former.
 
     Raises:
         UserError: as `judge`, or a file cannot be written.
@@ -738,7 +735,8 @@ def markdown(claims: Sequence[Claim], scale: str) -> str:
         lines += [f"## {one.id}: {one.verdict}", "", one.claim, "", f"*Rule.* {one.rule}", ""]
         lines += [f"- {sentence}" for sentence in one.evidence]
         if one.runs:
-            lines += ["", f"{len(one.runs)} complete runs were looked at; their ids are in `claims.json`."]
+            many = f"{len(one.runs)} complete run{'' if len(one.runs) == 1 else 's'}"
+            lines += ["", f"{many} looked at; their ids are in `{results_file(scale).name}`."]
         lines.append("")
     return "\n".join(lines)
 
@@ -761,13 +759,13 @@ def show(claims: Sequence[Claim], scale: str, path: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0, or 2 after a user's mistake."""
-    import tyro
 
-    def arguments(scale: str = "mini", seeds: int | None = None) -> tuple[str, int | None]:
+    def arguments(
+        scale: Annotated[str, tyro.conf.arg(help=", ".join(NAMES))] = "mini", seeds: int | None = None
+    ) -> tuple[str, int | None]:
         """Judge the paper's claims by the runs there are.
 
         Args:
-            scale: smoke, mini or paper
             seeds: of every row; default: those of `sweeps/run.py all`
         """
         return scale, seeds

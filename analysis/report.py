@@ -19,12 +19,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
+import tyro
 from markupsafe import Markup, escape
 
 from analysis import provenance
+from analysis.claims import results_file
 from analysis.readme import HEADLINE, read_claims
 from analysis.tables import COLUMNS, title
 from evlgen.errors import UserError
@@ -154,8 +156,7 @@ def build(scale: str, origin: provenance.Provenance) -> str:
         )
     searches = [_search(path, ids) for path in sorted(results.glob(f"merge_search/*/{scale}/trials.md"))]
     pictures = [_picture(path, ids) for path in _pngs(results, scale)]
-    own = results / f"claims-{scale}.json"  # where a larger scale has the other name
-    claims = read_claims(own if own.exists() else results / "claims.json")
+    claims = read_claims(results_file(scale))
     script = SCRIPT.read_text()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -236,8 +237,21 @@ def _search(path: Path, ids: Ids) -> Chapter:
     name = path.parent.parent.name
     chapter_id = ids.new("search", name)
     heading, sections = read_markdown(path, chapter_id, ids)
-    source = f"results/merge_search/{name}/{path.parent.name}/"
-    return Chapter(chapter_id, heading, "python sweeps/merge_search.py", source, sections)
+    scale = path.parent.name
+    source = f"results/merge_search/{name}/{scale}/"
+    return Chapter(chapter_id, heading, search_command(name, scale), source, sections)
+
+
+def search_command(name: str, scale: str) -> str:
+    """What makes a search again, from the name of its folder; what ``--set`` changed is not in that."""
+    own = name.removesuffix("-changed")
+    if own.startswith("learning-rate-"):
+        flags = f"--search learning-rate --experiment {own.removeprefix('learning-rate-')}"
+    else:
+        flags = f"--space {own.removesuffix('-val_loss')}"
+        flags += " --objectives val_loss" if own.endswith("-val_loss") else ""
+    changed = " --set KEY=VALUE" if own != name else ""
+    return f"python sweeps/merge_search.py {flags} --scale {scale}{changed}"
 
 
 def read_markdown(path: Path, prefix: str, ids: Ids) -> tuple[str, list[Section]]:
@@ -498,12 +512,12 @@ def seeds_of_tables(scale: str) -> dict[str, int]:
 
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 where the user must do something first."""
-    import tyro
 
-    def arguments(scale: str = "mini", out: Path | None = None) -> tuple[str, Path | None]:
+    def arguments(
+        scale: Annotated[str, tyro.conf.arg(help=", ".join(SCALES))] = "mini", out: Path | None = None
+    ) -> tuple[str, Path | None]:
         """
         Args:
-            scale: smoke, mini or paper
             out: the page; default: report.html in the folder of the results
         """
         return scale, out

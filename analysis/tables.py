@@ -97,7 +97,9 @@ DECIMALS = {
     "attention_entropy": 2,
     "connector_gmacs": 3,
 } | {name: 3 for name in TITLES if name.startswith(("purity", "merge_ari"))}  # all others have one
-_MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with the first
+_MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with its `Row.against`
+# Shown, but no part of Holm's family: they are known beforehand, or measure the machine as much as the row.
+COSTS = ("connector_gmacs", "train_seconds", "total_seconds", "peak_memory_gib", "hours")
 
 Results = Mapping[str, Sequence[Mapping[str, Any] | None]]
 
@@ -186,32 +188,37 @@ def number(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Compared:
-    """``first - second`` in one metric, paired by seed; ``corrected``: the t test's p after Holm."""
+    """``first - second`` in one metric, paired by seed; ``corrected``: the t test's p after Holm, None for
+    a cost."""
 
     first: str
     second: str
     metric: str
     difference: Difference
-    corrected: float
+    corrected: float | None
 
 
 def _compare(experiment: Experiment, cells: Cells) -> list[Compared]:
-    """Every row less every earlier one, or less the first where there are many, in the table's own metrics.
+    """Every row less every earlier one, or where there are many each less the row that it names, in the
+    table's own metrics.
 
-    All differences of a table are one family for the correction.
+    All differences of a table but those of costs are one family for the correction.
     """
     labels = list(cells)
     pairs = list(itertools.combinations(labels, 2))
     if len(labels) > _MANY_ROWS:
-        pairs = [(labels[0], label) for label in labels[1:]]
+        pairs = [(row.against or labels[0], row.label) for row in experiment.rows]
+        # One that is its own reference is compared with none, nor is one whose reference was left out.
+        pairs = [(first, second) for first, second in pairs if first != second and first in cells]
     found = [
         (second, first, metric, difference)
         for first, second in pairs
         for metric in experiment.metrics
         if (difference := _difference(cells[second][metric], cells[first][metric])) is not None
     ]
-    corrected = holm([difference.t_p for *_, difference in found])
-    return [Compared(*one, p) for one, p in zip(found, corrected, strict=True)]
+    family = [one for one in found if one[2] not in COSTS]
+    corrected = dict(zip(family, holm([difference.t_p for *_, difference in family]), strict=True))
+    return [Compared(*one, corrected.get(one)) for one in found]
 
 
 def _difference(first: Cell, second: Cell) -> Difference | None:
@@ -357,6 +364,8 @@ def _comparisons(experiment: Experiment, compared: Sequence[Compared]) -> list[s
         texts = map(_compared_text, of_pair, experiment.metrics)
         rows.append([f"{_escaped(first)} *minus* {_escaped(second)}", *texts])
     most = max(one.difference.n for one in compared)
+    family = sum(one.corrected is not None for one in compared)
+    costs = ", costs left out" if family < len(compared) else ""
     lines = ["## Differences between rows, paired by seed", ""]
     lines += _grid(["rows", *map(title, experiment.metrics)], rows)
     lines += [
@@ -365,7 +374,7 @@ def _comparisons(experiment: Experiment, compared: Sequence[Compared]) -> list[s
         f'zero, else "undecided"; with {_count(most, "seed")} such a verdict alone proves little (no '
         f"sign-flip test can give a p below {2 / 2**most:.2g}). A star marks those that stay corrected "
         f"for their number: p of the paired t test at most {LEVEL:g} by Holm's method over the "
-        f"{_count(len(compared), 'difference')} of this table ([differences.csv](differences.csv)).",
+        f"{_count(family, 'difference')} of this table{costs} ([differences.csv](differences.csv)).",
         "",
     ]
     return lines
@@ -374,7 +383,8 @@ def _comparisons(experiment: Experiment, compared: Sequence[Compared]) -> list[s
 def _compared_text(compared: Compared | None, metric: str) -> str:
     if compared is None:
         return "–"
-    star = "*" if compared.difference.verdict != "undecided" and compared.corrected <= LEVEL else ""
+    holds = compared.corrected is not None and compared.corrected <= LEVEL
+    star = "*" if compared.difference.verdict != "undecided" and holds else ""
     return _difference_text(compared.difference, metric) + star.replace("*", "\\*")
 
 

@@ -43,6 +43,7 @@ from analysis.search import Outcome, write_search
 from evlgen.config import TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.metrics import CaptionScorer
+from experiments.scales import NAMES as SCALES
 from sweeps import claims, local, planning, requirements, store
 from sweeps.display import Display, console
 from sweeps.planning import feature_needs, load, measured_rates
@@ -81,8 +82,7 @@ class Arguments:
     """of a merge search: constant, inflection, free, position, layers or joint"""
     experiment: str = "table1"
     """whose parts are searched; a merge search varies its TomeFormer"""
-    scale: str = "mini"
-    """smoke, mini or paper"""
+    scale: Annotated[str, tyro.conf.arg(help=", ".join(SCALES))] = "mini"
     trials: int = 20
     """how many trials there shall be in all (of each part); pruned ones count, lost ones do not"""
     seed: int = 0

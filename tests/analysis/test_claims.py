@@ -651,15 +651,29 @@ def test_more_seeds_than_usual(folders: Path) -> None:
     assert "over 7 seeds" in claim.evidence[0]
 
 
-def test_a_try_does_not_replace_real_verdicts(folders: Path) -> None:
+def test_each_scale_has_its_file(folders: Path) -> None:
+    """A try at another scale takes the place of no verdicts, whichever came first."""
     put("table1", SHORT, scores(1), [0], "smoke")
     put("table1", SHORT, scores(1), [0])
-    assert claims.write("smoke").name == "claims.json"
-    assert claims.write("mini").name == "claims.json"
-    before = (folders / "results" / "claims.json").read_bytes()
-    assert claims.write("smoke").name == "claims-smoke.json"
-    assert (folders / "results" / "claims-smoke.md").exists()
-    assert (folders / "results" / "claims.json").read_bytes() == before
+    put("table1", SHORT, scores(1), [0], "paper")
+    for scale, name in (("smoke", "claims-smoke"), ("paper", "claims-paper"), ("mini", "claims")):
+        assert claims.write(scale).name == f"{name}.json"
+        entries = json.loads((folders / "results" / f"{name}.json").read_text())
+        assert {entry["scale"] for entry in entries} == {scale}
+        page = (folders / "results" / f"{name}.md").read_text()
+        assert f"ids are in `{name}.json`" in page
+    files = {path.name for path in (folders / "results").iterdir()}
+    assert files == {
+        f"{name}.{kind}" for name in ("claims", "claims-smoke", "claims-paper") for kind in ("json", "md")
+    }
+
+
+@pytest.mark.parametrize("judge", NEEDS)
+@pytest.mark.parametrize(("seeds", "text"), [(1, "1 seed"), (3, "3 seeds")])
+def test_too_few_seeds_are_said(judge: Callable[[Mapping[str, Found]], Claim], seeds: int, text: str) -> None:
+    sentence = judge(found(paper_like(), seeds)).evidence[0]
+    assert sentence.endswith(f". {text}; 5 are needed (--seeds 5).")
+    assert "are needed" not in said(judge(found(paper_like())))
 
 
 def test_operations_of_both_stages(folders: Path) -> None:

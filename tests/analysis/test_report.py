@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from PIL import Image
 
-from analysis import provenance, report
+from analysis import claims, provenance, report
 from analysis.tables import write_tables
 from evlgen.errors import UserError
 from experiments.base import Experiment, Row, seeded
-from sweeps import store
+from experiments.scales import NAMES
+from sweeps import merge_search, store
 from sweeps.planning import load
 
 EVIL = '<script>document.title="evil"</script> & "quoted" | <b>'
@@ -46,7 +48,7 @@ def make_results(folder: Path) -> None:
         "scale": "smoke",
         "runs": [store.run_id(base)],
     }
-    (folder / "claims.json").write_text(json.dumps([claim]))
+    (folder / "claims-smoke.json").write_text(json.dumps([claim]))
     figures = folder / "figures" / "smoke"
     figures.mkdir(parents=True)
     Image.new("RGB", (990, 600), (200, 30, 30)).save(figures / "quality_cost.png")
@@ -363,3 +365,33 @@ def test_without_javascript_the_tables_are_there(chromium: Any, page: Path) -> N
     assert tab.locator("thead button").count() == 0
     assert not tab.locator("#theme").is_visible()
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("constant", "--space constant"),
+        ("free-val_loss", "--space free --objectives val_loss"),
+        ("learning-rate-table1", "--search learning-rate --experiment table1"),
+        ("joint-changed", "--space joint"),
+    ],
+)
+def test_a_search_is_made_again_by_its_command(name: str, flags: str) -> None:
+    """By the flags of the command the search gets the folder that it was found in."""
+    command = report.search_command(name, "smoke")
+    assert command.startswith(f"python sweeps/merge_search.py {flags} --scale smoke")
+    words = [word for word in command.split()[2:] if word not in ("--set", "KEY=VALUE")]
+    arguments = tyro.cli(merge_search.Arguments, args=words)
+    assert merge_search.name_of(arguments) == name.removesuffix("-changed")
+    assert arguments.scale == "smoke"
+    assert ("--set KEY=VALUE" in command) == name.endswith("-changed")
+
+
+@pytest.mark.parametrize("main", [report.main, claims.main, merge_search.main])
+def test_help_names_every_scale(
+    main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert ", ".join(NAMES) in " ".join(capsys.readouterr().out.split())

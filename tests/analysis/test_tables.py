@@ -128,10 +128,8 @@ def test_differences_are_corrected(tmp_path: Path) -> None:
     ]
     results = dict(zip([row.label for row in EXPERIMENT.rows], (first, second), strict=True))
     write_tables(EXPERIMENT, "mini", results, tmp_path, seeds=4)
-    with (tmp_path / "differences.csv").open(newline="") as file:
-        reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames or ()) == DIFFERENCES
-        lines = {line["metric"]: line for line in reader}
+    lines = {line["metric"]: line for line in lines_of_differences(tmp_path)}
+    assert tuple(next(iter(lines.values()))) == DIFFERENCES
     assert list(lines) == ["vqav2", "coco/CIDEr"]  # what no seed has is left out
     line = lines["vqav2"]
     assert (line["row"], line["minus"]) == ("second | #2", "first, 50% of data_a")
@@ -145,6 +143,63 @@ def test_differences_are_corrected(tmp_path: Path) -> None:
     text = markdown(tmp_path)
     assert re.search(r"-1.00 \[-1.\d\d, -0.\d\d\] lower\\\* \| 0.00 \[.*\] undecided \|", text)
     assert "over the 2 differences of this table" in text
+
+
+def lines_of_differences(folder: Path) -> list[dict[str, str]]:
+    with (folder / "differences.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_are_compared_with_those_they_name(tmp_path: Path) -> None:
+    """Two groups with a reference each, and a row whose reference was left out."""
+    named = {"a": "", "a1": "", "a2": "a", "b": "b", "b1": "b", "b2": "b", "c": "gone", "d": "b1"}
+    rows = tuple(Row(label, CONFIG, against=against) for label, against in named.items())
+    experiment = Experiment("many", "Many", rows, ("vqav2",), 2)
+    results = {
+        label: [run(vqav2=10.0 * place), run(vqav2=10.0 * place + 1)] for place, label in enumerate(named)
+    }
+    write_tables(experiment, "mini", results, tmp_path)
+    lines = lines_of_differences(tmp_path)
+    assert {(line["row"], line["minus"]): float(line["mean"]) for line in lines} == {
+        ("a1", "a"): 10.0,
+        ("a2", "a"): 20.0,
+        ("b1", "b"): 10.0,
+        ("b2", "b"): 20.0,
+        ("d", "b1"): 30.0,
+    }
+    few = Experiment("few", "Few", rows[:6], ("vqav2",), 2)
+    write_tables(few, "mini", results, tmp_path)
+    assert len(lines_of_differences(tmp_path)) == 15  # each with each
+
+
+def test_costs_are_no_part_of_the_family(tmp_path: Path) -> None:
+    """What a row costs differs beyond doubt: it is shown, and the scores are corrected as if it were not."""
+    metrics = ("vqav2", "connector_gmacs", "train_seconds", "total_seconds", "coco/CIDEr")
+    experiment = Experiment("costs", "Costs", (Row("a", CONFIG), Row("b", CONFIG)), metrics, 3)
+    results = {
+        label: [
+            run(
+                vqav2=score + by,
+                coco__CIDEr=50.0 + by,
+                connector_gmacs=cost,
+                train_seconds=cost + by,
+                total_seconds=2 * cost + by,
+            )
+            for by in (0.0, 0.1, noise)
+        ]
+        for label, score, cost, noise in (("a", 40.0, 1.0, 0.2), ("b", 41.0, 2.0, 0.3))
+    }
+    write_tables(experiment, "mini", results, tmp_path)
+    lines = {line["metric"]: line for line in lines_of_differences(tmp_path)}
+    assert tuple(lines) == metrics
+    for cost in metrics[1:4]:
+        assert float(lines[cost]["mean"]) > 0
+        assert lines[cost]["verdict"] == "higher"
+        assert lines[cost]["p_holm"] == ""
+    assert float(lines["vqav2"]["p_holm"]) == pytest.approx(2 * float(lines["vqav2"]["p_t"]), rel=1e-4)
+    assert "over the 2 differences of this table, costs left out" in markdown(tmp_path)
+    (line,) = [line for line in markdown(tmp_path).splitlines() if "*minus*" in line]
+    assert line.count(r"\*") == 1  # VQAv2's
 
 
 def test_rows_and_seeds_that_are_missing(tmp_path: Path) -> None:
