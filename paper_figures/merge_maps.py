@@ -26,6 +26,7 @@ from evlgen import merge_maps
 from evlgen.arrays import read_arrays
 from evlgen.data import miniworld
 from evlgen.errors import UserError
+from experiments.scales import get
 from paper_figures import runs, style
 from paper_figures.runs import Run
 
@@ -48,8 +49,12 @@ def draw(scale: str) -> list[Path]:
     """The figure.
 
     Raises:
-        UserError: there is no run of this row.
+        UserError: there is no run of this row, or it has images whose objects nobody knows.
     """
+    if (world := get(scale).data.world) != "miniworld":
+        raise UserError(
+            f"merge_maps: only of the miniworld, whose objects are known; scale {scale} has {world}"
+        )
     found = [run for run in runs.load("table1", scale) if run.row.label == ROW]
     done = [run for run in runs.complete(found) if runs.value(run, "merge_ari") is not None]
     if not done:

@@ -1,7 +1,8 @@
-"""Images of the miniworld's test set with one person's caption and those of two trained EVLGens, not chosen.
+"""Images of the COCO test set with one person's caption and those of two trained EVLGens, not chosen.
 
-Drawn are the first images of ``coco_test`` and what the runs of table 2 with seed 0 say of them, with both
-language models. The picture of the scale ``mini`` is the README's, too: ``docs/captions.png``.
+Drawn are the first images of the set, the miniworld's or the real one as the runs have it, and what the runs
+of table 2 with seed 0 say of them, with both language models. The picture of the scale ``mini`` is
+the README's, too: ``docs/captions.png``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from evlgen.data import worlds
+from evlgen.data.images import UnreadableImage
+from evlgen.data.worlds import World
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
 from experiments.base import Row
@@ -36,7 +40,7 @@ def draw(scale: str) -> list[Path]:
     """The figure, and the README's where results go to the project's own folder.
 
     Raises:
-        UserError: there are no runs.
+        UserError: there are no runs, or their images are not there.
     """
     found = [run for run in runs.load("table2", scale) if run.seed == 0 and is_evlgen(run.row)]
     captions = [said(run) for run in found]
@@ -44,7 +48,9 @@ def draw(scale: str) -> list[Path]:
     if len(missing) == len(found):
         raise UserError(f"no captions of EVLGen; make them with `{runs.command('table2', scale)}`")
     style.apply()
-    paths = style.save(figure_of(captions), "sample_captions", scale, found, missing)
+    paths = style.save(
+        figure_of(captions, worlds.of(found[0].config.data)), "sample_captions", scale, found, missing
+    )
     if scale == "mini" and not missing and store.results_folder() == store.ROOT / "results":
         write_atomic(README, paths[1].read_bytes())
         paths.append(README)
@@ -69,20 +75,28 @@ def said(run: Run) -> dict[str, str]:
     return captions
 
 
-def figure_of(captions: list[dict[str, str]]) -> Figure:
-    """Images 0, 1, ... of ``coco_test``, each above a person's caption and those of the models."""
-    from evlgen.data import miniworld
+def figure_of(captions: list[dict[str, str]], world: World) -> Figure:
+    """Images 0, 1, ... of the set ``coco``, each above a person's caption and those of the models.
 
-    pool = miniworld.pool("coco_test")
+    Raises:
+        UserError: an image is not there or cannot be read.
+    """
+    pool = world.pool_of("coco")
+    drawn = range(min(ROWS * COLUMNS, world.count(pool)))
+    try:
+        images = [world.image(pool, index) for index in drawn]
+    except UnreadableImage as error:
+        raise UserError(f"{error}; fetch this image again") from error
     figure, axes = plt.subplots(2 * ROWS, COLUMNS, figsize=(style.PAGE, 5.6), height_ratios=[1, 1.35] * ROWS)
-    for index in range(ROWS * COLUMNS):
+    for axis in axes.flat:
+        axis.axis("off")
+    for index in drawn:
         image, text = axes[2 * (index // COLUMNS) : 2 * (index // COLUMNS) + 2, index % COLUMNS]
-        image.imshow(pool.image(index), interpolation="nearest")
-        image.axis("off")
-        text.axis("off")
+        # A photograph has more pixels than its place here.
+        image.imshow(images[index], interpolation="nearest" if world.name == "miniworld" else "antialiased")
         lines = 0.0
         for said, colour in zip(
-            (pool.captions(index)[0], *(one.get(str(index), "") for one in captions)),
+            (world.references(pool, index)[0], *(one.get(str(index), "") for one in captions)),
             WHO.values(),
             strict=True,
         ):

@@ -26,6 +26,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from evlgen.arrays import read_arrays
 from evlgen.data.miniworld import COLOURS
 from evlgen.errors import UserError
+from experiments.scales import get
 from paper_figures import runs, style
 from paper_figures.runs import Run
 
@@ -44,8 +45,12 @@ def draw(scale: str) -> list[Path]:
     """The figure.
 
     Raises:
-        UserError: there are no runs.
+        UserError: there are no runs, or they have images of which nobody knows shapes and colours.
     """
+    if (world := get(scale).data.world) != "miniworld":
+        raise UserError(
+            f"soft_prompts: only of the miniworld, whose objects are known; scale {scale} has {world}"
+        )
     found = [run for run in runs.load("table1", scale) if run.row.label in ROWS.values()]
     arrays = {run.id: read(run) for run in found}
     drawn = [run for run in found if arrays[run.id] is not None]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,24 @@ def test_an_index_is_made_once_and_anew_for_other_shards(root, monkeypatch):
     assert more.captions(5) == ["A new one."]
     assert more.version != first.version
     assert look(pairs / "00002.tar")[0][4] == 0
+
+
+def test_an_index_is_joined_part_by_part(tmp_path):
+    parts = [tmp_path / f"part{n:02d}.npy" for n in range(100)]
+    sizes = [2000, 0, *[1000] * 98]
+    rows = [np.random.default_rng(n).integers(0, 2**60, (size, 5)) for n, size in enumerate(sizes)]
+    for part, some in zip(parts, rows, strict=True):
+        np.save(part, some)
+    tracemalloc.start()
+    capfilt._join(tmp_path / "index.npy", parts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * parts[0].stat().st_size  # of 100 parts
+    found = np.load(tmp_path / "index.npy", allow_pickle=False)
+    assert found.dtype == np.int64
+    assert np.array_equal(found[:, 1:], np.concatenate(rows))
+    assert np.array_equal(found[:, 0], np.repeat(range(100), sizes))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.npy", *(part.name for part in parts)]
 
 
 def test_a_shard_that_ends_too_early_gives_what_it_has(root, caplog):

@@ -100,6 +100,12 @@ def test_the_figure_and_its_runs_are_written():
     assert told["missing"] == []
 
 
+def test_other_worlds_have_no_such_figure():
+    with pytest.raises(UserError, match="only of the miniworld") as caught:
+        subject.draw("paper")
+    assert "run.py" not in str(caught.value)
+
+
 def test_without_runs_the_command_is_named():
     with pytest.raises(UserError, match=r"run\.py table1 --scale smoke"):
         subject.draw("smoke")
