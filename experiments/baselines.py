@@ -57,6 +57,6 @@ def _notes(scale: str) -> str:
     if scale not in ("mini", "smoke"):
         return ""
     return (
-        "Learning rates, warm-ups and initial weights of the projections, of pooling and of the perceiver are "
+        "Learning rates, warm-ups and initial weights of projections, pooling and perceiver are "
         "TomeFormer's, not searched for them; `learning_rates` has the rows of such a search."
     )

@@ -132,7 +132,7 @@ def test_what_a_row_is_compared_with(name: str, label: str, against: str) -> Non
 
 
 def test_table2_needs_two_language_models() -> None:
-    with pytest.raises(UserError, match="^table2: needs two language models; scale bridge has one$"):
+    with pytest.raises(UserError, match=r"^table2: needs two language models; scale bridge has one$"):
         build("table2", "bridge")
 
 
