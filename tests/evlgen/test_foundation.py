@@ -26,6 +26,7 @@ from evlgen.vision import (
 )
 
 
+@pytest.mark.slow
 def test_smoke_rebuild_is_bit_identical(tmp_path: Path) -> None:
     silent: list[tuple[str, int, int, float, float]] = []
     first = foundation.build("smoke", tmp_path / "a", workers=2, report=lambda *line: silent.append(line))
