@@ -1,7 +1,8 @@
 """Settings of all tests.
 
 Hypothesis does not time its examples, since machines differ. Tests marked ``slow`` (kills at many moments,
-searches and foundation models from end to end, a real SLURM) run in continuous integration, where ``CI`` is set, and by ``--slow``.
+searches and foundation models from end to end, a real SLURM) run in continuous integration, where ``CI`` is
+set, and by ``--slow``.
 """
 
 from __future__ import annotations
