@@ -60,7 +60,7 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
         levels = [row for row in rows if row[0].row.values["factor"] == factor]
         for axis, metric in zip(axes[:, column], METRICS, strict=True):
             for row in base:
-                _course(axis, row, metric, style.GREY, "-", "table 1's")
+                _course(axis, row, metric, style.GREY, "-", "in force")
             for row, colour, dash in zip(levels, LEVELS, DASHES, strict=False):
                 level = row[0].row.values["level"]
                 text = level if isinstance(level, str) else f"{level:g}"
