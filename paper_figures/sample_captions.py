@@ -87,7 +87,7 @@ def figure_of(captions: list[dict[str, str]], world: World) -> Figure:
         images = [world.image(pool, index) for index in drawn]
     except UnreadableImage as error:
         raise UserError(f"{error}; fetch this image again") from error
-    figure, axes = plt.subplots(2 * ROWS, COLUMNS, figsize=(style.PAGE, 5.6), height_ratios=[1, 1.35] * ROWS)
+    figure, axes = plt.subplots(2 * ROWS, COLUMNS, figsize=(style.PAGE, 6.1), height_ratios=[1, 1.6] * ROWS)
     for axis in axes.flat:
         axis.axis("off")
     for index in drawn:
