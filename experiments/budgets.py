@@ -10,8 +10,8 @@ from experiments.base import Experiment, Row
 from experiments.scales import blip2, blip2_single_stage, evlgen, get
 
 METRICS = ("vqav2", "gqa", "okvqa", "coco/CIDEr", "val_loss", "total_seconds")
-EVLGEN = (50, 100, 150, 250, 400)  # thousand updates of the paper
-SINGLE_STAGE = EVLGEN  # as many points: each is a chance to reach a score early
+# Thousand updates of the paper, of either single stage: each point is a chance to reach a score early.
+SINGLE_STAGE = (50, 100, 150, 250, 400)
 TWO_STAGES = (0.5, 1.0)  # of 250K + 80K
 
 
@@ -19,20 +19,12 @@ def build(scale: str) -> Experiment:
     """Rows that tables 1 and 2 have as well are the same runs."""
     rows = [
         Row(
-            f"EVLGen, {steps}K",
-            evlgen(scale, steps=steps),
-            values={"connector": "EVLGen", "budget": steps},
+            f"{connector}, {steps}K",
+            make(scale, steps=steps),
+            values={"connector": connector, "budget": steps},
             against=_two_stages(1),
         )
-        for steps in EVLGEN
-    ]
-    rows += [
-        Row(
-            f"BLIP-2, single stage, {steps}K",
-            blip2_single_stage(scale, steps=steps),
-            values={"connector": "BLIP-2, single stage", "budget": steps},
-            against=_two_stages(1),
-        )
+        for connector, make in (("EVLGen", evlgen), ("BLIP-2, single stage", blip2_single_stage))
         for steps in SINGLE_STAGE
     ]
     rows += [
