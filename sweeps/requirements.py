@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
+from sweeps import store
 
 
 def missing(runs: Iterable[RunConfig]) -> list[str]:
@@ -37,7 +38,7 @@ def _weights(config: RunConfig) -> list[str]:
         from evlgen.language import text_reader
 
         wanted.append(text_reader(config))
-    wanted = [name for name in wanted if name not in ("", "random") and not name.startswith("mini-")]
+    wanted = [name for name in wanted if not store.is_shipped(name)]
     if not wanted:
         return []
     from evlgen.pretrained import SOURCES, find_weights  # imports torch, which the miniature does not need

@@ -98,13 +98,16 @@ def code_fingerprint(source: str) -> str:
     return ast.dump(tree)
 
 
+def is_shipped(name: str) -> bool:
+    """Whether a model is one of the miniature's, or none at all: nothing needs to be had for it."""
+    return name in ("", "random") or name.startswith("mini-")
+
+
 def run_id(config: RunConfig) -> str:
     """16 hex digits that stand for the configuration, the code, and the shipped weights that it uses."""
     first = config if config.init_from is None else config.init_from
     models = (config.vision, config.language, config.connector.init, first.connector.init)
-    miniature = config.data.world == "miniworld" and all(
-        name in ("", "random") or name.startswith("mini-") for name in models
-    )
+    miniature = config.data.world == "miniworld" and all(map(is_shipped, models))
     version = f"{code_version(miniature)}\n{weights_version(*models)}"
     return hashlib.sha256(f"{_text(config)}\n{version}".encode()).hexdigest()[:16]
 
