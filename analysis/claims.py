@@ -39,7 +39,7 @@ from analysis.shown import (
 from analysis.tables import LEVEL, STATES, number, title
 from analysis.time_to_quality import CostRatio, Reached, cost_ratio, time_to_quality
 from evlgen.config import RunConfig
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from evlgen.files import write_atomic
 from experiments.base import seeded
 from experiments.scales import NAMES, get
@@ -771,14 +771,13 @@ def main(argv: Sequence[str]) -> int:
         return scale, seeds
 
     scale, seeds = tyro.cli(arguments, args=argv, prog="python -m analysis.claims")
-    try:
+
+    def act() -> None:
         if seeds is not None and seeds < 1:
             raise UserError(f"--seeds {seeds}: at least 1 is needed")
         write(scale, seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from evlgen.files import write_atomic
 from experiments import COUNTED, EXPERIMENTS
 from experiments.base import seeded
@@ -161,18 +161,17 @@ def main(argv: list[str]) -> int:
         return scale
 
     scale = tyro.cli(arguments, args=argv, prog="analysis.provenance", description=__doc__)
-    try:
+
+    def act() -> None:
         found = write(scale, {})
         if not found.runs:
             raise UserError(
                 f"{store.store_folder()}: no runs of scale {scale}; make them with "
                 f"`python sweeps/run.py all --scale {scale}`"
             )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(found.runs)} runs in {summary_path(scale)}")
-    return 0
+        print(f"{len(found.runs)} runs in {summary_path(scale)}")
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from evlgen.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -101,13 +101,12 @@ def read_claims(path: Path) -> list[dict[str, Any]] | None:
 
 def main() -> int:
     """Exit code: 0, or 2 where the user must do something first."""
-    readme = ROOT / "README.md"
-    try:
+
+    def act() -> None:
+        readme = ROOT / "README.md"
         write_atomic(readme, with_results(readme.read_text(), ROOT / "results").encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

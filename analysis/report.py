@@ -29,7 +29,7 @@ from analysis import provenance
 from analysis.claims import results_file
 from analysis.readme import HEADLINE, read_claims
 from analysis.tables import COLUMNS, title
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from evlgen.files import write_atomic
 from experiments import COUNTED, DEFAULT_SCALE, EXPERIMENTS
 from experiments.scales import NAMES as SCALES
@@ -524,16 +524,15 @@ def main(argv: list[str]) -> int:
 
     scale, out = tyro.cli(arguments, args=argv, prog="analysis.report", description=__doc__)
     path = out or store.results_folder() / "report.html"
-    try:
+
+    def act() -> None:
         if scale not in SCALES:
             raise UserError(f"--scale {scale}: no such scale; there are: {', '.join(SCALES)}")
         page = build(scale, provenance.write(scale, seeds_of_tables(scale)))
         write_atomic(path, page.encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{path} ({len(page) / 2**20:.1f} MiB)")
-    return 0
+        print(f"{path} ({len(page) / 2**20:.1f} MiB)")
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

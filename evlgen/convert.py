@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig, from_json, to_json
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from evlgen.files import sha256_of, write_atomic
 from evlgen.model import build_connector, feature_width
 from evlgen.pretrained import read_state
@@ -370,13 +370,14 @@ def main(argv: list[str]) -> int:
     """Exit code: 0 done, 2 a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     arguments = tyro.cli(Arguments, args=argv, prog="python -m evlgen.convert", description=__doc__)
-    try:
+
+    def act() -> None:
         config = convert_to_folder(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.out}: {config.connector.kind}, stage {config.stage}, {config.language or 'no LLM'}")
-    return 0
+        print(
+            f"{arguments.out}: {config.connector.kind}, stage {config.stage}, {config.language or 'no LLM'}"
+        )
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""The one exception type whose message is meant for the user."""
+"""The one exception type whose message is meant for the user, and what a command makes of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -7,3 +12,12 @@ class UserError(Exception):
     The message is one line that names the file, field or value and says what to do. Commands print it
     without a traceback and exit with code 2.
     """
+
+
+def exit_code(action: Callable[[], int | None]) -> int:
+    """A command's exit code: that of the action, None being 0; 2 after a `UserError`, told on stderr."""
+    try:
+        return action() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from paper_figures import style
 from paper_figures.style import COLUMN, PALETTE
 from paper_figures.style import SHAPES as MARKERS
@@ -44,12 +44,11 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 if there is nothing to draw."""
     arguments = tyro.cli(Arguments, args=argv, prog="paper_figures/merge_search.py", description=__doc__)
-    try:
+
+    def act() -> None:
         draw(arguments.scale, arguments.results)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(act)
 
 
 def draw(scale: str, results: Path | None = None) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.statistics import Interval, mean_interval
 from evlgen.config import RunConfig
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from experiments.base import Row, seeded
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
@@ -195,13 +195,12 @@ def main(draw: Callable[[str], list[Path]], description: str | None) -> int:
     Returns:
         The exit code: 0, or 2 where the user must do something first, which is said in one line.
     """
-    try:
+
+    def act() -> None:
         for path in draw(scale_of(sys.argv[1:], Path(sys.argv[0]).name, description)):
             print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(act)
 
 
 def scale_of(argv: Sequence[str], program: str, description: str | None) -> str:

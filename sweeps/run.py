@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
@@ -98,10 +98,7 @@ def answered(action: Callable[[], int], kept: str) -> int:
         kept: what is kept then, as far as it is finished.
     """
     try:
-        return action()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(action)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
