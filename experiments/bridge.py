@@ -3,7 +3,7 @@
 Image features are the miniature's. The budgets are small: what this shows is that the same code trains and
 speaks with a real language model, not which row is better. The miniworld's pairs are those in the role of the
 11M, which are cleaner. On easy-VQA, a set that is not of this project, training sees captions alone and the
-questions are asked zero-shot. BLIP-2's two stages do not fit into an hour; ``table1 --scale bridge`` has them.
+questions are asked zero-shot. BLIP-2's two stages do not fit into an hour: see ``table1 --scale bridge``.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_table2_needs_two_language_models() -> None:
     ("scale", "bert", "rates"),
     [
         ("mini", "mini-bert", [1e-3, 3e-3, 1e-2]),
-        ("bridge", "minilm-l6", [1e-4, 3e-4, 1e-3]),
+        ("bridge", "minilm-l6", [3e-5, 1e-4, 3e-4]),
         ("paper", "bert-base-uncased", [3e-5, 1e-4, 3e-4]),
     ],
 )
