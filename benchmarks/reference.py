@@ -10,11 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, Blip2QFormerConfig, Blip2QFormerModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    Blip2VisionConfig,
+    OPTConfig,
+)
 
 from evlgen.bert import CrossAttention, FeedForward, SelfAttention, split_heads
 from evlgen.config import QFormerConfig, TomeFormerConfig
+from evlgen.eva import EvaConfig, EvaViT
 from evlgen.merging import merge_schedule
+from evlgen.model import CaptionModel
 from evlgen.qformer import QFormer
 from evlgen.tomeformer import TomeFormer
 
@@ -103,19 +114,7 @@ class ReferenceQFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
-        self.model: Any = Blip2QFormerModel(
-            Blip2QFormerConfig(
-                hidden_size=config.width,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                intermediate_size=config.intermediate,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
-                encoder_hidden_size=config.encoder_width,
-                cross_attention_frequency=config.cross_attention_every,
-                **EAGER,
-            )
-        )
+        self.model = Blip2QFormerModel(_qformer_config(config))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, D_in) -> (B, Q, D)."""
@@ -127,12 +126,111 @@ class ReferenceQFormer(nn.Module):
     def load(self, ours: QFormer) -> None:
         """Copy the weights of a Q-Former without text branch."""
         self.queries.copy_(ours.queries[None])
-        self.model.layernorm.load_state_dict(ours.norm.state_dict())
-        for theirs, layer in zip(self.model.encoder.layer, ours.layers, strict=True):
-            _copy_attention(theirs.attention, layer.attention)
-            if layer.cross is not None:
-                _copy_cross_attention(theirs.crossattention, layer.cross)
-            _copy_feed_forward(theirs.intermediate_query, theirs.output_query, layer.feed_forward)
+        _copy_qformer(self.model, ours)
+
+
+class ReferenceCaptioner(nn.Module):
+    """``Blip2ForConditionalGeneration`` with eager attention, of which stage 2 trains what BLIP-2 trains.
+
+    Image encoder and language model are frozen and in evaluation mode, but for the encoder's last LayerNorm,
+    which transformers counts among its parts and BLIP-2 trains.
+
+    Args:
+        image_id: the token that stands where the soft prompt goes.
+        dtype: of the frozen parts.
+    """
+
+    def __init__(
+        self,
+        vision: EvaConfig,
+        qformer: QFormerConfig,
+        language: OPTConfig,
+        image_id: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        vision_config = Blip2VisionConfig(
+            hidden_size=vision.width,
+            intermediate_size=vision.intermediate,
+            num_hidden_layers=vision.num_layers,
+            num_attention_heads=vision.num_heads,
+            image_size=vision.image_size,
+            patch_size=vision.patch,
+        )
+        config: Any = Blip2Config(
+            vision_config=vision_config.to_dict(),
+            qformer_config=_qformer_config(qformer).to_dict(),
+            text_config=language.to_dict(),
+            num_query_tokens=qformer.num_queries,
+            image_token_index=image_id,
+            **EAGER,
+        )
+        self.blip: Any = Blip2ForConditionalGeneration(config)
+        encoder = self.blip.vision_model
+        encoder.post_layernorm = nn.LayerNorm(vision.width)  # transformers' has the encoder's epsilon
+        for frozen in (encoder.embeddings, encoder.encoder, self.blip.language_model):
+            frozen.to(dtype).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ReferenceCaptioner:
+        """The frozen parts stay in evaluation mode: without dropout."""
+        super().train(mode)
+        self.blip.vision_model.eval()
+        self.blip.language_model.eval()
+        return self
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """What transformers' processor gives, and labels -> the loss."""
+        loss: Tensor = self.blip(**inputs).loss
+        return loss
+
+    @torch.no_grad()
+    def load(self, ours: CaptionModel, encoder: EvaViT) -> None:
+        """Copy the weights of a captioner with a Q-Former, of its language model and of its image encoder."""
+        assert isinstance(ours.connector, QFormer)
+        _copy_encoder(self.blip.vision_model, encoder)
+        self.blip.vision_model.post_layernorm.load_state_dict(ours.norm.state_dict())
+        self.blip.query_tokens.copy_(ours.connector.queries[None])
+        _copy_qformer(self.blip.qformer, ours.connector)
+        self.blip.language_projection.load_state_dict(ours.projection.state_dict())
+        self.blip.language_model.load_state_dict(ours.language.model.state_dict())
+
+
+def _qformer_config(config: QFormerConfig) -> Blip2QFormerConfig:
+    return Blip2QFormerConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        encoder_hidden_size=config.encoder_width,
+        cross_attention_frequency=config.cross_attention_every,
+        **EAGER,
+    )
+
+
+def _copy_qformer(theirs: Any, ours: QFormer) -> None:
+    theirs.layernorm.load_state_dict(ours.norm.state_dict())
+    for their_layer, layer in zip(theirs.encoder.layer, ours.layers, strict=True):
+        _copy_attention(their_layer.attention, layer.attention)
+        if layer.cross is not None:
+            _copy_cross_attention(their_layer.crossattention, layer.cross)
+        _copy_feed_forward(their_layer.intermediate_query, their_layer.output_query, layer.feed_forward)
+
+
+def _copy_encoder(theirs: Any, ours: Any) -> None:
+    theirs.embeddings.class_embedding.copy_(ours.cls_token)
+    theirs.embeddings.position_embedding.copy_(ours.pos_embed)
+    theirs.embeddings.patch_embedding.load_state_dict(ours.patch_embed["proj"].state_dict())
+    for layer, block in zip(theirs.encoder.layers, ours.blocks, strict=True):
+        attention = block.attn
+        layer.self_attn.qkv.weight.copy_(attention.qkv.weight)
+        no_bias = torch.zeros_like(attention.q_bias)  # of the keys
+        layer.self_attn.qkv.bias.copy_(torch.cat([attention.q_bias, no_bias, attention.v_bias]))
+        layer.self_attn.projection.load_state_dict(attention.proj.state_dict())
+        layer.layer_norm1.load_state_dict(block.norm1.state_dict())
+        layer.layer_norm2.load_state_dict(block.norm2.state_dict())
+        layer.mlp.load_state_dict(block.mlp.state_dict())  # both call them fc1 and fc2
 
 
 def _self_attention(theirs: Any) -> Any:

@@ -11,7 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,15 +98,26 @@ def build(case: Case, device: torch.device) -> tuple[Connector, nn.Module]:
 
 
 def stepper(model: nn.Module, features: Tensor, precision: str) -> Callable[[], None]:
-    """One training step of a module: forward, a loss, backward, AdamW."""
+    """One training step of a connector on features."""
+
+    def loss() -> Tensor:
+        output = model(features).float()
+        # of half the channels: the mean square of all is 1 behind a LayerNorm, and has no gradient
+        return output[..., : output.shape[-1] // 2].square().mean()
+
+    return training_step(model, loss, features.device, precision)
+
+
+def training_step(
+    model: nn.Module, loss_of_step: Callable[[], Tensor], device: torch.device, precision: str
+) -> Callable[[], None]:
+    """One training step of a module: forward to the loss, backward, AdamW."""
     optimizer = build_optimizer(model, OptimConfig())
-    scaler = torch.amp.GradScaler(features.device.type, enabled=precision == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def step() -> None:
-        with autocast(features.device, precision):
-            output = model(features).float()
-            # of half the channels: the mean square of all is 1 behind a LayerNorm, and has no gradient
-            loss = output[..., : output.shape[-1] // 2].square().mean()
+        with autocast(device, precision):
+            loss = loss_of_step()
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -120,13 +131,7 @@ def measure(case: Case, device: torch.device, steps: int) -> dict[str, Any]:
     features = case.features(device)
     models = dict(zip(("ours", "reference"), build(case, device), strict=True))
     run = {name: stepper(model, features, case.precision) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for turn in range(steps + 1):
-        for name, step in run.items():
-            started = now(device)
-            step()
-            if turn:  # the first one makes optimiser states and fills caches
-                seconds[name].append(now(device) - started)
+    seconds = take_turns(run, device, steps)
     peak = gemm_peak(device, DTYPES[case.precision])  # after the steps: a warm machine
     flop = case.flop()
     result: dict[str, Any] = {
@@ -145,6 +150,20 @@ def measure(case: Case, device: torch.device, steps: int) -> dict[str, Any]:
         }
     result["speedup"] = result["reference"]["seconds"] / result["ours"]["seconds"]
     return result
+
+
+def take_turns(
+    run: Mapping[str, Callable[[], None]], device: torch.device, steps: int
+) -> dict[str, list[float]]:
+    """Seconds of each of the steps, which are done one after the other, again and again."""
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+    for turn in range(steps + 1):
+        for name, step in run.items():
+            started = now(device)
+            step()
+            if turn:  # the first one makes optimiser states and fills caches
+                seconds[name].append(now(device) - started)
+    return seconds
 
 
 def measure_memory(case: Case, device: torch.device, which: str) -> float:
