@@ -32,6 +32,7 @@ from benchmarks.machine import DTYPES, describe, peak_memory_mib
 from benchmarks.reference import ReferenceCaptioner
 from benchmarks.steps import pick_device, take_turns, training_step
 from evlgen.config import QFormerConfig, TomeFormerConfig
+from evlgen.cpu import prepare_worker
 from evlgen.data.miniworld import pool
 from evlgen.data.pairs import PairPool, encode_texts, plain_batch
 from evlgen.data.stream import Part
@@ -71,6 +72,8 @@ class Arguments:
     """pairs in a step; 0: what fits"""
     steps: int = 10
     """timed steps of each"""
+    allocator: Literal["run", "default"] = "run"
+    """on a CPU, that of a run's workers (`evlgen.cpu`), which keeps buffers, or glibc's as it is"""
     out: str = ""
     """a JSON file for the results"""
     alone: Name | None = None
@@ -301,10 +304,11 @@ def measure_memory(case: Case, device: torch.device, name: Name) -> float:
     return peak_memory_mib(device)
 
 
-def memory_of_child(case: Case, device: torch.device, name: Name) -> float:
+def memory_of_child(case: Case, device: torch.device, name: Name, allocator: str) -> float:
     """`measure_memory` in a fresh process."""
     command = [sys.executable, __file__, "--alone", name, "--device", device.type, "--scales", case.scale]
     command += ["--batch", str(case.batch), "--precision", case.precision]
+    command += ["--allocator", allocator]
     output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     return float(output.splitlines()[-1])
 
@@ -313,6 +317,8 @@ def main(argv: list[str]) -> int:
     """Exit code 0."""
     arguments = tyro.cli(Arguments, args=argv, prog="benchmarks/captioner.py", description=__doc__)
     device = pick_device(arguments.device)
+    if device.type == "cpu" and arguments.allocator == "run":
+        prepare_worker(torch.get_num_threads())
     cases = [
         Case(scale, arguments.batch or BATCHES[scale, device.type], arguments.precision)
         for scale in arguments.scales
@@ -320,12 +326,12 @@ def main(argv: list[str]) -> int:
     if arguments.alone:
         print(measure_memory(cases[0], device, arguments.alone))
         return 0
-    machine = describe(device)
+    machine = describe(device) | {"allocator": arguments.allocator}
     results = []
     for case in cases:
         result = measure(case, device, arguments.steps)
         for name in NAMES:
-            result[name]["peak_memory_mib"] = memory_of_child(case, device, name)
+            result[name]["peak_memory_mib"] = memory_of_child(case, device, name, arguments.allocator)
         results.append(result)
     show(machine, results)
     if arguments.out:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from evlgen import cpu
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,10 +58,4 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) ->
 
 def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far: of the device's allocator on CUDA, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # a child's ru_maxrss starts at what its parent had in memory: VmHWM is its own
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else cpu.peak_memory_mib()

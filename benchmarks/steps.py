@@ -29,6 +29,7 @@ from benchmarks.machine import DTYPES, describe, gemm_peak, now, peak_memory_mib
 from benchmarks.reference import ReferenceQFormer, ReferenceTomeFormer
 from evlgen.config import ConnectorConfig, OptimConfig, QFormerConfig, TomeFormerConfig
 from evlgen.cost import image_features, step_cost
+from evlgen.cpu import prepare_worker
 from evlgen.files import write_atomic
 from evlgen.model import Connector, build_connector
 from evlgen.training import autocast, build_optimizer
@@ -52,6 +53,8 @@ class Arguments:
     """samples in a step; 0: what fits (a GPU's share of the paper's batch is 200)"""
     steps: int = 10
     """timed steps of each"""
+    allocator: Literal["run", "default"] = "run"
+    """on a CPU, that of a run's workers (`evlgen.cpu`), which keeps buffers, or glibc's as it is"""
     out: str = ""
     """a JSON file for the results"""
     alone: Literal["", "ours", "reference"] = ""
@@ -177,10 +180,11 @@ def measure_memory(case: Case, device: torch.device, which: str) -> float:
     return peak_memory_mib(device)
 
 
-def memory_of_child(case: Case, device: torch.device, which: str) -> float:
+def memory_of_child(case: Case, device: torch.device, which: str, allocator: str) -> float:
     """`measure_memory` in a fresh process."""
     command = [sys.executable, __file__, "--alone", which, "--device", device.type, "--scales", case.scale]
     command += ["--connectors", case.name, "--batch", str(case.batch), "--precision", case.precision]
+    command += ["--allocator", allocator]
     output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     return float(output.splitlines()[-1])
 
@@ -189,6 +193,8 @@ def main(argv: list[str]) -> int:
     """Exit code 0."""
     arguments = tyro.cli(Arguments, args=argv, prog="benchmarks/steps.py", description=__doc__)
     device = pick_device(arguments.device)
+    if device.type == "cpu" and arguments.allocator == "run":
+        prepare_worker(torch.get_num_threads())
     cases = [
         Case(name, scale, arguments.batch or BATCHES[scale, device.type], arguments.precision)
         for scale in arguments.scales
@@ -197,12 +203,12 @@ def main(argv: list[str]) -> int:
     if arguments.alone:
         print(measure_memory(cases[0], device, arguments.alone))
         return 0
-    machine = describe(device)
+    machine = describe(device) | {"allocator": arguments.allocator}
     results = []
     for case in cases:
         result = measure(case, device, arguments.steps)
         for which in ("ours", "reference"):
-            result[which]["peak_memory_mib"] = memory_of_child(case, device, which)
+            result[which]["peak_memory_mib"] = memory_of_child(case, device, which, arguments.allocator)
         results.append(result)
     show(machine, results)
     if arguments.out:

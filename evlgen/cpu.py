@@ -1,9 +1,11 @@
-"""Settings of a worker process on a CPU: one thread, the same bits each time, no page faults for buffers."""
+"""A worker process on a CPU: one thread, the same bits each time, no page faults for buffers; its memory."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,12 @@ def prepare_worker(threads: int = 1) -> None:
             libc.mallopt(_M_TOP_PAD, 64 * 2**20)
         except (OSError, AttributeError):
             pass  # another C library: slower, not wrong
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held in its life."""
+    status = Path("/proc/self/status")
+    if status.exists():  # a child's ru_maxrss starts at what its parent had in memory: VmHWM is its own
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.config import RunConfig
+from evlgen.cpu import peak_memory_mib
 from evlgen.files import sha256_of, write_atomic
 from sweeps.store import ROOT, code_version, write_json
 
@@ -92,7 +92,7 @@ class Meter:
         return {
             "started": self._started,
             "wall_seconds": time.perf_counter() - self._clock,
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mib": peak_memory_mib(),
             "peak_gpu_memory_mib": cuda.max_memory_allocated() / 2**20 if cuda else None,
             "energy_joules": energy or None,
         }
