@@ -95,7 +95,7 @@ def test_results_are_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(captioner, "memory_of_child", lambda case, device, name: 123.0)
+    monkeypatch.setattr(captioner, "memory_of_child", lambda case, device, name, allocator: 123.0)
     out = tmp_path / "captioner.json"
     arguments = "--scales mini --device cpu --batch 2 --steps 1".split()
     assert captioner.main([*arguments, "--out", str(out)]) == 0

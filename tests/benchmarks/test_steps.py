@@ -61,7 +61,7 @@ def test_results_are_json(
     tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(steps, "memory_of_child", lambda case, device, which: 123.0)
+    monkeypatch.setattr(steps, "memory_of_child", lambda case, device, which, allocator: 123.0)
     out = tmp_path / "steps.json"
     arguments = "--connectors tomeformer --scales mini --device cpu --batch 2 --steps 1".split()
     assert steps.main([*arguments, "--out", str(out)]) == 0
