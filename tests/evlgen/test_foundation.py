@@ -78,6 +78,8 @@ def test_shipped_clip_is_as_its_card_says() -> None:
     figures = json.loads((WEIGHTS / "card.json").read_text())["mini-clip"]["figures"]
     for name in ("shape", "colour", "size", "texture", "place"):
         assert card[f"probe {name}"] > figures[f"probe {name}"] - 8, card
+    assert figures["probe shape"] > 80  # a weaker encoder, not a blind one
+    assert min(figures[f"probe {name}"] for name in ("colour", "size", "place")) > 95
 
 
 def test_shipped_clip_is_one_of_transformers(tmp_path: Path) -> None:
