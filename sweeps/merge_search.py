@@ -62,6 +62,7 @@ from sweeps.search_study import (
     open_storage,
     open_study,
     run_trial,
+    without_password,
 )
 from sweeps.worker import cache_features
 
@@ -260,7 +261,8 @@ def search(arguments: Arguments, goals: list[Target]) -> int:
         f"[bold]{arguments.search}[/] search, {name_of(arguments)} at scale {arguments.scale}: "
         f"{arguments.trials} trials of {len(goals)} parts, {missing} to go"
     )
-    console.print(f"study: {storage_place(arguments)} (optuna-dashboard {storage_place(arguments)})")
+    place = without_password(storage_place(arguments))
+    console.print(f"study: {place} (optuna-dashboard {place})")
     broken = ""
     with Display(missing) as display:
 
@@ -381,7 +383,9 @@ def plan(arguments: Arguments, goals: list[Target]) -> None:
             "unknown" if seconds is None else f"{seconds:.0f}",
         )
     console.print(table)
-    console.print(f"objectives: {', '.join(objectives(arguments))}; study: {storage_place(arguments)}")
+    console.print(
+        f"objectives: {', '.join(objectives(arguments))}; study: {without_password(storage_place(arguments))}"
+    )
     console.print(f"about {total:.0f} s of one process at most, where known; pruning saves some of it")
 
 

@@ -25,6 +25,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from evlgen.config import RunConfig, TomeFormerConfig
 from evlgen.cost import connector_macs
@@ -89,7 +91,17 @@ def open_storage(place: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(place))
     except Exception as error:  # of sqlalchemy, of a database's driver, of the operating system, of json
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--storage {place}: cannot be opened ({first})") from error
+        raise UserError(f"--storage {without_password(place)}: cannot be opened ({first})") from error
+
+
+def without_password(place: str) -> str:
+    """A storage as it may be printed: a database's password is replaced by stars."""
+    if "://" not in place:
+        return place
+    try:
+        return make_url(place).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):  # no URL that sqlalchemy could open either
+        return place.partition("://")[0] + "://..."
 
 
 def mend_journal(path: Path) -> None:

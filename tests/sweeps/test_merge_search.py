@@ -37,7 +37,15 @@ from sweeps.search_spaces import (
     parts,
     rate_targets,
 )
-from sweeps.search_study import ATTEMPTS, ResumableTPE, ended, is_lost, open_storage, outclassed
+from sweeps.search_study import (
+    ATTEMPTS,
+    ResumableTPE,
+    ended,
+    is_lost,
+    open_storage,
+    outclassed,
+    without_password,
+)
 
 ROOT = Path(__file__).parents[2]
 TOKENS = 65
@@ -497,3 +505,16 @@ def test_pareto_front_is_that_of_brute_force(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "pareto.csv").read_text().splitlines()))
     found = [(int(float(row["val_loss"])), int(row["macs"])) for row in rows]
     assert found == sorted(best, key=lambda point: point[1])  # cheapest first, none twice
+
+
+@pytest.mark.parametrize(
+    ("place", "printed"),
+    [
+        ("runs/studies/a/journal.log", "runs/studies/a/journal.log"),
+        ("sqlite:////tmp/study.db", "sqlite:////tmp/study.db"),
+        ("postgresql://me:secret@host:5432/studies", "postgresql://me:***@host:5432/studies"),
+        ("postgresql://me:secret@host:port/studies", "postgresql://..."),
+    ],
+)
+def test_a_password_is_not_printed(place: str, printed: str) -> None:
+    assert without_password(place) == printed
