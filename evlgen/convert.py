@@ -43,6 +43,8 @@ LANGUAGES = {
     ("llm_proj", 5120): "vicuna-13b",
     ("t5_proj", 2048): "flan-t5-xl",
     ("language_projection", 2560): "opt-2.7b",
+    ("language_projection", 4096): "opt-6.7b",
+    ("language_projection", 2048): "flan-t5-xl",
 }
 PROJECTIONS = ("opt_proj", "llm_proj", "t5_proj", "language_projection")
 _MARKS: dict[Layout, str] = {"evlgen": "VLconnector.", "lavis": "Qformer.bert.", "transformers": "qformer."}

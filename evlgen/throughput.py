@@ -6,11 +6,16 @@ to save memory, and divides by the peak that the maker states for dense matrix p
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from evlgen.data.pairs import Batch
+from evlgen.errors import UserError
 from evlgen.model import CaptionModel, Model, evaluating
+
+STATED = "EVLGEN_PEAK_TFLOPS"
 
 # Dense fp16 and bf16 matrix products with sums in fp32, FLOP/s, from NVIDIA's data sheets. The first entry
 # whose words occur in the device's name counts.
@@ -20,13 +25,37 @@ _PEAKS = {
     "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "H800": 989e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A10": 125e12,
+    "V100": 125e12,
     "L40S": 362e12,
     "L4": 121e12,
+    "RTX A6000": 154.8e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
 }
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s of a device, or None where it is not known: CPUs, other GPUs, and fp32."""
+    """Peak FLOP/s of a device: what the environment variable ``EVLGEN_PEAK_TFLOPS`` states, else what is
+    known of a GPU in half precision, else None.
+
+    Raises:
+        UserError: what the variable states is no number above 0.
+    """
+    stated = os.environ.get(STATED)
+    if stated:
+        try:
+            peak = float(stated) * 1e12
+        except ValueError:
+            peak = 0.0
+        if not 0 < peak < float("inf"):
+            raise UserError(f"{STATED}={stated}: wanted the device's peak in TFLOP/s, a number above 0")
+        return peak
     if device.type != "cuda" or precision == "fp32":
         return None
     return known_peak(torch.cuda.get_device_name(device))

@@ -58,6 +58,7 @@ from evlgen.errors import UserError
 from evlgen.eva import EvaConfig, EvaViT
 from evlgen.language import ENCODER_DECODERS, PLAIN_HEADS, FrozenLanguage, build_language
 from evlgen.model import CaptionModel, build_connector, evaluating, feature_width, load_trained
+from evlgen.pretrained import first_mismatch, read_state
 from evlgen.training import CONNECTOR
 from evlgen.vision import CLIP_MEAN, CLIP_STD, ClipViT, MiniViT, MiniViTConfig, build_vision
 
@@ -218,6 +219,10 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The LLM's head."""
         return cast(nn.Module, self.language_model.get_output_embeddings())
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """The LLM's head."""
+        self.language_model.set_output_embeddings(value)
+
     def soft_prompt(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, N_out, D_llm).
 
@@ -257,8 +262,12 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             none at the positions of the soft prompt, which foretell nothing.
 
         Raises:
-            UserError: padding in front of a text, or images of another size.
+            UserError: padding in front of a text, texts of no token or not one an image, or images of another
+                size.
         """
+        _check_texts(pixel_values, input_ids, attention_mask)
+        if input_ids.shape[1] == 0:
+            raise UserError("input_ids: texts of no token; forward wants one at least")
         if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
             raise UserError(
                 "attention_mask: forward wants the padding behind the texts (padding_side='right')"
@@ -301,8 +310,12 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             nor the token that T5's decoder starts from.
 
         Raises:
-            UserError: padding behind a prompt, or images of another size.
+            UserError: padding behind a prompt, prompts that are not one an image, or images of another size.
         """
+        if input_ids is not None:
+            _check_texts(pixel_values, input_ids, attention_mask)
+            if input_ids.shape[1] == 0:  # no prompts
+                input_ids = attention_mask = None
         with evaluating(self):
             prompt = self.soft_prompt(pixel_values)
             decoding = {"generation_config": generation_config or self.generation_config, **kwargs}
@@ -360,6 +373,19 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise UserError(f"{name}: {len(missing)} tensors are missing, the first is {missing[0]}")
         model.freeze()  # transformers gives every tensor that it loads a gradient
         return (model, info) if wants_info else model
+
+
+def _check_texts(pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    if input_ids.ndim != 2 or len(input_ids) != len(pixel_values):
+        raise UserError(
+            f"input_ids: shape {tuple(input_ids.shape)}; wanted (batch, tokens), one text for each of the "
+            f"{len(pixel_values)} images"
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise UserError(
+            f"attention_mask: shape {tuple(attention_mask.shape)}, wanted that of input_ids, "
+            f"{tuple(input_ids.shape)}"
+        )
 
 
 def _build_encoder(fields: dict[str, Any]) -> nn.Module:
@@ -434,7 +460,7 @@ def from_run(
         model = EVLGenForConditionalGeneration(config)
     model.language_model, model.vision = language.model, vision.model
     model.caption_model = CaptionModel(build_connector(connector), model._frozen_language(), vision.width)
-    load_trained(model.caption_model, folder / CONNECTOR)
+    _load_trained(model.caption_model, folder / CONNECTOR)
     model.generation_config.num_beams = run.evaluation.beams
     model.generation_config.min_new_tokens = run.evaluation.min_length
     model.generation_config.max_new_tokens = run.evaluation.max_length
@@ -442,6 +468,23 @@ def from_run(
     model.to(device)  # the parts may have been on different ones
     processor = EVLGenImageProcessor(config.image_size, vision.mean, vision.std)
     return model.eval(), processor, tokenizer
+
+
+def _load_trained(model: CaptionModel, path: Path) -> None:
+    """`load_trained`, which of another architecture names the first tensor that does not fit."""
+    try:
+        load_trained(model, path)
+    except UserError as error:
+        if not isinstance(error.__cause__, RuntimeError):  # missing or damaged
+            raise
+        state = read_state(path)
+        if (wrong := first_mismatch(model, state)) is not None:
+            key, found, wanted = wrong
+            message = f"{key} has shape {'none' if found is None else found}, wanted {wanted}"
+        else:
+            key = min(state.keys() - model.state_dict().keys())
+            message = f"{key} has shape {tuple(state[key].shape)}, wanted none"
+        raise UserError(f"{path}: is not of the model in {CONFIG}: {message}") from error
 
 
 # ------------------------------------------------------------------------------------ image processor

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evlgen import training
 from evlgen.data.pairs import draw_batch
+from evlgen.errors import UserError
 from evlgen.throughput import known_peak, peak_flops, training_flops
 from evlgen.training import read_metrics, train
 from tests.evlgen import tiny
@@ -20,6 +21,11 @@ from tests.evlgen import tiny
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA RTX A6000", 154.8e12),
         ("NVIDIA L40", None),
         ("NVIDIA GeForce RTX 2080 Ti", None),
     ],
@@ -30,6 +36,15 @@ def test_peaks_are_of_the_right_gpu_or_unknown(name, peak):
 
 def test_cpu_has_no_peak():
     assert peak_flops(torch.device("cpu"), "bf16") is None
+
+
+def test_a_peak_can_be_stated(monkeypatch):
+    monkeypatch.setenv("EVLGEN_PEAK_TFLOPS", "0.2")
+    assert peak_flops(torch.device("cpu"), "fp32") == 0.2e12
+    for wrong in ("fast", "0", "-3", "nan", "inf"):
+        monkeypatch.setenv("EVLGEN_PEAK_TFLOPS", wrong)
+        with pytest.raises(UserError, match=rf"^EVLGEN_PEAK_TFLOPS={wrong}: wanted"):
+            peak_flops(torch.device("cpu"), "fp32")
 
 
 @pytest.mark.parametrize("stage", ["caption", "represent"])

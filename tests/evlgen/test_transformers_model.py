@@ -185,6 +185,27 @@ def test_forward_of_an_encoder_decoder(architecture: str) -> None:
     torch.testing.assert_close(out.loss, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("architecture", ["opt", "llama"])
+def test_texts_that_do_not_go_with_the_images(architecture: str) -> None:
+    model, images = model_of(architecture), pixels(3)
+    none, two = torch.zeros(3, 0, dtype=torch.long), torch.full((2, 4), 5)
+    with pytest.raises(UserError, match=r"^input_ids: texts of no token"):
+        model(images, none, labels=none)
+    for call in (model, model.generate):
+        with pytest.raises(UserError, match=r"^input_ids: shape \(2, 4\).* each of the 3 images"):
+            call(images, two)
+        with pytest.raises(UserError, match=r"^attention_mask: shape \(3, 2\), wanted .*\(3, 4\)"):
+            call(images, torch.full((3, 4), 5), torch.ones(3, 2))
+    how = {"num_beams": 2, "max_new_tokens": 4}
+    assert model.generate(images, none, none, **how).equal(model.generate(images, **how))
+
+
+def test_words_can_be_added() -> None:
+    model = model_of("opt")
+    model.resize_token_embeddings(len(TOKENIZER) + 3)
+    assert model(pixels(2), torch.full((2, 4), 5)).logits.shape[-1] == len(TOKENIZER) + 3
+
+
 @pytest.mark.parametrize("architecture", ["opt", "llama", "t5"])
 @pytest.mark.parametrize("bos_position", ["first", "after_prompt"])
 def test_generate(architecture: str, bos_position: str) -> None:
@@ -473,7 +494,14 @@ def test_runs_that_cannot_be_taken(run: Path, tmp_path: Path) -> None:
 
     expect("takes image features of width 8, mini-vit gives 96", connector=to_json(tiny.TOMEFORMER))
     expect("of the stage 'represent'", connector=to_json(tiny.QFORMER), stage="represent")
-    expect("is not of this model", connector={**stored["connector"], "num_layers": 1})
+    layers = stored["connector"]["num_layers"]
+    deeper = {**stored["connector"], "num_layers": layers + 1}
+    expect(
+        rf"safetensors: is not of the model in config.json: .*\.{layers}\..* has shape none, wanted",
+        connector=deeper,
+    )
+    shallower = {**stored["connector"], "num_layers": layers - 1}
+    expect(rf"is not of the model .*\.{layers - 1}\..* has shape \(.*\), wanted none", connector=shallower)
     (run / "connector.safetensors").unlink()
     expect("has not finished its training")
 
