@@ -290,7 +290,7 @@ def _markdown(
     expected: int,
 ) -> str:
     metrics = list(experiment.metrics)
-    rows = _rows(cells, metrics, lambda cell, metric: f"{_ours(cell, metric)} ({_paper(cell)})")
+    rows = _rows(cells, metrics, _ours_beside_paper if _has_paper(experiment) else _ours)
     for row, label in zip(rows, cells, strict=True):
         row.append(_seeds_text(label, results, expected))
     lines = [f"# {experiment.title} (scale `{scale}`)", ""]
@@ -327,6 +327,15 @@ def _ours(cell: Cell, metric: str) -> str:
 
 def _paper(cell: Cell) -> str:
     return f"paper: {'?' if cell.paper is None else cell.paper}"
+
+
+def _has_paper(experiment: Experiment) -> bool:
+    """Whether the paper made this experiment and gives at least one of its numbers."""
+    return any(row.paper for row in experiment.rows)
+
+
+def _ours_beside_paper(cell: Cell, metric: str) -> str:
+    return f"{_ours(cell, metric)} ({_paper(cell)})"
 
 
 def _ours_or_paper(cell: Cell, metric: str) -> str:
@@ -454,8 +463,9 @@ def _latex(experiment: Experiment, scale: str, results: Results, cells: Cells, e
         name = latex_escaped(label) + (f" \\emph{{[seeds: {seeds}]}}" if "incomplete" in seeds else "")
         ours = [_latex_cell(row[metric], metric) for metric in experiment.metrics]
         lines.append("    " + " & ".join([name, *ours]) + r" \\")
-        papers = [latex_escaped(_paper(row[metric])) for metric in experiment.metrics]
-        lines.append("    " + " & ".join(["", *(f"\\emph{{{text}}}" for text in papers)]) + r" \\")
+        if _has_paper(experiment):
+            papers = [latex_escaped(_paper(row[metric])) for metric in experiment.metrics]
+            lines.append("    " + " & ".join(["", *(f"\\emph{{{text}}}" for text in papers)]) + r" \\")
     lines += ["    \\bottomrule", "  \\end{tabular}", "\\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -492,7 +502,11 @@ def _notes(experiment: Experiment, scale: str, results: Results, cells: Cells, e
             "The sets are the miniworld's, in the roles of those they are named after: what compares with "
             "the paper is the order of the rows, not the numbers."
         )
-    notes.append("Numbers of the paper are marked as such; a question mark stands for an unknown one.")
+    notes.append(
+        "Numbers of the paper are marked as such; a question mark stands for an unknown one."
+        if _has_paper(experiment)
+        else "No number of the paper is known for these rows."
+    )
     missing = [label for label in cells if sum(run is not None for run in results.get(label, ())) < expected]
     if missing:
         notes.append(f"Incomplete, some seeds missing: {'; '.join(missing)}.")

@@ -1,6 +1,7 @@
 """The three forms of a table: complete, incomplete, with the paper's numbers and without."""
 
 import csv
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -104,6 +105,16 @@ def test_markdown(tmp_path: Path) -> None:
     for table in tables:  # every row of a grid has as many cells as its head
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     assert len(tables) == 4
+
+
+def test_experiments_that_are_not_the_paper_s_have_no_column_for_it(tmp_path: Path) -> None:
+    ours = dataclasses.replace(
+        EXPERIMENT, rows=tuple(dataclasses.replace(row, paper={}) for row in EXPERIMENT.rows)
+    )
+    write_tables(ours, "mini", RESULTS, tmp_path)
+    for text in (markdown(tmp_path), (tmp_path / "table.tex").read_text()):
+        assert "paper:" not in text
+        assert "No number of the paper is known for these rows." in text
 
 
 def test_differences_are_paired_and_signed(tmp_path: Path) -> None:
