@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.errors import UserError
-from sweeps import local, store
+from sweeps import local, slurm, store
 
 _PATIENCE = 120.0  # seconds that a job with its checkpoints in place waits for SLURM to end it
 
@@ -55,6 +55,9 @@ class Chunk:
         if _restarts() > batch["profile"]["max_requeues"]:
             self._refuse(_too_often(batch))
         _export_ranks()
+        # Where SLURM binds processes to cores, each sees its own alone, which must not be divided once more.
+        decoders = slurm.make_profile(batch["profile"], self.batch).decoders
+        os.environ.setdefault("EVLGEN_DECODERS", str(decoders))
         # submitit minds SIGUSR2 alone, and only in the first process. To the others it must not look like a
         # failure of their run that the first one leaves it.
         for number in (signal.SIGTERM,) if os.environ.get("RANK", "0") == "0" else local.STOP_SIGNALS:

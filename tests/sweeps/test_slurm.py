@@ -91,11 +91,76 @@ def test_profile_and_its_mistakes(tmp_path: Path) -> None:
         ("time = '1:00:00:00'", "time '1:00:00:00': give D-HH:MM:SS"),
         ("gpus = ", "--cluster "),
         ("workers = 2\nnodes = 2", "not both"),
+        ("gpus = 8\ntasks_per_node = 1", "tasks_per_node is 1, but gpus is 8: a run has one"),
+        ("gpus = 2\ntasks_per_node = 4", "leave tasks_per_node out or give gpus 4"),
+        ("gpus = 8\nworkers = 2", "6 would have no run; give workers 8 or gpus 2"),
     ):
         path = tmp_path / "cluster.toml"
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             slurm.read_profile(str(path), {})
+
+
+def test_the_example_says_what_the_defaults_are() -> None:
+    assert slurm.read_profile(str(ROOT / "clusters" / "example.toml"), {}) == slurm.Profile()
+
+
+@pytest.mark.parametrize(
+    ("values", "processes", "cores", "decoders", "told"),
+    [
+        ({}, 1, 1, 0, "each run has 1 process on 1 node"),
+        ({"gpus": 8}, 8, 8, 7, "each run has 8 processes on 8 GPUs of 1 node"),
+        ({"gpus": 4, "nodes": 2, "cpus": 40}, 4, 40, 16, "each run has 8 processes on 8 GPUs of 2 nodes"),
+        ({"gpus": 1}, 1, 8, 7, "each run has 1 process on 1 GPU of 1 node"),
+        ({"tasks_per_node": 3}, 3, 1, 0, "each run has 3 processes on 1 node"),
+        ({"gpus": 2, "workers": 4}, 1, 4, 0, "4 runs at a time share 2 GPUs of 1 node, each has 1 process"),
+        ({"workers": 4, "cpus": 12}, 1, 12, 2, "4 runs at a time share 1 node, each has 1 process"),
+    ],
+)
+def test_every_gpu_has_a_process_and_cores(
+    values: dict[str, int], processes: int, cores: int, decoders: int, told: str
+) -> None:
+    profile = slurm.make_profile(values, "test")
+    asked = slurm._parameters("name", profile, [])
+    assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (processes, cores)
+    assert asked.get("gpus_per_node", 0) == values.get("gpus", 0)
+    assert profile.decoders == decoders
+    assert str(profile) == told
+
+
+def test_the_dry_run_says_what_a_run_gets(runs: Path) -> None:
+    told = call("table2", "--scale", "smoke", "--executor", "slurm", "--gpus", "8", "--dry-run", expect=0)
+    assert told.endswith("SLURM: each run has 8 processes on 8 GPUs of 1 node\n")
+
+
+def test_features_and_scores_are_one_process_on_one_gpu() -> None:
+    profile = slurm.Profile(gpus=8, nodes=2)
+    score = Task("score", "sweeps.execute:score", ())
+    features = Task("features", "sweeps.worker:cache_features", ())
+    small = slurm._narrowed(profile, [[score], [features]])
+    assert (small.nodes, small.processes, small.gpus, small.cores) == (1, 1, 1, 8)
+    assert slurm._narrowed(profile, [[score], [Task("run", "sweeps.worker:execute_run", ())]]) == profile
+    packed = slurm.Profile(gpus=2, workers=4)
+    assert slurm._narrowed(packed, [[features]]) == packed
+
+
+def test_runs_side_by_side_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sweeps import local, worker
+
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for number in range(3):
+        monkeypatch.setattr(local, "_number", number)
+        worker._take_gpu()
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of several processes of one run
+    worker._take_gpu()
+    assert taken == [0, 1, 0, 1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    worker._take_gpu()
+    assert len(taken) == 4
 
 
 @pytest.mark.parametrize(
@@ -337,5 +402,16 @@ def test_processes_of_one_run_find_each_other(cluster: real.Cluster, runs: Path,
     submit([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))
     until(queue_is_empty)
     told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
-    assert told == {f"rank-{i}": f"3 of 2, local rank {i}" for i in range(2)}
+    assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 0 decoders" for i in range(2)}
     assert os.environ.get("RANK") is None
+
+
+@pytest.mark.slow
+def test_a_run_gets_a_process_for_each_gpu_that_is_asked_for(
+    cluster: real.Cluster, runs: Path, tmp_path: Path
+) -> None:
+    task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
+    submit([task], dataclasses.replace(ONE_EACH, gpus=2, cpus=2))
+    until(queue_is_empty)
+    told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
+    assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 1 decoders" for i in range(2)}
