@@ -38,6 +38,7 @@ _PREFIX = "evlgen-"  # of our jobs' names
 _ATTEMPTS = 4  # of a command that a busy controller does not answer
 _GPU_CPUS = 8  # cores of a process with a GPU: one for it, the others decode images, see docs/DATA.md
 _MAX_DECODERS = 16  # as of `evlgen.data.stream.decoders`
+_NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm_job` counts better
 # Tasks that one process does: more of them would wait for it, or do the same again.
 _FOR_ONE = {"sweeps.worker:cache_features", "sweeps.execute:score"}
 
@@ -59,7 +60,8 @@ class Profile:
         max_array: jobs in one array; 0: what the cluster allows.
         max_jobs: jobs in the queue at the same time; the rest is submitted later.
         parallel: jobs of an array that run at the same time.
-        max_requeues: times that a job may go back to the queue, after preemptions and time-outs together.
+        max_requeues: times that a job may go back to the queue, after preemptions and time-outs together,
+            without a new checkpoint or a finished run.
         signal_seconds: before its end a job is told to write checkpoints.
         setup: shell lines before the job's command.
         sbatch: further options of sbatch, by their long names.
@@ -306,7 +308,7 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
     }
     store.write_json(path, record)
     python = shlex.join([sys.executable, str(store.ROOT / "sweeps" / "slurm_start.py")])
-    executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=profile.max_requeues, python=python)
+    executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=_NEVER, python=python)
     asked = _narrowed(profile, array)
     executor.update_parameters(**_parameters(f"{_PREFIX}{sweep}-{batch}", asked, after))
     chunks = [Chunk(str(path.resolve()), index) for index in range(len(array))]

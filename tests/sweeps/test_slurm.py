@@ -206,6 +206,45 @@ def test_changed_code_and_too_many_requeues_are_refused_in_one_line(
         assert message in error["error"]
 
 
+def test_only_restarts_without_progress_are_counted(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.prepare("run", evlgen("smoke"))
+    path = runs / ".slurm" / "0123abcd.json"
+    batch = {
+        "sweep": "test",
+        "code": store.version(),
+        "chunks": [[dataclasses.asdict(Task("run", "x:y", ()))]],
+        "profile": dataclasses.asdict(slurm.Profile(max_requeues=2)),
+        "environment": {},
+        "submitted": 0.0,
+    }
+    store.write_json(path, batch)
+    monkeypatch.setattr(slurm_job.local, "execute", lambda *_: {"run": "done"})
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("EVLGEN_DECODERS", "0")
+
+    def start(restarts: int) -> None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        slurm_job.Chunk(str(path), 0)()
+
+    for restarts in range(100):  # a time limit far shorter than the run
+        start(restarts)
+        (folder / "checkpoint.pt").touch()
+        os.utime(folder / "checkpoint.pt", (1000 + restarts, 1000 + restarts))
+        assert slurm_job.Chunk(str(path), 0).checkpoint() is not None
+    for restarts in (100, 101, 102):  # from now on it gets nowhere
+        start(restarts)
+    assert slurm_job.Chunk(str(path), 0).checkpoint() is None
+    with pytest.raises(UserError, match="requeued 3 times without a new checkpoint, max_requeues is 2"):
+        start(103)
+    assert slurm.batches().keys() == {"0123abcd"}  # what was counted is no batch
+
+
+def test_the_file_that_shows_progress_is_the_checkpoint() -> None:
+    from evlgen.checkpoints import CURRENT
+
+    assert slurm_job._CHECKPOINT == CURRENT
+
+
 # ------------------------------------------------------------------------------------------- the queue
 
 
@@ -264,7 +303,9 @@ def test_a_run_that_is_requeued_timed_out_and_loses_its_node_ends_with_the_same_
     config = dataclasses.replace(config, optim=optim, evaluation=evaluation)
     run = store.run_id(config)
     folder = store.prepare(run, config)
-    submit([Task(run, "runner_tasks:slow_run", (str(folder),))])
+    # Three restarts are more than one, but only the last comes without a new checkpoint.
+    profile = dataclasses.replace(ONE_EACH, max_requeues=1)
+    submit([Task(run, "runner_tasks:slow_run", (str(folder),))], profile)
 
     def wait_for(step: int) -> None:
         until(lambda: any(line["step"] >= step for line in course(folder)))
