@@ -42,6 +42,7 @@ class Task:
 class _Worker:
     process: Any
     pipe: Connection
+    number: int
     task: Task | None = None
 
 
@@ -50,6 +51,7 @@ Event = Callable[[str, str, Any], None]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _stopping = threading.Event()
+_number = 0
 
 
 class Stopped(Exception):
@@ -59,6 +61,11 @@ class Stopped(Exception):
 def stopping() -> bool:
     """Whether this worker was told to stop: save what there is and raise `Stopped`."""
     return _stopping.is_set()
+
+
+def number() -> int:
+    """This worker's in its pool, from 0; also of the one that replaces a worker that has died."""
+    return _number
 
 
 def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
@@ -72,7 +79,7 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
         raise ValueError(f"tasks need what nobody does: {', '.join(sorted(unknown))}")
     outcome: dict[str, str] = {}
     waiting = sorted(tasks, key=lambda t: -t.cost)
-    pool = [_start() for _ in range(min(workers, max(1, len(tasks))))]
+    pool = [_start(number) for number in range(min(workers, max(1, len(tasks))))]
     try:
         while len(outcome) < len(tasks):
             for task in list(waiting):
@@ -104,7 +111,7 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
                     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                     kind, detail = ("failed", f"its process died ({name})") if code else ("stopped", None)
                     if code:
-                        pool[pool.index(worker)] = replacement = _start()
+                        pool[pool.index(worker)] = replacement = _start(worker.number)
                         replacement.task, worker = worker.task, replacement
                 assert worker.task is not None
                 event(kind, worker.task.key, detail)
@@ -121,21 +128,23 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
     return outcome
 
 
-def _start() -> _Worker:
+def _start(number: int) -> _Worker:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, os.getpid(), number), daemon=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: none may kill it before it can listen
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, number)
 
 
-def _serve(pipe: Connection, parent: int) -> None:
+def _serve(pipe: Connection, parent: int, number: int) -> None:
     """Life of a worker: import torch, then one task after the other until the launcher is gone."""
+    global _number
+    _number = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends its workers
     for number in STOP_SIGNALS:
         # Of the ranks of one run the first decides where all of them stop.

@@ -208,9 +208,9 @@ def plan(sweep: Sweep, arguments: Arguments) -> None:
         profile = arguments.profile()
         phases, seconds = plan_phases({run: sweep.runs[run] for run in missing})
         jobs = [len(slurm.pack(phase, seconds, profile)) for phase in phases]
-        console.print(
-            f"SLURM jobs: {jobs[0]} for features, {' + '.join(map(str, jobs[1:])) or 0} for runs, 1 to score"
-        )
+        of_runs = " + ".join(map(str, jobs[1:])) or 0
+        console.print(f"SLURM jobs: {jobs[0]} for features, {of_runs} for runs, 1 to score")
+        console.print(f"SLURM: {profile}")
 
 
 def count(sweep: Sweep, arguments: Arguments) -> None:

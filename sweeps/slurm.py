@@ -36,6 +36,11 @@ from sweeps.local import Task
 
 _PREFIX = "evlgen-"  # of our jobs' names
 _ATTEMPTS = 4  # of a command that a busy controller does not answer
+_GPU_CPUS = 8  # cores of a process with a GPU: one for it, the others decode images, see docs/DATA.md
+_MAX_DECODERS = 16  # as of `evlgen.data.stream.decoders`
+_NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm_job` counts better
+# Tasks that one process does: more of them would wait for it, or do the same again.
+_FOR_ONE = {"sweeps.worker:cache_features", "sweeps.execute:score"}
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,16 @@ class Profile:
         time: limit of a job, ``D-HH:MM:SS``, ``HH:MM:SS`` or minutes.
         memory_gb: of a node; 0: the cluster's default.
         gpus: on each node.
-        nodes, tasks_per_node: over how many nodes one run goes, and with how many processes on each.
-        cpus: of a process.
-        workers: runs side by side in one job.
+        nodes, tasks_per_node: over how many nodes one run goes, and with how many processes on each; 0: one
+            for each GPU if a run has its job for itself, one otherwise.
+        cpus: of a process, for its workers together; 0: enough to decode images if there are GPUs, else 1.
+        workers: runs side by side in one job; they share its GPUs.
         pack_minutes: small runs are packed into a job until it should take this long.
         max_array: jobs in one array; 0: what the cluster allows.
         max_jobs: jobs in the queue at the same time; the rest is submitted later.
         parallel: jobs of an array that run at the same time.
-        max_requeues: times that a job may go back to the queue, after preemptions and time-outs together.
+        max_requeues: times that a job may go back to the queue, after preemptions and time-outs together,
+            without a new checkpoint or a finished run.
         signal_seconds: before its end a job is told to write checkpoints.
         setup: shell lines before the job's command.
         sbatch: further options of sbatch, by their long names.
@@ -68,8 +75,8 @@ class Profile:
     memory_gb: float = 0.0
     gpus: int = 0
     nodes: int = 1
-    tasks_per_node: int = 1
-    cpus: int = 1
+    tasks_per_node: int = 0
+    cpus: int = 0
     workers: int = 1
     pack_minutes: float = 30.0
     max_array: int = 0
@@ -81,9 +88,34 @@ class Profile:
     sbatch: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def processes(self) -> int:
+        """Of a job on each node."""
+        return self.tasks_per_node or (max(1, self.gpus) if self.workers == 1 else 1)
+
+    @property
     def tasks(self) -> int:
         """Processes that one run is spread over."""
-        return self.nodes * self.tasks_per_node
+        return self.nodes * self.processes
+
+    @property
+    def cores(self) -> int:
+        """Of each process; a worker has one at least."""
+        cpus = self.cpus or (_GPU_CPUS if self.gpus and self.workers == 1 else 1)
+        return max(cpus, self.workers)
+
+    @property
+    def decoders(self) -> int:
+        """Processes that decode images for a worker: its share of the cores, less its own."""
+        return min(_MAX_DECODERS, self.cores // self.workers - 1)
+
+    def __str__(self) -> str:
+        """What a run gets."""
+        where = _count(self.nodes, "node")
+        if self.gpus:
+            where = f"{_count(self.nodes * self.gpus, 'GPU')} of {where}"
+        if self.workers > 1:
+            return f"{self.workers} runs at a time share {where}, each has 1 process"
+        return f"each run has {_count(self.tasks, 'process', 'processes')} on {where}"
 
     @property
     def minutes(self) -> int:
@@ -139,11 +171,29 @@ def make_profile(values: Mapping[str, Any], source: str) -> Profile:
     profile = Profile(**kept)
     if profile.tasks > 1 and profile.workers > 1:
         raise UserError(f"{source}: workers: a job has several runs or one run several processes, not both")
+    _check_gpus(profile, source)
     assert profile.minutes
     return profile
 
 
-_AT_LEAST_ONE = {"nodes", "tasks_per_node", "cpus", "workers", "max_jobs", "parallel", "signal_seconds"}
+_AT_LEAST_ONE = {"nodes", "workers", "max_jobs", "parallel", "signal_seconds"}
+
+
+def _check_gpus(profile: Profile, source: str) -> None:
+    """Every GPU has a process, and every process of a run a GPU, or there are none."""
+    gpus, processes, workers = profile.gpus, profile.processes, profile.workers
+    if not gpus:
+        return
+    if workers > 1 and gpus > workers:
+        raise UserError(
+            f"{source}: workers is {workers}, but gpus is {gpus}: {gpus - workers} would have no run; "
+            f"give workers {gpus} or gpus {workers}"
+        )
+    if workers == 1 and gpus != processes:
+        raise UserError(
+            f"{source}: tasks_per_node is {processes}, but gpus is {gpus}: a run has one process for "
+            f"each GPU; leave tasks_per_node out or give gpus {processes}"
+        )
 
 
 # ------------------------------------------------------------------------------------------- packing
@@ -258,8 +308,9 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
     }
     store.write_json(path, record)
     python = shlex.join([sys.executable, str(store.ROOT / "sweeps" / "slurm_start.py")])
-    executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=profile.max_requeues, python=python)
-    executor.update_parameters(**_parameters(f"{_PREFIX}{sweep}-{batch}", profile, after))
+    executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=_NEVER, python=python)
+    asked = _narrowed(profile, array)
+    executor.update_parameters(**_parameters(f"{_PREFIX}{sweep}-{batch}", asked, after))
     chunks = [Chunk(str(path.resolve()), index) for index in range(len(array))]
     ids = _patiently(lambda: _submitted(executor, chunks), lambda: path.unlink())
     store.write_json(path, {**record, "job": ids})
@@ -272,15 +323,22 @@ def _submitted(executor: Any, chunks: list[Any]) -> str:
     return str(jobs[0].job_id).split("_")[0]
 
 
+def _narrowed(profile: Profile, array: list[list[Task]]) -> Profile:
+    """What jobs need that train nothing: one process, not all of a run's."""
+    if profile.workers > 1 or any(task.function not in _FOR_ONE for chunk in array for task in chunk):
+        return profile
+    return dataclasses.replace(profile, nodes=1, tasks_per_node=1, gpus=min(1, profile.gpus))
+
+
 def _parameters(name: str, profile: Profile, after: list[str]) -> dict[str, Any]:
     """Of submitit's executor."""
-    cpus = max(profile.cpus, profile.workers)
+    cpus = profile.cores
     root = shlex.quote(str(store.ROOT))
     found: dict[str, Any] = {
         "job_name": name,
         "time": profile.minutes,
         "nodes": profile.nodes,
-        "ntasks_per_node": profile.tasks_per_node,
+        "ntasks_per_node": profile.processes,
         "cpus_per_task": cpus,
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": profile.parallel,
@@ -466,6 +524,10 @@ def _slurm(*command: str) -> str:
 
 def _folder() -> Path:
     return store.store_folder() / ".slurm"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def profile_of(found: Iterable[dict[str, Any]]) -> Profile | None:

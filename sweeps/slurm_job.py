@@ -2,11 +2,13 @@
 
 A job is told nothing but the name of a file and a number, so that it runs whatever the checkout holds, and it
 refuses to if that is not what was there when the job was queued. When SLURM announces that it takes the node
-away, the runs leave their checkpoints and the job goes back to the queue.
+away, the runs leave their checkpoints and the job goes back to the queue. A long run comes back as often as
+it takes; only a job that comes back again and again and gets nowhere is given up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -19,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.errors import UserError
-from sweeps import local, store
+from sweeps import local, slurm, store
 
+_CHECKPOINT = "checkpoint.pt"  # `evlgen.checkpoints.CURRENT`, without importing torch for it
 _PATIENCE = 120.0  # seconds that a job with its checkpoints in place waits for SLURM to end it
 
 
@@ -52,9 +55,13 @@ class Chunk:
                 f"{store.ROOT}: the code has changed since this job was queued ({batch['code']}, now {now}); "
                 "type the sweep's command again, or go back to the code of then and retry"
             )
-        if _restarts() > batch["profile"]["max_requeues"]:
-            self._refuse(_too_often(batch))
+        self._note_progress(batch)
+        if self._idle_restarts(batch) > batch["profile"]["max_requeues"]:
+            self._refuse(self._too_often(batch))
         _export_ranks()
+        # Where SLURM binds processes to cores, each sees its own alone, which must not be divided once more.
+        decoders = slurm.make_profile(batch["profile"], self.batch).decoders
+        os.environ.setdefault("EVLGEN_DECODERS", str(decoders))
         # submitit minds SIGUSR2 alone, and only in the first process. To the others it must not look like a
         # failure of their run that the first one leaves it.
         for number in (signal.SIGTERM,) if os.environ.get("RANK", "0") == "0" else local.STOP_SIGNALS:
@@ -74,8 +81,8 @@ class Chunk:
         batch = store.read_json(Path(self.batch))
         assert batch is not None
         _stop_workers(batch["profile"]["signal_seconds"] * 0.8)
-        if _restarts() >= batch["profile"]["max_requeues"]:
-            self._fail(_too_often(batch))
+        if self._idle_restarts(batch) >= batch["profile"]["max_requeues"]:
+            self._fail(self._too_often(batch))
             return None
         return DelayedSubmission(self)
 
@@ -93,6 +100,44 @@ class Chunk:
             time.sleep(0.5)
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
         raise SystemExit("requeued")
+
+    def _note_progress(self, batch: dict[str, Any]) -> None:
+        """If there is any since the job's last start, restarts are counted from this one on.
+
+        All processes of a job may do this at once: they write the same.
+        """
+        newest = self._newest(batch)
+        if newest > self._noted()["newest"]:
+            store.write_json(self._record, {"newest": newest, "restarts": _restarts()})
+
+    def _idle_restarts(self, batch: dict[str, Any]) -> int:
+        """Restarts since there was progress."""
+        noted = self._noted()
+        return 0 if self._newest(batch) > noted["newest"] else _restarts() - int(noted["restarts"])
+
+    def _too_often(self, batch: dict[str, Any]) -> str:
+        return (
+            f"requeued {self._idle_restarts(batch)} times without a new checkpoint, max_requeues is "
+            f"{batch['profile']['max_requeues']}; the last checkpoint is kept: retry goes on from it, with "
+            "another --time if a job's was too short"
+        )
+
+    def _newest(self, batch: dict[str, Any]) -> float:
+        """When the file system got the newest checkpoint or finished run of the chunk; 0: there is none."""
+        times = [0.0]
+        for entry in batch["chunks"][self.index]:
+            for name in (_CHECKPOINT, "outcome.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    times.append((store.store_folder() / entry["key"] / name).stat().st_mtime)
+        return max(times)
+
+    def _noted(self) -> dict[str, float]:
+        return store.read_if_whole(self._record) or {"newest": 0.0, "restarts": 0}
+
+    @property
+    def _record(self) -> Path:
+        path = Path(self.batch)
+        return path.with_name(f"{path.stem}-{self.index}.json")
 
     def _refuse(self, reason: str) -> None:
         self._fail(reason)
@@ -126,13 +171,6 @@ def _note(kind: str, key: str, detail: Any) -> None:
 
 def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-
-
-def _too_often(batch: dict[str, Any]) -> str:
-    return (
-        f"requeued {_restarts()} times, max_requeues is {batch['profile']['max_requeues']}; "
-        "the checkpoint is kept: retry goes on from it"
-    )
 
 
 def _stop_workers(seconds: float) -> None:

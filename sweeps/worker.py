@@ -25,6 +25,7 @@ def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int, wo
     from evlgen.data import features
 
     prepare_worker()
+    _take_gpu()
     features.ensure(pool, size, vision, views, world)
 
 
@@ -110,9 +111,7 @@ def _train(
     first = None if init_folder is None else Path(init_folder)
     if first is not None and store.read_if_whole(first / "outcome.json") is None:
         raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if local_rank < torch.cuda.device_count():  # before anything is put on a GPU
-        torch.cuda.set_device(local_rank)
+    _take_gpu()
     data = load_training_data(config)
     if os.environ.get("RANK", "0") == "0":
         for pool in worlds.pools_of(config):  # a damaged file shall not show after days of training
@@ -122,6 +121,19 @@ def _train(
 
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint
+
+
+def _take_gpu() -> None:
+    """Of the machine's GPUs this process's own, or one that several share; before anything is put on a GPU.
+
+    The processes of one run are as many as the GPUs, or `evlgen.distributed.init_from_environment` refuses.
+    Runs side by side may be more.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", local.number())) % count)
 
 
 @contextlib.contextmanager

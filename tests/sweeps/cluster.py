@@ -45,7 +45,8 @@ SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
-NodeName=localhost CPUs=4 RealMemory=4000 State=UNKNOWN
+GresTypes=gpu
+NodeName=localhost CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -59,6 +60,8 @@ class Cluster:
             (folder / name).mkdir()
         controller, daemon = _free_ports(2)
         (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, controller=controller, daemon=daemon))
+        # GPUs that are none: SLURM wants a device for each, and deals them out unseen.
+        (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)

@@ -55,10 +55,13 @@ def add_ranks(tell: Tell, folder: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from evlgen.data.stream import decoders
+
     dist.init_process_group("gloo")
     total = torch.tensor([dist.get_rank() + 1.0])
     dist.all_reduce(total)
     text = f"{total.item():g} of {dist.get_world_size()}, local rank {os.environ['LOCAL_RANK']}"
+    text += f", {decoders()} decoders"
     (Path(folder) / f"rank-{dist.get_rank()}").write_text(text)
     dist.barrier()
     dist.destroy_process_group()

@@ -91,11 +91,76 @@ def test_profile_and_its_mistakes(tmp_path: Path) -> None:
         ("time = '1:00:00:00'", "time '1:00:00:00': give D-HH:MM:SS"),
         ("gpus = ", "--cluster "),
         ("workers = 2\nnodes = 2", "not both"),
+        ("gpus = 8\ntasks_per_node = 1", "tasks_per_node is 1, but gpus is 8: a run has one"),
+        ("gpus = 2\ntasks_per_node = 4", "leave tasks_per_node out or give gpus 4"),
+        ("gpus = 8\nworkers = 2", "6 would have no run; give workers 8 or gpus 2"),
     ):
         path = tmp_path / "cluster.toml"
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             slurm.read_profile(str(path), {})
+
+
+def test_the_example_says_what_the_defaults_are() -> None:
+    assert slurm.read_profile(str(ROOT / "clusters" / "example.toml"), {}) == slurm.Profile()
+
+
+@pytest.mark.parametrize(
+    ("values", "processes", "cores", "decoders", "told"),
+    [
+        ({}, 1, 1, 0, "each run has 1 process on 1 node"),
+        ({"gpus": 8}, 8, 8, 7, "each run has 8 processes on 8 GPUs of 1 node"),
+        ({"gpus": 4, "nodes": 2, "cpus": 40}, 4, 40, 16, "each run has 8 processes on 8 GPUs of 2 nodes"),
+        ({"gpus": 1}, 1, 8, 7, "each run has 1 process on 1 GPU of 1 node"),
+        ({"tasks_per_node": 3}, 3, 1, 0, "each run has 3 processes on 1 node"),
+        ({"gpus": 2, "workers": 4}, 1, 4, 0, "4 runs at a time share 2 GPUs of 1 node, each has 1 process"),
+        ({"workers": 4, "cpus": 12}, 1, 12, 2, "4 runs at a time share 1 node, each has 1 process"),
+    ],
+)
+def test_every_gpu_has_a_process_and_cores(
+    values: dict[str, int], processes: int, cores: int, decoders: int, told: str
+) -> None:
+    profile = slurm.make_profile(values, "test")
+    asked = slurm._parameters("name", profile, [])
+    assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (processes, cores)
+    assert asked.get("gpus_per_node", 0) == values.get("gpus", 0)
+    assert profile.decoders == decoders
+    assert str(profile) == told
+
+
+def test_the_dry_run_says_what_a_run_gets(runs: Path) -> None:
+    told = call("table2", "--scale", "smoke", "--executor", "slurm", "--gpus", "8", "--dry-run", expect=0)
+    assert told.endswith("SLURM: each run has 8 processes on 8 GPUs of 1 node\n")
+
+
+def test_features_and_scores_are_one_process_on_one_gpu() -> None:
+    profile = slurm.Profile(gpus=8, nodes=2)
+    score = Task("score", "sweeps.execute:score", ())
+    features = Task("features", "sweeps.worker:cache_features", ())
+    small = slurm._narrowed(profile, [[score], [features]])
+    assert (small.nodes, small.processes, small.gpus, small.cores) == (1, 1, 1, 8)
+    assert slurm._narrowed(profile, [[score], [Task("run", "sweeps.worker:execute_run", ())]]) == profile
+    packed = slurm.Profile(gpus=2, workers=4)
+    assert slurm._narrowed(packed, [[features]]) == packed
+
+
+def test_runs_side_by_side_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sweeps import local, worker
+
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for number in range(3):
+        monkeypatch.setattr(local, "_number", number)
+        worker._take_gpu()
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of several processes of one run
+    worker._take_gpu()
+    assert taken == [0, 1, 0, 1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    worker._take_gpu()
+    assert len(taken) == 4
 
 
 @pytest.mark.parametrize(
@@ -139,6 +204,45 @@ def test_changed_code_and_too_many_requeues_are_refused_in_one_line(
         error = store.read_json(runs / "run" / "error.json")
         assert error is not None
         assert message in error["error"]
+
+
+def test_only_restarts_without_progress_are_counted(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.prepare("run", evlgen("smoke"))
+    path = runs / ".slurm" / "0123abcd.json"
+    batch = {
+        "sweep": "test",
+        "code": store.version(),
+        "chunks": [[dataclasses.asdict(Task("run", "x:y", ()))]],
+        "profile": dataclasses.asdict(slurm.Profile(max_requeues=2)),
+        "environment": {},
+        "submitted": 0.0,
+    }
+    store.write_json(path, batch)
+    monkeypatch.setattr(slurm_job.local, "execute", lambda *_: {"run": "done"})
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("EVLGEN_DECODERS", "0")
+
+    def start(restarts: int) -> None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        slurm_job.Chunk(str(path), 0)()
+
+    for restarts in range(100):  # a time limit far shorter than the run
+        start(restarts)
+        (folder / "checkpoint.pt").touch()
+        os.utime(folder / "checkpoint.pt", (1000 + restarts, 1000 + restarts))
+        assert slurm_job.Chunk(str(path), 0).checkpoint() is not None
+    for restarts in (100, 101, 102):  # from now on it gets nowhere
+        start(restarts)
+    assert slurm_job.Chunk(str(path), 0).checkpoint() is None
+    with pytest.raises(UserError, match="requeued 3 times without a new checkpoint, max_requeues is 2"):
+        start(103)
+    assert slurm.batches().keys() == {"0123abcd"}  # what was counted is no batch
+
+
+def test_the_file_that_shows_progress_is_the_checkpoint() -> None:
+    from evlgen.checkpoints import CURRENT
+
+    assert slurm_job._CHECKPOINT == CURRENT
 
 
 # ------------------------------------------------------------------------------------------- the queue
@@ -199,7 +303,9 @@ def test_a_run_that_is_requeued_timed_out_and_loses_its_node_ends_with_the_same_
     config = dataclasses.replace(config, optim=optim, evaluation=evaluation)
     run = store.run_id(config)
     folder = store.prepare(run, config)
-    submit([Task(run, "runner_tasks:slow_run", (str(folder),))])
+    # Three restarts are more than one, but only the last comes without a new checkpoint.
+    profile = dataclasses.replace(ONE_EACH, max_requeues=1)
+    submit([Task(run, "runner_tasks:slow_run", (str(folder),))], profile)
 
     def wait_for(step: int) -> None:
         until(lambda: any(line["step"] >= step for line in course(folder)))
@@ -337,5 +443,16 @@ def test_processes_of_one_run_find_each_other(cluster: real.Cluster, runs: Path,
     submit([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))
     until(queue_is_empty)
     told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
-    assert told == {f"rank-{i}": f"3 of 2, local rank {i}" for i in range(2)}
+    assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 0 decoders" for i in range(2)}
     assert os.environ.get("RANK") is None
+
+
+@pytest.mark.slow
+def test_a_run_gets_a_process_for_each_gpu_that_is_asked_for(
+    cluster: real.Cluster, runs: Path, tmp_path: Path
+) -> None:
+    task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
+    submit([task], dataclasses.replace(ONE_EACH, gpus=2, cpus=2))
+    until(queue_is_empty)
+    told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
+    assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 1 decoders" for i in range(2)}
