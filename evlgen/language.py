@@ -181,7 +181,7 @@ def build_language(name: str) -> FrozenLanguage:
         UserError: unknown name, or its weights are missing or unfit.
     """
     with torch.random.fork_rng(devices=[]):
-        return _mini_language(name) if name in _MINI else _large_language(_folder(name))
+        return _mini_language(name) if name in _MINI else _large_language(language_folder(name))
 
 
 def forget_languages() -> None:
@@ -201,7 +201,7 @@ def text_tokenizer(name: str) -> tuple[Any, int]:
     if name in (*_MINI, MINI_BERT):
         tokenizer = mini_tokenizer()
         return tokenizer, closing_newline(tokenizer, name)
-    path = bert_folder(name) if name in names("bert") else _folder(name)
+    path = bert_folder(name) if name in names("bert") else language_folder(name)
     return load_tokenizer(path, read_config(path))
 
 
@@ -220,7 +220,12 @@ def text_reader(config: RunConfig) -> str:
     return name
 
 
-def _folder(name: str) -> Path:
+def language_folder(name: str) -> Path:
+    """Folder of a language model: see `model_folder`.
+
+    Raises:
+        UserError: there is none; the message says what there is, or where it was looked for.
+    """
     if (found := model_folder(name)) is not None:
         return found
     if name in names("language"):

@@ -427,8 +427,9 @@ def _bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
             f"connector.init {name!r}: has {config.num_attention_heads} heads, the config wants num_heads = "
             f"{num_heads}"
         )
-    plain = path / "pytorch_model.bin"
-    return read_state(path if any(path.glob("*.safetensors")) or not plain.exists() else plain)
+    if config.hidden_act not in ("gelu", "gelu_python"):  # nor of what is computed between them
+        raise UserError(f"connector.init {name!r}: has the activation {config.hidden_act!r}, wanted 'gelu'")
+    return read_state(path)
 
 
 # ------------------------------------------------------------------------------------ saving, looking

@@ -24,16 +24,25 @@ Role = Literal["vision", "language", "bert"]
 
 @dataclass(frozen=True)
 class Source:
-    """Sub-path below ``EVLGEN_WEIGHTS`` and, for the message, where a user gets the weights."""
+    """Sub-path below ``EVLGEN_WEIGHTS`` and, for the message, where a user gets the weights.
+
+    Attributes:
+        other: another sub-path that holds the same weights, taken where the first is missing.
+    """
 
     role: Role
     path: str
     origin: str
+    other: str = ""
 
 
 SOURCES = {
     "eva-clip-g": Source(
-        "vision", "eva_vit_g.pth", "LAVIS's model zoo, or the folder of Salesforce/blip2-opt-2.7b"
+        "vision",
+        "eva_vit_g.pth",
+        "LAVIS (https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
+        "eva_vit_g.pth), or the folder of Salesforce/blip2-opt-2.7b, as blip2-opt-2.7b",
+        other="blip2-opt-2.7b",
     ),
     "bert-base-uncased": Source("bert", "bert-base-uncased", "the folder of google-bert/bert-base-uncased"),
     "clip-vit-l": Source("vision", "clip-vit-large-patch14", "the folder of openai/clip-vit-large-patch14"),
@@ -64,8 +73,9 @@ def find_weights(name: str) -> Path:
         raise UserError(f"weights {name!r}: neither a path nor one of {', '.join(SOURCES)}")
     root = os.environ.get("EVLGEN_WEIGHTS", "")
     path = Path(root).expanduser() / source.path
-    if root and path.exists():
-        return path
+    for sub in filter(None, (source.path, source.other)):
+        if root and (found := Path(root).expanduser() / sub).exists():
+            return found
     where = f"{path} is missing" if root else f"{source.path} is wanted and EVLGEN_WEIGHTS is not set"
     raise UserError(
         f"weights {name!r}: {where}; get it from {source.origin}, put it into a folder and set "
@@ -74,7 +84,7 @@ def find_weights(name: str) -> Path:
 
 
 def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors of a .pth file (no pickled code), a .safetensors file, or a folder of the latter.
+    """Tensors of a .pth or .bin file (no pickled code), a .safetensors file, or a model's folder of either.
 
     Args:
         prefix: of safetensors, only the tensors whose names begin with it are read, if any does: a model's
@@ -83,15 +93,11 @@ def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
     Raises:
         UserError: it holds no such file, or cannot be read as tensors.
     """
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = weights_files(path) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path}: no .safetensors file in this folder")
+        raise UserError(f"{path}: no weights in this folder ({WEIGHTS_PATTERNS})")
     if files[0].suffix != ".safetensors":
-        with _reading(path):
-            part = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(part, dict):
-            raise UserError(f"{path}: holds no dictionary of tensors")
-        return dict(part.get("model", part))
+        return {key: value for file in files for key, value in _read_pickled(file).items()}
     owner: dict[str, Any] = {}
     for file in files:
         with _reading(file):
@@ -102,13 +108,51 @@ def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
         return {key: owner[key].get_tensor(key) for key in wanted}
 
 
+WEIGHTS_PATTERNS = "*.safetensors or pytorch_model*.bin"
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files of weights in a model's folder, safetensors where there are any."""
+    first, second = WEIGHTS_PATTERNS.split(" or ")
+    return sorted(folder.glob(first)) or sorted(folder.glob(second))
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
+    """What a file of ``torch.save`` holds, of a training checkpoint the weights; no code is executed."""
+    with _reading(file):
+        part = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(part, dict):
+        raise UserError(f"{file}: holds no dictionary of tensors")
+    return dict(part.get("model", part))
+
+
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Turn what a damaged weights file raises into one line."""
+    """Turn what a file raises that holds no weights, or damaged ones, into one line."""
     try:
         yield
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        refuse_pointer(file)
+        if "Unsupported" in str(error):  # the global, class or operand that torch refuses to execute
+            raise UserError(
+                f"{file}: holds Python objects beside its tensors, which are not loaded since that would "
+                "execute its code; save the tensors alone, as safetensors"
+            ) from error
         raise UserError(f"{file}: not a readable weights file; fetch it again") from error
+
+
+def refuse_pointer(file: Path) -> None:
+    """Say so where git has left the address of a large file in its place.
+
+    Raises:
+        UserError: with the mend.
+    """
+    if file.is_file():
+        with file.open("rb") as opened:
+            if opened.read(32).startswith(b"version https://git-lfs"):
+                raise UserError(
+                    f"{file}: a pointer of git-lfs, not the weights; run `git lfs pull` in its folder"
+                )
 
 
 # ------------------------------------------------------------------------ models of `transformers`
@@ -130,6 +174,19 @@ def read_config(path: Path) -> Any:
         ) from error
 
 
+def check_folder(path: Path) -> None:
+    """A model's folder has weights, as far as a look at its files can tell.
+
+    Raises:
+        UserError: it has none, or pointers of git-lfs in their place.
+    """
+    files = weights_files(path)
+    if not files:
+        raise UserError(f"{path}: no weights in this folder ({WEIGHTS_PATTERNS})")
+    for file in files:
+        refuse_pointer(file)
+
+
 def load_transformers(model_class: Any, path: Path, config: Any, dtype: torch.dtype) -> Any:
     """A model of `transformers` from its folder, frozen and in eval mode; nothing is fetched or executed.
 
@@ -142,8 +199,7 @@ def load_transformers(model_class: Any, path: Path, config: Any, dtype: torch.dt
     Raises:
         UserError: no weights, weights that cannot be read, or weights of another architecture.
     """
-    if not any(any(path.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
-        raise UserError(f"{path}: no weights in this folder (*.safetensors or pytorch_model*.bin)")
+    check_folder(path)
     try:
         model, report = model_class.from_pretrained(
             path,
@@ -168,8 +224,7 @@ def load_transformers(model_class: Any, path: Path, config: Any, dtype: torch.dt
 
 def weights_fingerprint(path: Path) -> str:
     """16 hex digits that stand for the names and bytes of the weights files in a folder."""
-    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-    text = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
+    text = "".join(f"{file.name} {sha256_of(file)}\n" for file in weights_files(path))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from evlgen.config import RunConfig
@@ -33,24 +34,43 @@ def check(runs: Iterable[RunConfig], scale: str) -> None:
 
 
 def _weights(config: RunConfig) -> list[str]:
-    wanted = [config.vision, config.language, config.connector.init]
+    wanted = {"vision": config.vision, "language": config.language, "bert": config.connector.init}
     if config.stage == "represent" and config.data.world != "miniworld":
         from evlgen.language import text_reader
 
-        wanted.append(text_reader(config))
-    wanted = [name for name in wanted if not store.is_shipped(name)]
-    if not wanted:
-        return []
-    from evlgen.pretrained import SOURCES, find_weights  # imports torch, which the miniature does not need
+        wanted |= {"language": "", "text": text_reader(config)}
+    lines = []
+    for role, name in wanted.items():
+        if not store.is_shipped(name):
+            try:
+                look_at(role, name)
+            except UserError as error:
+                lines.append(str(error))
+    return lines
+
+
+@functools.cache
+def look_at(role: str, name: str) -> None:
+    """Look at what is there of a model, without reading its weights; once for all runs.
+
+    Raises:
+        UserError: something is missing.
+    """
+    from evlgen import language, pretrained  # import torch, which the miniature does not need
     from evlgen.wheels import WHEELS, wheel_file
 
-    lines = []
-    for name in wanted:
-        try:
-            if name in SOURCES:
-                find_weights(name)
-            if name in WHEELS:
-                wheel_file(name)
-        except UserError as error:  # noqa: PERF203
-            lines.append(str(error))
-    return lines
+    if name in WHEELS:
+        wheel_file(name)
+        return
+    if role == "vision" or name.endswith((".safetensors", ".gguf")):
+        path = pretrained.find_weights(name)
+    elif role == "language":
+        path = language.language_folder(name)
+        language.text_tokenizer(name)
+    else:
+        path = language.bert_folder(name)
+    if path.is_dir():
+        pretrained.read_config(path)
+        pretrained.check_folder(path)
+    else:
+        pretrained.refuse_pointer(path)

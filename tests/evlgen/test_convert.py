@@ -373,7 +373,7 @@ def test_command_line(
     path, out = tmp_path / "x.pth", str(tmp_path / "out")
     assert "no such file" in run(str(tmp_path / "none.pth"), out)
     torch.save({"weights": nn.Linear(2, 2)}, path)  # a pickle with code
-    assert "not a readable weights file" in run(str(path), out)
+    assert "holds Python objects beside its tensors" in run(str(path), out)
     torch.save({"model": {"backbone.weight": torch.zeros(2)}}, path)
     assert "no checkpoint that is known: has backbone.weight" in run(str(path), out)
     (tmp_path / "bad.json").write_text('{"connector": {"kind": "tomeformer", "layers": 3}}')

@@ -1,3 +1,4 @@
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,41 @@ def test_missing_weights_say_which_whence_and_how(monkeypatch: pytest.MonkeyPatc
         find_weights("eva-clip-g")
     (tmp_path / "eva_vit_g.pth").touch()
     assert find_weights("eva-clip-g") == tmp_path / "eva_vit_g.pth"
+
+
+def test_a_blip2_folder_stands_in_for_lavis_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EVLGEN_WEIGHTS", str(tmp_path))
+    (tmp_path / "blip2-opt-2.7b").mkdir()
+    assert find_weights("eva-clip-g") == tmp_path / "blip2-opt-2.7b"
+
+
+def test_a_folder_of_bin_files_is_read_as_one_of_safetensors(tmp_path: Path) -> None:
+    """Two shards; where there are safetensors, these count."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-00001-of-00002.bin")
+    torch.save({"b": torch.zeros(3)}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    read = read_state(tmp_path)
+    assert sorted(read) == ["a", "b"]
+    assert torch.equal(read["a"], torch.ones(2))
+    save_file({"c": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert sorted(read_state(tmp_path)) == ["c"]
+
+
+@pytest.mark.parametrize("name", ["eva_vit_g.pth", "model.safetensors"])
+def test_what_is_there_in_the_place_of_weights_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 2026000000\n")
+    with pytest.raises(UserError, match=rf"{name}: a pointer of git-lfs.*git lfs pull"):
+        read_state(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{name}: not a readable weights file; fetch it again"):
+        read_state(path)
+
+
+def test_objects_beside_the_tensors_are_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "eva_vit_g.pth"
+    torch.save({"model": {"x": torch.ones(1)}, "arguments": Namespace(lr=1)}, path)
+    with pytest.raises(UserError, match=r"eva_vit_g\.pth: holds Python objects beside its tensors"):
+        read_state(path)
 
 
 def test_odd_image_sizes_are_named() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import zipfile
 from pathlib import Path
 
@@ -264,6 +265,10 @@ def test_a_bert_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     config = dataclasses.replace(QFORMER, init=str(tmp_path), num_heads=4)
     with pytest.raises(UserError, match="has 2 heads, the config wants num_heads = 4"):
         build_connector(config)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "relu"}))
+    with pytest.raises(UserError, match="has the activation 'relu', wanted 'gelu'"):
+        build_connector(dataclasses.replace(QFORMER, init=str(tmp_path)))
     monkeypatch.delenv("EVLGEN_WEIGHTS", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="bert-base-uncased is wanted and EVLGEN_WEIGHTS is not set"):

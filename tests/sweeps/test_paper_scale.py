@@ -148,6 +148,28 @@ def test_what_is_missing_is_told_before_anything_is_done(
     ]
 
 
+def test_a_folder_that_is_there_is_looked_into(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a job waits in a queue for weights that are none."""
+    monkeypatch.setenv("EVLGEN_WEIGHTS", str(place / "weights"))
+    real_sets.write(place / "data")
+    config = table1.build("paper").rows[-2].config
+    bert = place / "weights/bert-base-uncased"
+    bert.mkdir(parents=True)
+    config = dataclasses.replace(config, vision=str(real_sets.clip(place / "clip")), language="no/such")
+    lines = requirements.missing([config])
+    assert [line.split(";")[0].removeprefix(f"{place}/") for line in lines] == [
+        "language 'no/such': no such language model",
+        "weights/bert-base-uncased: not a folder of a model: it has no config.json",
+    ]
+    bert.rmdir()
+    real_sets.bert(bert)
+    (line,) = requirements.missing([dataclasses.replace(config, language="mini-opt")])
+    assert line.startswith(f"{bert}: no weights in this folder")
+    (bert / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (line,) = requirements.missing([dataclasses.replace(config, language="mini-opt")])
+    assert "git lfs pull" in line
+
+
 def test_one_s_own_folder_is_trained_on_with_and_without_a_cache(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
