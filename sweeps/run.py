@@ -23,17 +23,19 @@ from evlgen.errors import UserError, exit_code
 from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
-from sweeps import reporting, requirements, slurm, store
+from sweeps import archive, reporting, requirements, slurm, store
 from sweeps.planning import load, unique_runs
-from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, wait
+from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, table_seeds, wait
 
 __all__ = ["load", "main", "unique_runs"]
 
 console = Console()
 
+PICTURED = ("table1", "table2")  # experiments of whose runs there are pictures
 EXAMPLES = 8  # images whose captions are shown
 ALL = "all"  # every experiment of the paper, and the claims that they decide
-COMMANDS = ("status", "show", "captions", "retry", "wait", "cancel")  # that take an experiment
+# That take an experiment
+COMMANDS = ("status", "show", "captions", "retry", "wait", "cancel", "pack", "unpack")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Arguments:
     """Run an experiment, or say what there is."""
 
     command: Annotated[str, tyro.conf.Positional]
-    """an experiment, or: all, list, status, show, captions, logs, retry, wait, cancel, foundation"""
+    """an experiment, or: all, list, status, show, captions, logs, retry, wait, cancel, pack, unpack,
+    foundation"""
     target: Annotated[str, tyro.conf.Positional] = ""
     """an experiment or all, or for show, captions and logs the beginning of a run's id"""
     scale: str = ""
@@ -173,6 +176,11 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
         reporting.show_examples(sweep.experiment, EXAMPLES)
     elif command == "status":
         reporting.show_status(experiment, sweep.scale, sweep.seeds, sweep.runs, states(sweep, _queue()))
+    elif command == "pack":
+        pack(sweep)
+    elif command == "unpack":
+        if arguments.target != ALL or archive.path_of(sweep.table, sweep.scale).exists():
+            unpack(sweep)
     elif command == "wait":
         return wait(sweep, arguments.profile() if arguments.cluster else None)
     elif command == "cancel":
@@ -188,6 +196,27 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
         workers = arguments.workers or os.cpu_count() or 1
         return run_here(sweep, workers, failed_only=command == "retry")
     return 0
+
+
+def pack(sweep: Sweep) -> None:
+    """Put the records of a table's finished runs into a file beside it."""
+    experiment, path = sweep.experiment, archive.path_of(sweep.table, sweep.scale)
+    runs = unique_runs(experiment, table_seeds(sweep))
+    pictured = unique_runs(experiment, 1) if experiment.name in PICTURED else {}
+    packed = archive.pack(path, list(runs), list(pictured))
+    size = path.stat().st_size / 2**20
+    console.print(f"{len(packed)} of {len(runs)} runs in {os.path.relpath(path)}, {size:.1f} MiB")
+
+
+def unpack(sweep: Sweep) -> None:
+    """Put the finished runs that came with a table into the run store."""
+    path = archive.path_of(sweep.table, sweep.scale)
+    put = archive.unpack(path)
+    known = len(set(put) & set(unique_runs(sweep.experiment, get(sweep.scale).claim_seeds)))
+    of_others = "" if known == len(put) else f"; {len(put) - known} are of another version of the code"
+    console.print(
+        f"{sweep.experiment.name}: {len(put)} runs put into {store.store_folder().name}/{of_others}"
+    )
 
 
 def _queue() -> dict[str, slurm.Job] | None:

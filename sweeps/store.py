@@ -25,6 +25,7 @@ from evlgen.files import write_atomic
 from sweeps import claims
 
 ROOT = Path(__file__).parents[1]
+WEIGHTS = "connector.safetensors"  # `evlgen.training.CONNECTOR`, without importing torch for it
 # These decide how a run is scored, described or reported, not what it learns.
 _NOT_DECISIVE = {
     *("metrics.py", "cost.py", "errors.py", "files.py", "cpu.py", "foundation.py"),
@@ -270,6 +271,17 @@ def status(folder: Path) -> str:
 def is_complete(folder: Path) -> bool:
     """Whether the run has a whole result; a damaged one is named, put aside and counts as missing."""
     return read_if_whole(folder / "result.json") is not None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a finished run has what it has learnt, and not only the records of it."""
+    return (folder / WEIGHTS).exists()
+
+
+def forget(folder: Path) -> None:
+    """Let a finished run be made again; its course and its configuration stay."""
+    for name in ("result.json", "outcome.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def prepare(run: str, config: RunConfig) -> Path:

@@ -6,6 +6,7 @@ import functools
 import os
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -84,13 +85,32 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> int:
     from sweeps.execute import execute
 
     root = store.store_folder()
-    missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
+    missing = unfinished(sweep)
     _head(sweep, len(missing))
     requirements.check(missing.values(), sweep.scale)
     if failed_only:
         missing = {run: config for run, config in missing.items() if (root / run / "error.json").exists()}
+    _forget_results(missing)
     problems = execute(missing, workers) if missing else {}
     return conclude(sweep, problems)
+
+
+def unfinished(sweep: Sweep) -> dict[str, RunConfig]:
+    """The runs that are not complete, and the stages 1 before them of which only the records are there."""
+    root = store.store_folder()
+    missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
+    for config in list(missing.values()):
+        first = config.init_from
+        if first is not None and not store.has_weights(root / store.run_id(first)):
+            missing[store.run_id(first)] = first
+    return {run: config for run, config in sweep.runs.items() if run in missing}
+
+
+def _forget_results(missing: Iterable[str]) -> None:
+    """Of stages without weights the result goes as well: they are trained again, to the same bits."""
+    for run in missing:
+        if store.is_complete(store.store_folder() / run):
+            store.forget(store.store_folder() / run)
 
 
 def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
@@ -145,11 +165,12 @@ def run_queued(sweep: Sweep, profile: slurm.Profile, failed_only: bool = False) 
 
     Runs that have failed wait for ``retry``, which queues them and those that were lost.
     """
-    missing = [run for run in sweep.runs if not store.is_complete(store.store_folder() / run)]
+    missing = unfinished(sweep)
     _head(sweep, len(missing))
-    requirements.check((sweep.runs[run] for run in missing), sweep.scale)
+    requirements.check(missing.values(), sweep.scale)
     if not missing:
         return conclude(sweep)
+    _forget_results(missing)
     with slurm.launching():
         done = _submit(sweep, profile, ("failed", "lost") if failed_only else ("pending", "stopped", "lost"))
     console.print(f"{done.jobs} jobs queued in {done.arrays} arrays")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evlgen import training
 from evlgen.config import to_json
 from evlgen.data import features
 from evlgen.errors import UserError
@@ -150,6 +151,10 @@ def test_identities_are_those_of_the_plain_json() -> None:
     for config in (blip2("mini"), seeded(blip2("smoke"), 3), evlgen("paper")):
         text = json.dumps(to_json(config), sort_keys=True, separators=(",", ":"))
         assert store._text(config) == text
+
+
+def test_weights_are_called_as_in_the_library() -> None:
+    assert store.WEIGHTS == training.CONNECTOR
 
 
 def test_cache_folder_is_the_librarys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

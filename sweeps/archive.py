@@ -1,0 +1,91 @@
+"""The records of finished runs, one file a table, which a project can keep: ``run.py pack`` and ``unpack``.
+
+Where a table is committed, the runs behind it can be committed beside it: tables, claims, figures and the
+report are then made from them by whoever has the checkout, and a sweep that is continued elsewhere does not
+begin anew. Weights and checkpoints are left out. A stage 1 without its weights is trained again, to the same
+bits, if a run that is still missing starts from it.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import re
+import tarfile
+from pathlib import Path
+
+from evlgen.errors import UserError
+from evlgen.files import write_atomic
+from sweeps import store
+
+ARCHIVE = "runs.tar.xz"  # beside the table
+RESULT = "result.json"
+# What tables, claims and curves are made of; the result is last, since it is what makes a run finished.
+RECORDS = ("config.json", "outcome.json", "provenance.json", "metrics.jsonl", RESULT)
+# What pictures are drawn from, kept of a table's first seeds only.
+PICTURED = ("predictions.json", "soft_prompts.npz", "merge_maps.npz")
+_MEMBER = re.compile(r"([0-9a-f]{16})/([a-z_]+\.(?:json|jsonl|npz))")
+
+
+def path_of(table: str, scale: str) -> Path:
+    """Where the archive of a table is, whether it exists or not."""
+    return store.results_folder() / table / scale / ARCHIVE
+
+
+def pack(path: Path, runs: list[str], pictured: list[str]) -> list[str]:
+    """Write the records of those runs that are complete; equal runs give an equal file.
+
+    Args:
+        pictured: the runs of which what pictures are drawn from is kept as well.
+
+    Returns:
+        The runs that are in it.
+    """
+    packed = [run for run in sorted(runs) if store.is_complete(store.store_folder() / run)]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz", format=tarfile.USTAR_FORMAT) as archive:
+        for run in packed:
+            names = (*PICTURED, *RECORDS) if run in pictured else RECORDS
+            for name in names:
+                file = store.store_folder() / run / name
+                if file.exists():
+                    content = file.read_bytes()
+                    member = tarfile.TarInfo(f"{run}/{name}")  # no times and owners: they would differ
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+    return packed
+
+
+def unpack(path: Path) -> list[str]:
+    """Put the runs of an archive into the run store; those that are complete there stay as they are.
+
+    Returns:
+        The runs that were put there.
+
+    Raises:
+        UserError: there is no archive, it is damaged, or holds something else.
+    """
+    try:
+        with tarfile.open(path, "r:xz") as archive:
+            contents: dict[str, dict[str, bytes]] = {}
+            for member in archive:
+                found = _MEMBER.fullmatch(member.name)
+                file = archive.extractfile(member) if member.isreg() else None
+                if found is None or file is None or found[2] not in (*PICTURED, *RECORDS):
+                    raise UserError(f"{path}: holds {member.name!r}, which is no record of a run")
+                contents.setdefault(found[1], {})[found[2]] = file.read()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; `pack` in the place of `unpack` makes it") from error
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); fetch it again") from error
+    put = []
+    for run, files in contents.items():
+        folder = store.store_folder() / run
+        if RESULT in files and not store.is_complete(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in sorted(files, key=(*PICTURED, *RECORDS).index):
+                write_atomic(folder / name, files[name])
+            put.append(run)
+    return put
