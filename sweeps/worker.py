@@ -36,10 +36,13 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
         Stopped: this worker was told to stop; the training has left a checkpoint.
         UserError: the run that this one starts from has not been trained.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from evlgen.cpu import prepare_worker
     from evlgen.training import Stop
 
     prepare_worker()
+    disable_progress_bar()  # its lock would be called leaked at the end of a process that others wait for
     folder = Path(folder_name)
     stored = store.read_json(folder / "config.json")
     assert stored is not None
