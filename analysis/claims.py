@@ -188,8 +188,9 @@ def uneven(of: Found) -> list[str]:
     """A sentence for each kind of training whose updates took more than `STEADY` times as long in its
     slowest run as in its fastest.
 
-    Updates of one kind (stage, connector, language model, batch) are the same work. Where their seconds
-    differ by so much, the machine was doing other things as well, and a ratio of seconds says nothing.
+    Updates of one kind (stage, connector, language model, batch, length of the run) are the same work; of a
+    short run the validations, ten in each, are a larger part. Where their seconds differ by so much, the
+    machine was doing other things as well, and a ratio of seconds says nothing.
     Finished runs are not repeated by themselves, so the slow ones are named.
     """
     measured: dict[tuple[object, ...], dict[str, tuple[float, set[str]]]] = {}  # kind -> run -> its seconds
@@ -197,8 +198,13 @@ def uneven(of: Found) -> list[str]:
     for row in of.experiment.rows:
         for seed, run in enumerate(of.results[row.label]):
             for config, seconds, also in _stages(seeded(row.config, seed), run):
-                kind = (*shape(config), config.optim.batch_size)
-                parts = (config.connector.kind, f"stage {config.stage}", config.language)
+                kind = (*shape(config), config.optim.batch_size, config.optim.steps)
+                parts = (
+                    config.connector.kind,
+                    f"stage {config.stage}",
+                    config.language,
+                    f"{config.optim.steps} in all",
+                )
                 names[kind] = ", ".join(filter(None, parts))
                 spent = seconds / config.optim.steps
                 _, stale = measured.setdefault(kind, {}).get(store.run_id(config), (spent, set()))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from evlgen.errors import UserError
 from evlgen.files import write_atomic
-from sweeps import store
+from sweeps import claims, store
 
 ARCHIVE = "runs.tar.xz"  # beside the table
 RESULT = "result.json"
@@ -39,9 +39,20 @@ def pack(path: Path, runs: list[str], pictured: list[str]) -> list[str]:
         pictured: the runs of which what pictures are drawn from is kept as well.
 
     Returns:
-        The runs that are in it.
+        The runs that are in it; none, and nothing is written, if none is complete.
+
+    Raises:
+        UserError: the file that is there has runs which the new one would lack.
     """
     packed = [run for run in sorted(runs) if store.is_complete(store.store_folder() / run)]
+    if not packed:
+        return []
+    lost = _contents(path).keys() - set(packed) if path.exists() else set()
+    if lost:
+        raise UserError(
+            f"{path}: has {len(lost)} runs that are not complete in {store.store_folder()}; `unpack` puts "
+            "them there; if they are of code that is no more, delete the file first"
+        )
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", format=tarfile.USTAR_FORMAT) as archive:
         for run in packed:
@@ -59,7 +70,7 @@ def pack(path: Path, runs: list[str], pictured: list[str]) -> list[str]:
 
 
 def unpack(path: Path) -> list[str]:
-    """Put the runs of an archive into the run store; those that are complete there stay as they are.
+    """Put the runs of an archive into the run store; those that are complete or being made there stay.
 
     Returns:
         The runs that were put there.
@@ -67,9 +78,27 @@ def unpack(path: Path) -> list[str]:
     Raises:
         UserError: there is no archive, it is damaged, or holds something else.
     """
+    put = []
+    for run, files in _contents(path).items():
+        folder = store.store_folder() / run
+        if RESULT not in files or store.is_complete(folder):
+            continue
+        claim = claims.claim(folder)
+        if claim is None:
+            print(f"{run}: is being made here; left alone", flush=True)
+            continue
+        for name in sorted(files, key=(*PICTURED, *RECORDS).index):
+            write_atomic(folder / name, files[name])
+        claim.release()
+        put.append(run)
+    return put
+
+
+def _contents(path: Path) -> dict[str, dict[str, bytes]]:
+    """Run -> name of a file -> its bytes."""
+    contents: dict[str, dict[str, bytes]] = {}
     try:
         with tarfile.open(path, "r:xz") as archive:
-            contents: dict[str, dict[str, bytes]] = {}
             for member in archive:
                 found = _MEMBER.fullmatch(member.name)
                 file = archive.extractfile(member) if member.isreg() else None
@@ -80,12 +109,4 @@ def unpack(path: Path) -> list[str]:
         raise UserError(f"{path}: no such file; `pack` in the place of `unpack` makes it") from error
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{path}: damaged ({error}); fetch it again") from error
-    put = []
-    for run, files in contents.items():
-        folder = store.store_folder() / run
-        if RESULT in files and not store.is_complete(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in sorted(files, key=(*PICTURED, *RECORDS).index):
-                write_atomic(folder / name, files[name])
-            put.append(run)
-    return put
+    return contents

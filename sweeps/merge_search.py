@@ -1,9 +1,9 @@
 """Search merge schedules, or learning rates, with Optuna: ``python sweeps/merge_search.py --space free``.
 
 Every trial is an ordinary run of the run store. Workers, on this machine or elsewhere, work on one study
-(`--worker`); the same command goes on to the asked number of trials. With one worker a seed gives the same
-trials and values each time, also after a kill; several workers interleave: what each is given then depends on
-which trials had ended.
+(`--worker`), also in a SLURM queue (`--executor slurm`); the same command goes on to the asked number of
+trials. With one worker a seed gives the same trials and values each time, also after a kill; several workers
+interleave: what each is given then depends on which trials had ended.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from evlgen.config import TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.metrics import CaptionScorer
 from experiments.scales import NAMES as SCALES
-from sweeps import claims, local, planning, requirements, store
+from sweeps import claims, local, planning, requirements, slurm, store
 from sweeps.display import Display, console
 from sweeps.planning import feature_needs, load, measured_rates
 from sweeps.run import answered
@@ -64,6 +64,7 @@ from sweeps.search_study import (
     run_trial,
     without_password,
 )
+from sweeps.sweep import QUEUED
 from sweeps.worker import cache_features
 
 SEARCHES = ("merge", "learning-rate")
@@ -97,9 +98,13 @@ class Arguments:
     storage: str = ""
     """journal file, or a database's URL (sqlite:///study.db); default: a journal in the run store"""
     workers: int = 0
-    """processes side by side; 0: one for each core"""
+    """processes side by side, in SLURM jobs; 0: one for each core, 4 jobs"""
     worker: bool = False
-    """be one worker, in this process (for a queue: start as many as you like)"""
+    """be one worker, in this process; start as many as you like, anywhere"""
+    executor: str = "local"
+    """local, or slurm: put workers into the queue and return; the same command shows how far they are"""
+    cluster: str = ""
+    """TOML profile of a SLURM cluster, see clusters/example.toml"""
     dry_run: bool = False
     """say what would be searched and what it would cost, and stop"""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -107,7 +112,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 all trials ended, 1 some did not, 2 a user's mistake, 130 interrupted."""
+    """Exit code: 0 all trials ended, 1 some did not, 2 a user's mistake, 3 queued, 130 interrupted."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     arguments = tyro.cli(Arguments, args=argv, prog="sweeps/merge_search.py", description=__doc__)
     return answered(lambda: _dispatch(arguments), "trials")
@@ -133,6 +138,8 @@ def _dispatch(arguments: Arguments) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its trial is given out again at once
         work(_say, dataclasses.asdict(arguments))
         return report(arguments, goals)
+    if arguments.executor == "slurm":
+        return queue_workers(arguments, goals)
     return search(arguments, goals)
 
 
@@ -150,6 +157,8 @@ def targets(arguments: Arguments) -> list[Target]:
     for name, least in (("trials", 1), ("workers", 0), ("seed", 0)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} {getattr(arguments, name)}: at least {least} is needed")
+    if arguments.executor not in ("local", "slurm"):
+        raise UserError(f"--executor {arguments.executor}: no such executor; there are: local, slurm")
     wanted = objectives(arguments)
     if arguments.pruner not in PRUNERS:
         raise UserError(f"--pruner {arguments.pruner}: no such pruner; there are: {', '.join(PRUNERS)}")
@@ -296,6 +305,39 @@ def search(arguments: Arguments, goals: list[Target]) -> int:
     if broken:
         console.print(f"[red]stopped: {escape(broken)}[/]; the same command goes on")
     return report(arguments, goals)
+
+
+def queue_workers(arguments: Arguments, goals: list[Target]) -> int:
+    """Workers in the SLURM queue, a job each, unless there are some; then what there is so far.
+
+    A job that is preempted or out of time leaves a checkpoint and comes back, and goes on with the trial that
+    was interrupted.
+
+    Returns:
+        0 if all trials have ended, else `QUEUED`.
+    """
+    profile = slurm.read_profile(arguments.cluster, {})
+    missing = to_go(arguments, studies(arguments, goals))
+    name = f"search-{name_of(arguments)}-{arguments.scale}"
+    if missing:
+        with slurm.launching():
+            queued = slurm.queue()
+            at_work = [key for key in queued if key.startswith(f"{name} ")]
+            if not at_work:
+                place = storage_place(arguments)
+                settings = dataclasses.asdict(arguments) | {"worker": True, "executor": "local"}
+                settings["storage"] = place if "://" in place else str(Path(place).absolute())
+                batch = uuid.uuid4().hex[:8]
+                at_work = [f"{name} {batch} {index}" for index in range(min(arguments.workers or 4, missing))]
+                tasks = [local.Task(key, "sweeps.merge_search:work", (settings,)) for key in at_work]
+                slurm.submit(name, [tasks], {}, profile, queued)
+        console.print(
+            f"{missing} trials to go, {len(at_work)} workers in the queue (squeue shows them as "
+            f"evlgen-{name}-...); the same command shows how far they are"
+        )
+    if any(study is not None and ended(study) for study in studies(arguments, goals)):
+        report(arguments, goals)
+    return QUEUED if missing else 0
 
 
 def studies(arguments: Arguments, goals: list[Target]) -> list[Study | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,15 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig]) -> list[str]:
+def show_plan(
+    experiment: Experiment, scale: str, runs: Mapping[str, RunConfig], again: Collection[str] = ()
+) -> list[str]:
     """What a sweep would do, and what it would cost by the rate of earlier runs; returns the missing runs.
 
     Runs that differ in the seed alone share a line where there are many.
+
+    Args:
+        again: complete stages 1 that must be trained again, since only their records are there.
     """
     root, rates = store.store_folder(), measured_rates(dict(runs))
     now = store.server_time(root) if root.exists() else 0.0
@@ -114,6 +119,8 @@ def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig])
     for run, config in runs.items():
         word = store.state(root / run, now).name if many else store.status(root / run)
         seconds = expected_seconds(config, rates)
+        if run in again and word in ("done", "complete"):
+            word = "no weights"
         if word not in ("done", "complete"):
             missing.append(run)
             total += seconds or 0.0

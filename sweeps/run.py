@@ -25,7 +25,17 @@ from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import archive, reporting, requirements, slurm, store
 from sweeps.planning import load, unique_runs
-from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, table_seeds, wait
+from sweeps.sweep import (
+    QUEUED,
+    Sweep,
+    plan_phases,
+    run_here,
+    run_queued,
+    states,
+    table_seeds,
+    unfinished,
+    wait,
+)
 
 __all__ = ["load", "main", "unique_runs"]
 
@@ -204,8 +214,8 @@ def pack(sweep: Sweep) -> None:
     runs = unique_runs(experiment, table_seeds(sweep))
     pictured = unique_runs(experiment, 1) if experiment.name in PICTURED else {}
     packed = archive.pack(path, list(runs), list(pictured))
-    size = path.stat().st_size / 2**20
-    console.print(f"{len(packed)} of {len(runs)} runs in {os.path.relpath(path)}, {size:.1f} MiB")
+    where = f"{os.path.relpath(path)}, {path.stat().st_size / 2**20:.1f} MiB" if packed else "no file"
+    console.print(f"{experiment.name}: {len(packed)} of {len(runs)} runs in {where}")
 
 
 def unpack(sweep: Sweep) -> None:
@@ -230,7 +240,7 @@ def _queue() -> dict[str, slurm.Job] | None:
 
 def plan(sweep: Sweep, arguments: Arguments) -> None:
     """Say what a sweep would do; with SLURM also in how many jobs."""
-    missing = reporting.show_plan(sweep.experiment, sweep.scale, sweep.runs)
+    missing = reporting.show_plan(sweep.experiment, sweep.scale, sweep.runs, unfinished(sweep))
     for line in requirements.missing(sweep.runs[run] for run in missing):
         print(f"missing: {line}")
     if arguments.executor == "slurm":

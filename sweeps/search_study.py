@@ -317,7 +317,7 @@ def complete(config: RunConfig, scorer: CaptionScorer, tell: Callable[[Any], Non
     """The metrics of a run, which is executed if the store does not have it complete."""
     run = store.run_id(config)
     folder = store.prepare(run, config)
-    if not store.is_complete(folder):
+    if not store.is_complete(folder) or store.lacks_weights(folder, config):
         first = None if config.init_from is None else str(store.run_folder(config.init_from))
         execute_run(tell, str(folder), first)
         finish({run: config}, scorer)

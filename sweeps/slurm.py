@@ -40,7 +40,7 @@ _GPU_CPUS = 8  # cores of a process with a GPU: one for it, the others decode im
 _MAX_DECODERS = 16  # as of `evlgen.data.stream.decoders`
 _NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm_job` counts better
 # Tasks that one process does: more of them would wait for it, or do the same again.
-_FOR_ONE = {"sweeps.worker:cache_features", "sweeps.execute:score"}
+_FOR_ONE = {"sweeps.worker:cache_features", "sweeps.execute:score", "sweeps.merge_search:work"}
 
 
 @dataclass(frozen=True)
@@ -299,8 +299,12 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
         "chunks": [[dataclasses.asdict(task) for task in chunk] for chunk in array],
         "profile": dataclasses.asdict(profile),
         "environment": {
-            **{name: value for name, value in os.environ.items() if name.startswith("EVLGEN_")},
-            "EVLGEN_RUNS": str(store.store_folder().resolve()),
+            **{
+                name: str(Path(value).expanduser().absolute()) if value and name in _FOLDERS else value
+                for name, value in os.environ.items()
+                if name.startswith("EVLGEN_")
+            },
+            "EVLGEN_RUNS": str(store.store_folder()),
         },
         "left": left,
         "submitted": time.time(),
@@ -312,7 +316,11 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
     asked = _narrowed(profile, array)
     executor.update_parameters(**_parameters(f"{_PREFIX}{sweep}-{batch}", asked, after))
     chunks = [Chunk(str(path.resolve()), index) for index in range(len(array))]
-    ids = _patiently(lambda: _submitted(executor, chunks), lambda: path.unlink())
+    ids = _patiently(
+        lambda: _submitted(executor, chunks),
+        lambda: _slurm("scancel", f"--name={_PREFIX}{sweep}-{batch}"),
+        lambda: path.unlink(),
+    )
     store.write_json(path, {**record, "job": ids})
     return ids
 
@@ -365,8 +373,12 @@ def _parameters(name: str, profile: Profile, after: list[str]) -> dict[str, Any]
     return found
 
 
-def _patiently(attempt: Callable[[], str], give_up: Callable[[], None]) -> str:
-    """What ``attempt`` returns; a controller that is busy is asked again, ever more slowly."""
+def _patiently(attempt: Callable[[], str], undo: Callable[[], object], give_up: Callable[[], None]) -> str:
+    """What ``attempt`` returns; a controller that is busy is asked again, ever more slowly.
+
+    Args:
+        undo: done after each attempt without an answer: the controller may have taken the jobs all the same.
+    """
     for pause in (2.0, 4.0, 8.0, 0.0):
         done, error = _tried(attempt)
         if error is None:
@@ -375,6 +387,10 @@ def _patiently(attempt: Callable[[], str], give_up: Callable[[], None]) -> str:
         if not busy or not pause:
             break
         time.sleep(pause)
+        with contextlib.suppress(UserError):
+            undo()
+    with contextlib.suppress(UserError):
+        undo()
     give_up()
     reason = (str(error).strip().splitlines() or [repr(error)])[-1]
     raise UserError(f"sbatch: {reason}; what was queued before stays queued") from error
@@ -520,6 +536,9 @@ def _slurm(*command: str) -> str:
         if number < _ATTEMPTS - 1:
             time.sleep(1.0 * 2**number)
     raise UserError(f"{command[0]}: {problem}; is the SLURM controller up?")
+
+
+_FOLDERS = ("EVLGEN_CACHE", "EVLGEN_DATA", "EVLGEN_RESULTS", "EVLGEN_WEIGHTS")  # jobs run in another one
 
 
 def _folder() -> Path:

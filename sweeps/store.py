@@ -40,7 +40,7 @@ _NOT_MINIATURE = {
 
 def store_folder() -> Path:
     """``$EVLGEN_RUNS``, or ``runs`` in the project."""
-    return Path(os.environ.get("EVLGEN_RUNS") or ROOT / "runs")
+    return Path(os.environ.get("EVLGEN_RUNS") or ROOT / "runs").absolute()  # jobs run in another folder
 
 
 def results_folder() -> Path:
@@ -273,15 +273,9 @@ def is_complete(folder: Path) -> bool:
     return read_if_whole(folder / "result.json") is not None
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a finished run has what it has learnt, and not only the records of it."""
-    return (folder / WEIGHTS).exists()
-
-
-def forget(folder: Path) -> None:
-    """Let a finished run be made again; its course and its configuration stay."""
-    for name in ("result.json", "outcome.json"):
-        (folder / name).unlink(missing_ok=True)
+def lacks_weights(folder: Path, config: RunConfig) -> bool:
+    """Whether it is a stage 1 of which only the records are there: others cannot start from it."""
+    return config.stage == "represent" and not (folder / WEIGHTS).exists()
 
 
 def prepare(run: str, config: RunConfig) -> Path:

@@ -6,7 +6,7 @@ import functools
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -89,28 +89,34 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> int:
     _head(sweep, len(missing))
     requirements.check(missing.values(), sweep.scale)
     if failed_only:
-        missing = {run: config for run, config in missing.items() if (root / run / "error.json").exists()}
-    _forget_results(missing)
+        failed = {run for run in missing if (root / run / "error.json").exists()}
+        first_of = _first_of(missing)
+        failed |= {run for run, first in first_of.items() if first in failed}  # they were blocked by it
+        failed |= {first_of[run] for run in failed & first_of.keys()}
+        missing = {run: config for run, config in missing.items() if run in failed}
     problems = execute(missing, workers) if missing else {}
     return conclude(sweep, problems)
 
 
 def unfinished(sweep: Sweep) -> dict[str, RunConfig]:
-    """The runs that are not complete, and the stages 1 before them of which only the records are there."""
+    """The runs that are not complete, and the stages 1 before them of which only the records are there.
+
+    The latter are trained again, to the same bits on a like machine.
+    """
     root = store.store_folder()
     missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
-    for config in list(missing.values()):
-        first = config.init_from
-        if first is not None and not store.has_weights(root / store.run_id(first)):
-            missing[store.run_id(first)] = first
+    firsts = [config.init_from for config in missing.values() if config.init_from is not None]
+    missing |= {
+        run: first for first in firsts if store.lacks_weights(root / (run := store.run_id(first)), first)
+    }
     return {run: config for run, config in sweep.runs.items() if run in missing}
 
 
-def _forget_results(missing: Iterable[str]) -> None:
-    """Of stages without weights the result goes as well: they are trained again, to the same bits."""
-    for run in missing:
-        if store.is_complete(store.store_folder() / run):
-            store.forget(store.store_folder() / run)
+def _first_of(runs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Run -> the stage 1 that it starts from, of those that start from one."""
+    return {
+        run: store.run_id(config.init_from) for run, config in runs.items() if config.init_from is not None
+    }
 
 
 def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
@@ -170,7 +176,6 @@ def run_queued(sweep: Sweep, profile: slurm.Profile, failed_only: bool = False) 
     requirements.check(missing.values(), sweep.scale)
     if not missing:
         return conclude(sweep)
-    _forget_results(missing)
     with slurm.launching():
         done = _submit(sweep, profile, ("failed", "lost") if failed_only else ("pending", "stopped", "lost"))
     console.print(f"{done.jobs} jobs queued in {done.arrays} arrays")
@@ -186,7 +191,7 @@ def run_queued(sweep: Sweep, profile: slurm.Profile, failed_only: bool = False) 
 def _submit(sweep: Sweep, profile: slurm.Profile, wanted_states: tuple[str, ...]) -> slurm.Submission:
     queued = slurm.queue()
     now = states(sweep, queued)
-    wanted = {run: config for run, config in sweep.runs.items() if now[run].name in wanted_states}
+    wanted = _ready_to_queue(sweep, now, queued, wanted_states)
     unscored = [run for run in sweep.runs if run in wanted or now[run].name == "trained"]
     phases, seconds = plan_phases(wanted)
     for run, config in wanted.items():
@@ -200,6 +205,27 @@ def _submit(sweep: Sweep, profile: slurm.Profile, wanted_states: tuple[str, ...]
     known = {key: job for key, job in queued.items() if key not in wanted}
     phases = [[task for task in phase if task.key not in known] for phase in phases]
     return slurm.submit(sweep.name, [phase for phase in phases if phase], seconds, profile, known)
+
+
+def _ready_to_queue(
+    sweep: Sweep, now: dict[str, store.State], queued: Mapping[str, slurm.Job], wanted_states: tuple[str, ...]
+) -> dict[str, RunConfig]:
+    """The runs in the wanted states and what they start from; without those whose stage 1 will not be there.
+
+    A stage 1 that failed waits for ``retry``, one that runs outside the queue gives jobs nothing to wait for.
+    """
+    root = store.store_folder()
+    wanted = {run for run in sweep.runs if now[run].name in wanted_states}
+    for run, first in _first_of({run: sweep.runs[run] for run in wanted}).items():
+        lacks = store.lacks_weights(root / first, sweep.runs[first])
+        if (now[first].name in ("done", "trained") and not lacks) or first in queued:
+            continue
+        if now[first].name == "running" or (now[first].name == "failed" and "failed" not in wanted_states):
+            console.print(f"{run} is left out: its stage 1, {first}, is {now[first].name}")
+            wanted.discard(run)
+        else:
+            wanted.add(first)
+    return {run: config for run, config in sweep.runs.items() if run in wanted}
 
 
 def plan_phases(runs: dict[str, RunConfig]) -> tuple[list[list[Task]], dict[str, float]]:

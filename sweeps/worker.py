@@ -47,8 +47,10 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     stored = store.read_json(folder / "config.json")
     assert stored is not None
     config = from_json(stored)
+    if store.run_id(config) != folder.name:
+        raise UserError(f"{folder.name}: the code has changed since this was started; start it again")
     if os.environ.get("RANK", "0") != "0":  # rank 0 has the claim, the log and the last word
-        if store.read_if_whole(folder / "outcome.json") is None:
+        if not _is_trained(folder, config):
             try:
                 _train(config, folder, tell, init_folder)
             except Stop:
@@ -68,7 +70,8 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
             "rate": progress.rate,
         }
         if claim.lost:
-            raise RuntimeError("another process has taken this run over, since this one seemed dead")
+            logging.getLogger(__name__).error("another process has this run now, since this one seemed dead")
+            raise local.Stopped  # not a failure of the run, which goes on there
         if local.stopping():
             raise Stop
         tell(progress)
@@ -76,7 +79,7 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     outcome = "failed"
     try:
         with _logged(folder / "log.txt"):
-            if store.read_if_whole(folder / "outcome.json") is None:
+            if not _is_trained(folder, config):
                 _execute(config, folder, report, init_folder)
         outcome = "done"
     except Stop:
@@ -84,6 +87,11 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
         raise local.Stopped from None
     finally:
         claim.release(outcome)
+
+
+def _is_trained(folder: Path, config: RunConfig) -> bool:
+    trained = store.read_if_whole(folder / "outcome.json") is not None
+    return trained and not store.lacks_weights(folder, config)
 
 
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:

@@ -301,9 +301,9 @@ def test_c1_says_whose_choice_the_two_stages_budget_is() -> None:
 @pytest.mark.parametrize(
     ("label", "stage", "kind"),
     [
-        ("EVLGen, 400K", "train_seconds", "tomeformer, stage caption, mini-opt"),
-        ("BLIP-2, two stages, 250K + 80K", "train_seconds", "qformer, stage caption, mini-opt"),
-        ("BLIP-2, two stages, 250K + 80K", "total_seconds", "qformer, stage represent"),
+        ("EVLGen, 400K", "train_seconds", "tomeformer, stage caption, mini-opt, 800 in all"),
+        ("BLIP-2, two stages, 250K + 80K", "train_seconds", "qformer, stage caption, mini-opt, 500 in all"),
+        ("BLIP-2, two stages, 250K + 80K", "total_seconds", "qformer, stage represent, 300 in all"),
     ],
 )
 def test_c1_on_a_busy_machine(factor: float, steady: bool, label: str, stage: str, kind: str) -> None:

@@ -15,7 +15,7 @@ from evlgen.config import to_json
 from evlgen.errors import UserError
 from experiments.base import Experiment, Row
 from experiments.scales import blip2
-from sweeps import archive, run, store
+from sweeps import archive, claims, run, store
 from sweeps.planning import load, unique_runs
 from sweeps.sweep import Sweep, run_here, unfinished
 
@@ -61,19 +61,51 @@ def test_what_was_packed_is_there_after_unpacking(place: Path, capsys: pytest.Ca
     assert (store.store_folder() / identities[0] / "metrics.jsonl").read_text() == "its own"
     for folder, content in list(zip(folders, before, strict=True))[1:]:
         kept = {"config.json", "outcome.json", "result.json", "metrics.jsonl", "predictions.json"}
-        assert files(folder) == {name: content[name] for name in kept}
+        assert {name: text for name, text in files(folder).items() if name in content} == {
+            name: content[name] for name in kept
+        }
     assert run.main(["unpack", *command]) == 0
     assert "0 runs put into" in capsys.readouterr().out
 
 
 def test_pictures_are_kept_of_the_first_seed_alone(place: Path) -> None:
     first, second = list(unique_runs(load("table1", "smoke"), 1))[:2]
-    finish(first), finish(second)
+    finish(first)
+    finish(second)
     archive.pack(place / "x.tar.xz", [first, second], [second])
     shutil.rmtree(place / "runs")
     assert archive.unpack(place / "x.tar.xz") == sorted([first, second])
     assert not (store.store_folder() / first / "predictions.json").exists()
     assert (store.store_folder() / second / "predictions.json").exists()
+
+
+def test_an_archive_never_loses_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkout whose store has fewer, or none at all, must not write over what was kept."""
+    first, second = list(unique_runs(load("table1", "smoke"), 1))[:2]
+    finish(first)
+    finish(second)
+    command = ["pack", "table1", "--scale", "smoke"]
+    assert run.main(command) == 0
+    before = archive.path_of("table1", "smoke").read_bytes()
+    shutil.rmtree(place / "runs" / first)
+    assert run.main(command) == 2
+    assert "has 1 runs that are not complete" in capsys.readouterr().err
+    shutil.rmtree(place / "runs")
+    assert run.main(command) == 0
+    assert "0 of" in capsys.readouterr().out
+    assert archive.path_of("table1", "smoke").read_bytes() == before
+
+
+def test_a_run_that_is_being_made_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = next(iter(unique_runs(load("table1", "smoke"), 1)))
+    archive.pack(place / "x.tar.xz", [finish(identity).name], [])
+    shutil.rmtree(place / "runs")
+    held = claims.claim(store.store_folder() / identity)
+    assert held is not None
+    assert archive.unpack(place / "x.tar.xz") == []
+    assert f"{identity}: is being made here" in capsys.readouterr().out
+    held.release("stopped")
+    assert archive.unpack(place / "x.tar.xz") == [identity]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +127,7 @@ def test_archives_that_are_none(
         with tarfile.open(path, "w:xz") as opened:
             opened.addfile(tarfile.TarInfo(name or "0123456789abcdef/result.json"), io.BytesIO())
     if name == "":
-        path.write_bytes(path.read_bytes()[:-20])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert run.main(["unpack", "table1", "--scale", "smoke"]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(rf"error: .*runs\.tar\.xz: .*{message}.*\n", error)
@@ -141,7 +173,10 @@ def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(place: P
     assert store.read_json(stage1 / "config.json") == to_json(first)
     both = sweep(one, other)
     assert list(unfinished(both)) == [store.run_id(first), store.run_id(other)]
-    assert run_here(both, 1) == 0
+    assert run_here(both, 1, failed_only=True) == 1  # nothing has failed: nothing is made, nothing is lost
+    assert store.is_complete(stage1)
+    store.write_json(store.prepare(store.run_id(other), other) / "error.json", {"error": "of some kind"})
+    assert run_here(both, 1, failed_only=True) == 0  # with the stage 1 that it needs
     assert (stage1 / store.WEIGHTS).read_bytes() == weights
     assert len((stage1 / "metrics.jsonl").read_text().splitlines()) == len(course.splitlines())
     assert unfinished(both) == {}

@@ -438,6 +438,38 @@ def test_after_the_launcher_was_killed_nothing_is_queued_twice(
 
 
 @pytest.mark.slow
+def test_workers_in_the_queue_search_one_study_and_come_back(
+    cluster: real.Cluster, runs: Path, tmp_path: Path
+) -> None:
+    """Two jobs; one is requeued in the middle of a trial, and no trial is lost."""
+    profile = tmp_path / "mine.toml"
+    profile.write_text(f"time = '10'\nsignal_seconds = 20\nsetup = {json.dumps(list(SETUP))}\n")
+    search = [
+        *(sys.executable, str(ROOT / "sweeps" / "merge_search.py"), "--scale", "smoke", "--space", "free"),
+        *("--trials", "6", "--workers", "2", "--executor", "slurm", "--cluster", str(profile)),
+        *("--pruner", "none", "--set", "evaluation.validation=8", "--set", 'data.pools=[["coco", 8]]'),
+        *("--set", "optim.steps=60", "--set", "optim.checkpoint_every=5", "--set", "optim.batch_size=4"),
+    ]
+
+    def asked(expect: int) -> str:
+        done = subprocess.run(search, capture_output=True, text=True, timeout=300)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout
+
+    assert "6 trials to go, 2 workers in the queue" in asked(3)
+    assert "6 trials to go, 2 workers in the queue" in asked(3)  # nothing is queued twice
+    assert len(slurm.queue()) == 2
+    until(lambda: list(runs.glob("*/checkpoint.pt")), seconds=240)
+    victim = next(iter(slurm.queue().values())).id
+    subprocess.run(["scontrol", "requeue", victim], check=True)
+    until(queue_is_empty, seconds=400)
+    assert "6 of 6 trials" in asked(0)
+    table = (tmp_path / "results/merge_search/free-changed/smoke/trials.csv").read_text()
+    assert table.count("complete") == 6
+    assert len(list(runs.glob("*/result.json"))) == len(set(runs.glob("*/config.json")))
+
+
+@pytest.mark.slow
 def test_processes_of_one_run_find_each_other(cluster: real.Cluster, runs: Path, tmp_path: Path) -> None:
     task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
     submit([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))

@@ -11,7 +11,7 @@ from analysis import claims
 from evlgen.config import to_json
 from evlgen.errors import UserError
 from experiments.base import Experiment, Row, seeded
-from experiments.scales import evlgen, get
+from experiments.scales import blip2, evlgen, get
 from sweeps import reporting, run, slurm, store, sweep
 from sweeps.planning import load
 from sweeps.sweep import Sweep, conclude
@@ -120,6 +120,32 @@ def test_a_table_keeps_the_seeds_that_are_there(monkeypatch: pytest.MonkeyPatch)
     assert table_of(3) == 5  # no more than the claims take
     assert table_of(7) == 7  # those that were asked for, complete or not
     assert table_of(3, changed=True) == 3
+
+
+def test_a_job_is_queued_only_where_its_stage_1_will_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether it is there, in the queue, or queued with it; `retry` brings what it needs."""
+    config = blip2("smoke")
+    assert config.init_from is not None
+    first, second = store.run_id(config.init_from), store.run_id(config)
+    asked = Sweep(Experiment("some", "Some", (Row("x", config),), ("val_loss",), 1), "smoke", 1)
+    usual, retry = ("pending", "stopped", "lost"), ("failed", "lost")
+
+    def queue(of_first: str, of_second: str, wanted: tuple[str, ...], in_queue: bool = False) -> list[str]:
+        now = {first: store.State(of_first), second: store.State(of_second)}
+        jobs = {first: slurm.Job("1", "running")} if in_queue else {}
+        return list(sweep._ready_to_queue(asked, now, jobs, wanted))
+
+    assert queue("pending", "pending", usual) == [first, second]
+    assert queue("done", "pending", usual) == [first, second]  # records alone, without weights
+    store.prepare(first, config.init_from).joinpath(store.WEIGHTS).touch()
+    assert queue("done", "pending", usual) == [second]
+    assert queue("trained", "failed", retry) == [second]
+    assert queue("running", "pending", usual, in_queue=True) == [second]
+    assert queue("running", "pending", usual) == []  # by a launcher outside the queue
+    assert queue("failed", "pending", usual) == []
+    assert "is left out: its stage 1" in capsys.readouterr().out
+    assert queue("stopped", "failed", retry) == [first, second]
+    assert queue("failed", "failed", retry) == [first, second]
 
 
 def test_a_run_is_found_by_its_beginning_and_by_its_folder(tmp_path: Path) -> None:
