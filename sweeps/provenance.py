@@ -98,6 +98,23 @@ class Meter:
         }
 
 
+def over_attempts(earlier: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """What a run has cost in all: of the attempts that were stopped before and of this one.
+
+    Of an attempt that was killed nothing is known; `sweeps.claims` has its time.
+    """
+    if earlier is None:
+        return {**now, "attempts": 1}
+    total = {**earlier, "attempts": earlier["attempts"] + 1}
+    total["wall_seconds"] += now["wall_seconds"]
+    for name in ("peak_memory_mib", "peak_gpu_memory_mib"):
+        total[name] = max((x for x in (earlier[name], now[name]) if x is not None), default=None)
+    joules = [x["energy_joules"] or {} for x in (earlier, now)]
+    names = sorted({name for one in joules for name in one})
+    total["energy_joules"] = {name: sum(one.get(name, 0.0) for one in joules) for name in names} or None
+    return total
+
+
 def energy_counters() -> dict[str, tuple[float, float]]:
     """Joules counted so far by each device that counts them, and the number at which it starts again from 0.
 

@@ -14,9 +14,10 @@ from typing import Any
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
 from sweeps import claims, local, store
-from sweeps.provenance import Meter, write_provenance
+from sweeps.provenance import Meter, over_attempts, write_provenance
 
 Tell = Callable[[Any], None]
+_MEASURED = "measured.json"  # of the attempts that were stopped
 
 
 def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int, world: str) -> None:
@@ -97,12 +98,16 @@ def _is_trained(folder: Path, config: RunConfig) -> bool:
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
     from evlgen import diagnostics, evaluation, inspection, training
 
-    meter = Meter()
-    summary, data = _train(config, folder, report, init_folder)
-    if config.stage == "caption" and config.evaluation.sets:
-        evaluation.evaluate(config, folder, report)
-    inspected = inspection.inspect(config, folder) if config.stage == "caption" else {}
-    measured = meter.read()
+    meter, earlier = Meter(), store.read_if_whole(folder / _MEASURED)
+    try:
+        summary, data = _train(config, folder, report, init_folder)
+        if config.stage == "caption" and config.evaluation.sets:
+            evaluation.evaluate(config, folder, report)
+        inspected = inspection.inspect(config, folder) if config.stage == "caption" else {}
+    except training.Stop:
+        store.write_json(folder / _MEASURED, over_attempts(earlier, meter.read()))
+        raise
+    measured = over_attempts(earlier, meter.read())
     write_provenance(folder, config, data, measured)
     state = diagnostics.classify(training.read_metrics(folder))
     peak = {"peak_memory_gib": measured["peak_memory_mib"] / 1024}

@@ -86,3 +86,17 @@ def test_energy_is_read_where_the_kernel_counts_it(tmp_path: Path, monkeypatch: 
     assert measured["energy_joules"] == pytest.approx({"cpu0": 3.0, "cpu1": 0.5})
     assert measured["peak_memory_mib"] > 10
     assert 0 <= measured["wall_seconds"] < 60
+
+
+def test_what_stopped_attempts_have_cost_counts() -> None:
+    """Times and energies add up, of memory the most counts."""
+    first = provenance.Meter().read() | {"wall_seconds": 2.0, "peak_memory_mib": 30.0, "started": 5.0}
+    second = first | {"wall_seconds": 3.0, "peak_memory_mib": 20.0, "started": 9.0}
+    second |= {"peak_gpu_memory_mib": 7.0, "energy_joules": {"gpu0": 4.0}}
+    total = provenance.over_attempts(None, first)
+    assert (total["attempts"], total["wall_seconds"]) == (1, 2.0)
+    for _ in range(2):
+        total = provenance.over_attempts(total, second)
+    assert (total["attempts"], total["wall_seconds"], total["started"]) == (3, 8.0, 5.0)
+    assert (total["peak_memory_mib"], total["peak_gpu_memory_mib"]) == (30.0, 7.0)
+    assert total["energy_joules"] == {"gpu0": 8.0}
