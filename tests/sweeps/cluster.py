@@ -47,7 +47,10 @@ AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=localhost CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 

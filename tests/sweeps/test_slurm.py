@@ -294,7 +294,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_requeued_timed_out_and_loses_its_node_ends_with_the_same_bits(
+def test_a_run_that_is_preempted_timed_out_and_loses_its_node_ends_with_the_same_bits(
     cluster: real.Cluster, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = evlgen("smoke")
@@ -315,9 +315,13 @@ def test_a_run_that_is_requeued_timed_out_and_loses_its_node_ends_with_the_same_
         until(lambda: slurm.queue()[run].state != "RUNNING")  # SLURM has noticed
         cluster.start_node()
 
+    def preempt() -> None:
+        """A job of higher priority wants the whole node."""
+        cluster.slurm("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 2")
+
     taken_up = [0]
     for step, disturb in (
-        (3, lambda: cluster.slurm("scontrol", "requeue", job_of(run))),  # as preemption does
+        (3, preempt),
         (9, lambda: cluster.slurm("scancel", "--signal=USR2", job_of(run))),  # as before the time limit
         (15, lose_node),
     ):
