@@ -81,7 +81,12 @@ def unpack(path: Path) -> list[str]:
     put = []
     for run, files in _contents(path).items():
         folder = store.store_folder() / run
-        if RESULT not in files or store.is_complete(folder):
+        if store.is_complete(folder):  # perhaps from another table's file, without its pictures
+            for name in PICTURED:
+                if name in files and not (folder / name).exists():
+                    write_atomic(folder / name, files[name])
+            continue
+        if RESULT not in files:
             continue
         claim = claims.claim(folder)
         if claim is None:

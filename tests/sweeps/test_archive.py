@@ -77,6 +77,11 @@ def test_pictures_are_kept_of_the_first_seed_alone(place: Path) -> None:
     assert archive.unpack(place / "x.tar.xz") == sorted([first, second])
     assert not (store.store_folder() / first / "predictions.json").exists()
     assert (store.store_folder() / second / "predictions.json").exists()
+    archive.pack(place / "y.tar.xz", [first, second], [])
+    shutil.rmtree(place / "runs")
+    archive.unpack(place / "y.tar.xz")
+    assert archive.unpack(place / "x.tar.xz") == []  # another table had them, but not the pictures
+    assert (store.store_folder() / second / "predictions.json").exists()
 
 
 def test_an_archive_never_loses_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
