@@ -191,6 +191,10 @@ def uneven(of: Found) -> list[str]:
     Updates of one kind (stage, connector, language model, batch, length of the run) are the same work; of a
     short run the validations, ten in each, are a larger part. Where their seconds differ by so much, the
     machine was doing other things as well, and a ratio of seconds says nothing.
+
+    The length of the run was added after the first complete `budgets` had been seen, whose shortest runs would
+    have counted as disturbed whatever the machine did; the ratios were not touched by it.
+
     Finished runs are not repeated by themselves, so the slow ones are named.
     """
     measured: dict[tuple[object, ...], dict[str, tuple[float, set[str]]]] = {}  # kind -> run -> its seconds
