@@ -192,8 +192,8 @@ def uneven(of: Found) -> list[str]:
     short run the validations, ten in each, are a larger part. Where their seconds differ by so much, the
     machine was doing other things as well, and a ratio of seconds says nothing.
 
-    The length of the run was added after the first complete `budgets` had been seen, whose shortest runs would
-    have counted as disturbed whatever the machine did; the ratios were not touched by it.
+    The length of the run was added after the first complete `budgets` had been seen: its shortest runs would
+    have counted as disturbed whatever the machine did. It touches no ratio.
 
     Finished runs are not repeated by themselves, so the slow ones are named.
     """
