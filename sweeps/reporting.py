@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,30 +99,33 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def show_plan(
-    experiment: Experiment, scale: str, runs: Mapping[str, RunConfig], again: Collection[str] = ()
-) -> list[str]:
+_FINISHED = ("done", "complete")  # in the words of `store.state` and of `store.status`
+
+
+def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig]) -> list[str]:
     """What a sweep would do, and what it would cost by the rate of earlier runs; returns the missing runs.
 
-    Runs that differ in the seed alone share a line where there are many.
-
-    Args:
-        again: complete stages 1 that must be trained again, since only their records are there.
+    Runs that differ in the seed alone share a line where there are many. A complete stage 1 of which only the
+    records are there, and from which a missing run starts, is missing as well.
     """
     root, rates = store.store_folder(), measured_rates(dict(runs))
     now = store.server_time(root) if root.exists() else 0.0
     many = len(runs) > _MOST_ROWS
     head = ("runs" if many else "run", "stage", "connector", "updates", "pairs", "state", "seconds")
     table = Table(*head, title=f"{experiment.title}, {scale}")
-    total, missing = 0.0, []
+    words = {run: store.state(root / run, now).name if many else store.status(root / run) for run in runs}
+    for run, config in runs.items():
+        first = config.init_from
+        if first is not None and words[run] not in _FINISHED:
+            run_of_first = store.run_id(first)
+            if words.get(run_of_first) in _FINISHED and store.lacks_weights(root / run_of_first, first):
+                words[run_of_first] = "no weights"
+    missing = [run for run, word in words.items() if word not in _FINISHED]
+    total = 0.0
     lines: Counter[tuple[str, ...]] = Counter()
     for run, config in runs.items():
-        word = store.state(root / run, now).name if many else store.status(root / run)
-        seconds = expected_seconds(config, rates)
-        if run in again and word in ("done", "complete"):
-            word = "no weights"
-        if word not in ("done", "complete"):
-            missing.append(run)
+        word, seconds = words[run], expected_seconds(config, rates)
+        if word not in _FINISHED:
             total += seconds or 0.0
         samples = config.optim.steps * config.optim.batch_size
         line: tuple[str, ...] = (

@@ -33,7 +33,6 @@ from sweeps.sweep import (
     run_queued,
     states,
     table_seeds,
-    unfinished,
     wait,
 )
 
@@ -240,7 +239,7 @@ def _queue() -> dict[str, slurm.Job] | None:
 
 def plan(sweep: Sweep, arguments: Arguments) -> None:
     """Say what a sweep would do; with SLURM also in how many jobs."""
-    missing = reporting.show_plan(sweep.experiment, sweep.scale, sweep.runs, unfinished(sweep))
+    missing = reporting.show_plan(sweep.experiment, sweep.scale, sweep.runs)
     for line in requirements.missing(sweep.runs[run] for run in missing):
         print(f"missing: {line}")
     if arguments.executor == "slurm":

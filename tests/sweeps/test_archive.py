@@ -17,6 +17,7 @@ from experiments.base import Experiment, Row
 from experiments.scales import blip2
 from sweeps import archive, claims, run, store
 from sweeps.planning import load, unique_runs
+from sweeps.reporting import show_plan
 from sweeps.sweep import Sweep, run_here, unfinished
 
 
@@ -149,7 +150,9 @@ def test_a_link_is_no_record(place: Path) -> None:
         archive.unpack(place / "x.tar.xz")
 
 
-def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(place: Path) -> None:
+def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Really trained: two steps a stage. The run that is there needs no stage 1, a further one does."""
     two = blip2("smoke")
     assert two.init_from is not None
@@ -178,6 +181,8 @@ def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(place: P
     assert store.read_json(stage1 / "config.json") == to_json(first)
     both = sweep(one, other)
     assert list(unfinished(both)) == [store.run_id(first), store.run_id(other)]
+    assert show_plan(both.experiment, "smoke", both.runs) == list(unfinished(both))
+    assert "no weights" in capsys.readouterr().out
     assert run_here(both, 1, failed_only=True) == 1  # nothing has failed: nothing is made, nothing is lost
     assert store.is_complete(stage1)
     store.write_json(store.prepare(store.run_id(other), other) / "error.json", {"error": "of some kind"})

@@ -29,6 +29,11 @@ def config() -> RunConfig:
     return dataclasses.replace(base, optim=optim, evaluation=evaluation)
 
 
+def place(parent: Path) -> Path:
+    """Folder of the run, which goes by its id."""
+    return parent / store.run_id(config())
+
+
 def work(folder: str, cache: str) -> None:
     os.environ["EVLGEN_CACHE"] = cache
     worker.execute_run(lambda _: None, folder, None)
@@ -65,16 +70,16 @@ def learned(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 @pytest.mark.slow
 def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
-    finish(tmp_path / "features", cache)  # makes them, for all
+    finish(place(tmp_path / "features"), cache)  # makes them, for all
     began = time.monotonic()
-    calm = tmp_path / "calm"
+    calm = place(tmp_path / "calm")
     finish(calm, cache)
     seconds = time.monotonic() - began
     files = {path.name for path in calm.iterdir()} | {"checkpoint.prev.pt"}
     moments = random.Random(0)
     killed = taken_up = 0
     for number in range(KILLS):
-        folder = tmp_path / str(number)
+        folder = place(tmp_path / str(number))
         process = start(folder, cache)
         time.sleep(moments.uniform(0.0, seconds))
         process.kill()  # it may have ended in time
