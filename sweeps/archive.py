@@ -22,7 +22,7 @@ ARCHIVE = "runs.tar.xz"  # beside the table
 RESULT = "result.json"
 # What tables, claims and curves are made of; the result is last, since it is what makes a run finished.
 RECORDS = ("config.json", "outcome.json", "provenance.json", "metrics.jsonl", RESULT)
-# What pictures are drawn from, kept of a table's first seeds only.
+# What pictures are drawn from, kept of some runs only.
 PICTURED = ("predictions.json", "soft_prompts.npz", "merge_maps.npz")
 _MEMBER = re.compile(r"([0-9a-f]{16})/([a-z_]+\.(?:json|jsonl|npz))")
 

@@ -40,7 +40,7 @@ __all__ = ["load", "main", "unique_runs"]
 
 console = Console()
 
-PICTURED = ("table1", "table2")  # experiments of whose runs there are pictures
+PICTURED = {"table1": 99, "table2": 1}  # experiments of whose runs there are pictures, and of how many seeds
 EXAMPLES = 8  # images whose captions are shown
 ALL = "all"  # every experiment of the paper, and the claims that they decide
 # That take an experiment
@@ -210,8 +210,9 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
 def pack(sweep: Sweep) -> None:
     """Put the records of a table's finished runs into a file beside it."""
     experiment, path = sweep.experiment, archive.path_of(sweep.table, sweep.scale)
-    runs = unique_runs(experiment, table_seeds(sweep))
-    pictured = unique_runs(experiment, 1) if experiment.name in PICTURED else {}
+    seeds = table_seeds(sweep)
+    runs = unique_runs(experiment, seeds)
+    pictured = unique_runs(experiment, min(seeds, PICTURED.get(experiment.name, 0)))
     packed = archive.pack(path, list(runs), list(pictured))
     where = f"{os.path.relpath(path)}, {path.stat().st_size / 2**20:.1f} MiB" if packed else "no file"
     console.print(f"{experiment.name}: {len(packed)} of {len(runs)} runs in {where}")
