@@ -24,7 +24,8 @@ RESULT = "result.json"
 RECORDS = ("config.json", "outcome.json", "provenance.json", "metrics.jsonl", RESULT)
 # What pictures are drawn from, kept of some runs only.
 PICTURED = ("predictions.json", "soft_prompts.npz", "merge_maps.npz")
-_MEMBER = re.compile(r"([0-9a-f]{16})/([a-z_]+\.(?:json|jsonl|npz))")
+NAMES = (*PICTURED, *RECORDS)
+_MEMBER = re.compile(rf"([0-9a-f]{{16}})/({'|'.join(map(re.escape, NAMES))})")
 
 
 def path_of(table: str, scale: str) -> Path:
@@ -56,8 +57,7 @@ def pack(path: Path, runs: list[str], pictured: list[str]) -> list[str]:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", format=tarfile.USTAR_FORMAT) as archive:
         for run in packed:
-            names = (*PICTURED, *RECORDS) if run in pictured else RECORDS
-            for name in names:
+            for name in NAMES if run in pictured else RECORDS:
                 file = store.store_folder() / run / name
                 if file.exists():
                     content = file.read_bytes()
@@ -92,7 +92,7 @@ def unpack(path: Path) -> list[str]:
         if claim is None:
             print(f"{run}: is being made here; left alone", flush=True)
             continue
-        for name in sorted(files, key=(*PICTURED, *RECORDS).index):
+        for name in sorted(files, key=NAMES.index):
             write_atomic(folder / name, files[name])
         claim.release()
         put.append(run)
@@ -107,7 +107,7 @@ def _contents(path: Path) -> dict[str, dict[str, bytes]]:
             for member in archive:
                 found = _MEMBER.fullmatch(member.name)
                 file = archive.extractfile(member) if member.isreg() else None
-                if found is None or file is None or found[2] not in (*PICTURED, *RECORDS):
+                if found is None or file is None:
                     raise UserError(f"{path}: holds {member.name!r}, which is no record of a run")
                 contents.setdefault(found[1], {})[found[2]] = file.read()
     except FileNotFoundError as error:

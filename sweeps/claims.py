@@ -188,7 +188,7 @@ def owner_lives(folder: Path | str, number: int) -> bool | None:
         process = psutil.Process(owner["pid"])
         same = _started(owner["pid"]) == owner["started"]  # a number may be in use again
         return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, ProcessLookupError):
+    except psutil.Error:
         return False
     except (OSError, ValueError, KeyError):
         return None

@@ -317,7 +317,8 @@ def queue_workers(arguments: Arguments, goals: list[Target]) -> int:
         0 if all trials have ended, else `QUEUED`.
     """
     profile = slurm.read_profile(arguments.cluster, {})
-    missing = to_go(arguments, studies(arguments, goals))
+    found = studies(arguments, goals)
+    missing = to_go(arguments, found)
     name = f"search-{name_of(arguments)}-{arguments.scale}"
     if missing:
         with slurm.launching():
@@ -335,7 +336,7 @@ def queue_workers(arguments: Arguments, goals: list[Target]) -> int:
             f"{missing} trials to go, {len(at_work)} workers in the queue (squeue shows them as "
             f"evlgen-{name}-...); the same command shows how far they are"
         )
-    if any(study is not None and ended(study) for study in studies(arguments, goals)):
+    if any(study is not None and ended(study) for study in found):
         report(arguments, goals)
     return QUEUED if missing else 0
 

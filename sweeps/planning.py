@@ -74,6 +74,14 @@ def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:
     return runs
 
 
+def stages_without_weights(missing: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
+    """The stages 1 that runs start from and of which there are, if anything, only the records."""
+    firsts = [config.init_from for config in missing.values() if config.init_from is not None]
+    by_id = {store.run_id(first): first for first in firsts}
+    root = store.store_folder()
+    return {run: first for run, first in by_id.items() if store.lacks_weights(root / run, first)}
+
+
 Need = tuple[str, int, str, int, str]
 
 

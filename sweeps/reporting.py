@@ -16,7 +16,7 @@ from evlgen.errors import UserError
 from experiments import EXPERIMENTS
 from experiments.base import Experiment, seeded
 from sweeps import slurm, store
-from sweeps.planning import expected_seconds, measured_rates
+from sweeps.planning import expected_seconds, measured_rates, stages_without_weights
 
 console = Console()
 _MOST_ROWS = 100  # of a table with a line for each run
@@ -114,12 +114,10 @@ def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig])
     head = ("runs" if many else "run", "stage", "connector", "updates", "pairs", "state", "seconds")
     table = Table(*head, title=f"{experiment.title}, {scale}")
     words = {run: store.state(root / run, now).name if many else store.status(root / run) for run in runs}
-    for run, config in runs.items():
-        first = config.init_from
-        if first is not None and words[run] not in _FINISHED:
-            run_of_first = store.run_id(first)
-            if words.get(run_of_first) in _FINISHED and store.lacks_weights(root / run_of_first, first):
-                words[run_of_first] = "no weights"
+    unfinished = {run: config for run, config in runs.items() if words[run] not in _FINISHED}
+    for run in stages_without_weights(unfinished):
+        if words.get(run) in _FINISHED:
+            words[run] = "no weights"
     missing = [run for run, word in words.items() if word not in _FINISHED]
     total = 0.0
     lines: Counter[tuple[str, ...]] = Counter()

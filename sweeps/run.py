@@ -25,16 +25,7 @@ from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import archive, reporting, requirements, slurm, store
 from sweeps.planning import load, unique_runs
-from sweeps.sweep import (
-    QUEUED,
-    Sweep,
-    plan_phases,
-    run_here,
-    run_queued,
-    states,
-    table_seeds,
-    wait,
-)
+from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, table_seeds, wait
 
 __all__ = ["load", "main", "unique_runs"]
 

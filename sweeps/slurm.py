@@ -39,6 +39,7 @@ _ATTEMPTS = 4  # of a command that a busy controller does not answer
 _GPU_CPUS = 8  # cores of a process with a GPU: one for it, the others decode images, see docs/DATA.md
 _MAX_DECODERS = 16  # as of `evlgen.data.stream.decoders`
 _NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm_job` counts better
+_FOLDERS = ("EVLGEN_CACHE", "EVLGEN_DATA", "EVLGEN_RESULTS", "EVLGEN_WEIGHTS")  # jobs run in another one
 # Tasks that one process does: more of them would wait for it, or do the same again.
 _FOR_ONE = {"sweeps.worker:cache_features", "sweeps.execute:score", "sweeps.merge_search:work"}
 
@@ -314,13 +315,15 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
     python = shlex.join([sys.executable, str(store.ROOT / "sweeps" / "slurm_start.py")])
     executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=_NEVER, python=python)
     asked = _narrowed(profile, array)
-    executor.update_parameters(**_parameters(f"{_PREFIX}{sweep}-{batch}", asked, after))
+    name = f"{_PREFIX}{sweep}-{batch}"
+    executor.update_parameters(**_parameters(name, asked, after))
     chunks = [Chunk(str(path.resolve()), index) for index in range(len(array))]
-    ids = _patiently(
-        lambda: _submitted(executor, chunks),
-        lambda: _slurm("scancel", f"--name={_PREFIX}{sweep}-{batch}"),
-        lambda: path.unlink(),
-    )
+
+    def take_back() -> None:
+        with contextlib.suppress(UserError):  # a controller that is down has taken nothing
+            _slurm("scancel", f"--name={name}")
+
+    ids = _patiently(lambda: _submitted(executor, chunks), take_back, lambda: path.unlink())
     store.write_json(path, {**record, "job": ids})
     return ids
 
@@ -373,7 +376,7 @@ def _parameters(name: str, profile: Profile, after: list[str]) -> dict[str, Any]
     return found
 
 
-def _patiently(attempt: Callable[[], str], undo: Callable[[], object], give_up: Callable[[], None]) -> str:
+def _patiently(attempt: Callable[[], str], undo: Callable[[], None], give_up: Callable[[], None]) -> str:
     """What ``attempt`` returns; a controller that is busy is asked again, ever more slowly.
 
     Args:
@@ -387,10 +390,8 @@ def _patiently(attempt: Callable[[], str], undo: Callable[[], object], give_up: 
         if not busy or not pause:
             break
         time.sleep(pause)
-        with contextlib.suppress(UserError):
-            undo()
-    with contextlib.suppress(UserError):
         undo()
+    undo()
     give_up()
     reason = (str(error).strip().splitlines() or [repr(error)])[-1]
     raise UserError(f"sbatch: {reason}; what was queued before stays queued") from error
@@ -536,9 +537,6 @@ def _slurm(*command: str) -> str:
         if number < _ATTEMPTS - 1:
             time.sleep(1.0 * 2**number)
     raise UserError(f"{command[0]}: {problem}; is the SLURM controller up?")
-
-
-_FOLDERS = ("EVLGEN_CACHE", "EVLGEN_DATA", "EVLGEN_RESULTS", "EVLGEN_WEIGHTS")  # jobs run in another one
 
 
 def _folder() -> Path:

@@ -23,6 +23,7 @@ from sweeps.planning import (
     measured_rates,
     missing_features,
     run_task,
+    stages_without_weights,
     unique_runs,
 )
 from sweeps.reporting import print_table, show_examples, summary, write_table
@@ -105,10 +106,7 @@ def unfinished(sweep: Sweep) -> dict[str, RunConfig]:
     """
     root = store.store_folder()
     missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
-    firsts = [config.init_from for config in missing.values() if config.init_from is not None]
-    missing |= {
-        run: first for first in firsts if store.lacks_weights(root / (run := store.run_id(first)), first)
-    }
+    missing |= stages_without_weights(missing)
     return {run: config for run, config in sweep.runs.items() if run in missing}
 
 
@@ -214,17 +212,17 @@ def _ready_to_queue(
 
     A stage 1 that failed waits for ``retry``, one that runs outside the queue gives jobs nothing to wait for.
     """
-    root = store.store_folder()
-    wanted = {run for run in sweep.runs if now[run].name in wanted_states}
-    for run, first in _first_of({run: sweep.runs[run] for run in wanted}).items():
-        lacks = store.lacks_weights(root / first, sweep.runs[first])
-        if (now[first].name in ("done", "trained") and not lacks) or first in queued:
+    wanted = {run: config for run, config in sweep.runs.items() if now[run].name in wanted_states}
+    weightless = stages_without_weights(wanted)
+    for run, first in _first_of(wanted).items():
+        state = now[first].name
+        if (state in ("done", "trained") and first not in weightless) or first in queued:
             continue
-        if now[first].name == "running" or (now[first].name == "failed" and "failed" not in wanted_states):
-            console.print(f"{run} is left out: its stage 1, {first}, is {now[first].name}")
-            wanted.discard(run)
+        if state == "running" or (state == "failed" and "failed" not in wanted_states):
+            console.print(f"{run} is left out: its stage 1, {first}, is {state}")
+            del wanted[run]
         else:
-            wanted.add(first)
+            wanted[first] = sweep.runs[first]
     return {run: config for run, config in sweep.runs.items() if run in wanted}
 
 
