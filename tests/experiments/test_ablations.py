@@ -8,6 +8,7 @@ import importlib
 import pytest
 
 from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig
+from evlgen.cost import run_cost
 from evlgen.errors import UserError
 from evlgen.merging import merge_schedule, token_counts
 from experiments import CLAIMED, COUNTED, EXPERIMENTS, PAPER
@@ -72,11 +73,10 @@ def test_longer_rows_of_collapse_are_those_of_other_rows() -> None:
     for row in longer:
         short = rows[f"{row.values['connector']}, {row.values['level']}"].config
         assert row.config.optim.steps == 3 * short.optim.steps
-        assert row.config.optim.warmup_steps == 3 * short.optim.warmup_steps
+        assert row.config.optim.warmup_steps == short.optim.warmup_steps
         optim = dataclasses.replace(
             row.config.optim,
             steps=short.optim.steps,
-            warmup_steps=short.optim.warmup_steps,
             eval_every=short.optim.eval_every,
             checkpoint_every=short.optim.checkpoint_every,
         )
@@ -199,6 +199,20 @@ def test_two_stages_cost_the_same_however_they_are_split(share: float) -> None:
     first, second = cost(blip2_split("mini", share))
     assert first + second == pytest.approx(sum(cost(blip2("mini"))), rel=0.01)
     assert first / (first + second) == pytest.approx(share, abs=0.01)
+
+
+def test_a_stage_1_without_a_loss_costs_as_much() -> None:
+    def macs(config: RunConfig) -> int:
+        assert config.init_from is not None
+        return config.init_from.optim.steps * run_cost(config.init_from).trained_macs
+
+    rows = {row.label: row.config for row in build("two_stage", "mini").rows}
+    for loss in ("ITC", "ITM", "LM"):
+        row = rows[f"without {loss} in stage 1"]
+        assert row.init_from is not None
+        assert loss.lower() not in row.init_from.objectives
+        assert macs(row) == pytest.approx(macs(rows["as in table 1"]), rel=0.01)
+        assert row.optim == rows["as in table 1"].optim  # of stage 2
 
 
 def test_both_single_stages_have_the_same_budgets() -> None:

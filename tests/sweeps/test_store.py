@@ -67,6 +67,7 @@ def test_rows_of_a_table_see_the_same_data() -> None:
     assert "web" not in reduced
     assert dict(full[0].data.pools)["web"] == 15 * dict(full[0].data.pools)["coco"]
     assert reduced["ccs"] == 4 * reduced["coco"]
+    assert sum(reduced.values()) / sum(dict(full[0].data.pools).values()) == pytest.approx(11 / 104, rel=0.01)
 
 
 def test_damage_is_named_and_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
