@@ -10,10 +10,13 @@ from evlgen.files import write_atomic
 from experiments.counted import Counted, Figures, Part, Sheet
 
 
-def write_counts(counted: Counted, out_dir: Path) -> list[Path]:
+def write_counts(counted: Counted, out_dir: Path, measured: Sequence[Part] = ()) -> list[Path]:
     """Write ``table.csv``, ``table.md``, ``table.tex`` and the sheets into ``out_dir``.
 
     A count has no spread: in the CSV both ends of its interval are the figure itself, from one "seed".
+
+    Args:
+        measured: parts that come behind those counted.
 
     Returns:
         The paths of the files.
@@ -21,10 +24,11 @@ def write_counts(counted: Counted, out_dir: Path) -> list[Path]:
     Raises:
         UserError: a file cannot be written; the old one is kept.
     """
+    parts = (*counted.parts, *measured)
     files = {
-        "table.csv": csv_text(COLUMNS, (line for part in counted.parts for line in _lines(part))),
-        "table.md": _markdown(counted),
-        "table.tex": "\n".join(_latex(counted.title, part) for part in counted.parts),
+        "table.csv": csv_text(COLUMNS, (line for part in parts for line in _lines(part))),
+        "table.md": _markdown(counted, measured),
+        "table.tex": "\n".join(_latex(counted.title, part) for part in parts),
         **{sheet.name: csv_text(sheet.columns, sheet.rows) for sheet in counted.sheets},
     }
     paths = []
@@ -48,10 +52,11 @@ def _lines(part: Part) -> Iterable[Sequence[object]]:
             )
 
 
-def _markdown(counted: Counted) -> str:
+def _markdown(counted: Counted, measured: Sequence[Part]) -> str:
     lines = [f"# {counted.title}", ""]
-    lines += ["Counted, not measured; numbers of the paper are marked as such, `?` is an unknown one.", ""]
-    for part in counted.parts:
+    how = "Counted; the last part is measured" if measured else "Counted, not measured"
+    lines += [f"{how}; numbers of the paper are marked as such, `?` is an unknown one.", ""]
+    for part in (*counted.parts, *measured):
         rows = [
             [_escaped(row.label), *(_cell(part, row, metric) for metric in part.columns)] for row in part.rows
         ]

@@ -22,7 +22,7 @@ def build(scale: str) -> Experiment:
             f"{connector}, {steps}K",
             make(scale, steps=steps),
             values={"connector": connector, "budget": steps},
-            against=_two_stages(1),
+            against=_two_stages(1) if connector == "EVLGen" else f"EVLGen, {steps}K",
         )
         for connector, make in (("EVLGen", evlgen), ("BLIP-2, single stage", blip2_single_stage))
         for steps in SINGLE_STAGE

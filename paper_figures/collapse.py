@@ -3,7 +3,7 @@
 ``collapse_evlgen`` and ``collapse_qformer`` show, over the updates, the loss gap (validation loss with
 shuffled images less that with the right ones), the cosine of soft prompts of different images, and their
 effective rank. A gap above the dashed line means that the image is used. The grey line is the setting of
-table 1; the last column has three times the updates.
+table 1; the last column has three times the updates, and faintly the same setting with its one budget.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ FACTORS = {
     "budget": "3x the updates",
 }
 FIGURES = {"EVLGen": "collapse_evlgen", "BLIP-2, single stage": "collapse_qformer"}
-LEVELS = (style.PALETTE[0], style.PALETTE[1], style.PALETTE[3], style.PALETTE[4])
-DASHES = ("-", "--", "-.", ":")
+Dash = str | tuple[int, tuple[float, ...]]
+LONGER = "budget"  # the factor of the last column
+LEVELS = style.PALETTE[:6]
+DASHES: tuple[Dash, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 0.6)))
 
 
 def draw(scale: str) -> list[Path]:
@@ -56,14 +58,19 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
     rows = list(runs.by_row(runs.complete(found)).values())
     figure, axes = plt.subplots(3, len(FACTORS), figsize=(style.PAGE, 4.3), sharex="col", sharey="row")
     for column, (factor, title) in enumerate(FACTORS.items()):
-        base = [row for row in rows if row[0].row.values["factor"] == ""]
+        base = [row for row in rows if row[0].row.values["factor"] == "" and factor != LONGER]
         levels = [row for row in rows if row[0].row.values["factor"] == factor]
+        assert len(levels) <= len(LEVELS), f"{factor}: more levels than colours"
         for axis, metric in zip(axes[:, column], METRICS, strict=True):
             for row in base:
                 _course(axis, row, metric, style.GREY, "-", "in force")
             for row, colour, dash in zip(levels, LEVELS, DASHES, strict=False):
                 level = row[0].row.values["level"]
                 text = level if isinstance(level, str) else f"{level:g}"
+                if factor == LONGER:
+                    for short in rows:
+                        if short[0].row.label == f"{row[0].row.values['connector']}, {level}":
+                            _course(axis, short[:1], metric, colour, "-", None, alpha=0.35)
                 _course(axis, row, metric, colour, dash, text)
             if not levels:
                 style.note(axis, "missing")
@@ -81,14 +88,15 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
     return style.save(figure, name, scale, runs.complete(found), runs.missing(found))
 
 
-def _course(axis: Axes, row: list[Run], metric: str, colour: str, dash: str, label: str) -> None:
+def _course(
+    axis: Axes, row: list[Run], metric: str, colour: str, dash: Dash, label: str | None, alpha: float = 1.0
+) -> None:
     courses = [runs.validations(run.folder, metric) for run in row]
     courses = [course for course in courses if course[0]]
     if courses:
         steps = courses[0][0]
-        style.band(
-            axis, steps, [ys for xs, ys in courses if xs == steps], colour, ls=dash, lw=0.9, label=label
-        )
+        alike = [ys for xs, ys in courses if xs == steps]
+        style.band(axis, steps, alike, colour, ls=dash, lw=0.9, label=label, alpha=alpha)
 
 
 if __name__ == "__main__":

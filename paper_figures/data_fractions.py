@@ -1,4 +1,8 @@
-"""Quality over the fraction of the data, at equal updates and at equal epochs, for both connectors."""
+"""Quality over the fraction of the data, at equal updates and at equal epochs, for both connectors.
+
+A hollow mark is a row of which no run uses its images at the end: its training was too short. The star is
+EVLGen with the cleaner pools alone, whole: less data of a better kind.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,18 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import math
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from experiments import table1
 from paper_figures import runs, style
+from paper_figures.runs import Run
 
 CONNECTORS = ("EVLGen", "BLIP-2, single stage")
+CLEANER, CLEANER_COLOUR = "steps, cleaner", "#009E73"
 TITLES = {"steps": "equal updates", "epochs": "equal epochs (fewer updates)"}
 
 
@@ -39,10 +49,15 @@ def draw(scale: str) -> list[Path]:
                     and (values["equal"] == equal or values["fraction"] == 1)
                 ]
                 style.series(axis, points, style.colour(connector), style.marker(connector), connector)
+            _unused(axis, [row for row in rows if row[0].row.values["equal"] == equal], metric)
+        for row in rows:
+            if row[0].row.values["equal"] == CLEANER and (seeds := runs.values(row, metric)):
+                at = float(row[0].row.values["fraction"])
+                style.series(line[0], [(at, seeds)], CLEANER_COLOUR, "*", "EVLGen, cleaner pools only", lw=0)
         line[0].set_ylabel(style.LABELS[metric])
     for axis, title in zip(axes[0], TITLES.values(), strict=True):
         axis.set_title(title)
-    fractions = sorted({float(run.row.values["fraction"]) for run in found})
+    fractions = sorted({float(run.row.values["fraction"]) for run in found} - _only_cleaner(found))
     for axis in axes[1]:
         axis.set_xscale("log")
         axis.set_xticks(fractions, ["1" if one == 1 else f"1/{1 / one:g}" for one in fractions])
@@ -51,6 +66,23 @@ def draw(scale: str) -> list[Path]:
     axes[0, 0].plot([], [], " ", label=_paper())
     style.legend_below(figure, axes[0, 0], 3)
     return style.save(figure, "data_fractions", scale, runs.complete(found), runs.missing(found))
+
+
+def _only_cleaner(found: list[Run]) -> set[float]:
+    """Fractions that have no tick of their own."""
+    return {float(run.row.values["fraction"]) for run in found if run.row.values["equal"] == CLEANER}
+
+
+def _unused(axis: Axes, rows: Sequence[list[Run]], metric: str) -> None:
+    """Hollow marks for the rows that do not use their images."""
+    for row in rows:
+        seeds = runs.values(row, metric)
+        used = any((run.metrics or {}).get("state") == "conditioned" for run in row)
+        if seeds and not used:
+            connector = str(row[0].row.values["connector"])
+            at, mean = float(row[0].row.values["fraction"]), math.fsum(seeds) / len(seeds)
+            mark = style.marker(connector)
+            axis.plot([at], [mean], mark, color=style.colour(connector), mfc="white", ms=4.8, zorder=6)
 
 
 def _paper() -> str:

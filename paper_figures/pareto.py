@@ -1,8 +1,9 @@
-"""What merging costs and what it is worth: quality against the connector's MACs, and rules at equal MACs.
+"""What merging costs and what it is worth: quality against the MACs of an update, and rules at equal MACs.
 
 Left and middle: merge schedules, their Pareto front as a line (no other schedule is at least as good for at
-most its cost). Right: what is compared to find similar tokens, and what becomes of those merged, all at the
-largest constant r and so at the same cost.
+most its cost). The cost is that of connector and language model, forward and backward: what is merged late
+or not at all makes the language model's input longer. Right: what is compared to find similar tokens, and
+what becomes of those merged, all at the largest constant r and so at the same cost.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ def draw(scale: str) -> list[Path]:
     return style.save(figure, "pareto", scale, runs.complete(found), runs.missing(found))
 
 
+def update_gmacs(run: Run) -> float:
+    """MACs of an update for one pair in connector and language model, forward and backward, in 10^9."""
+    from evlgen.cost import run_cost
+
+    cost = run_cost(run.config)
+    return (cost.trained_macs + cost.language_macs) / 1e9
+
+
 def pareto_front(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
     """Those points (cost, score) that none is better than in one and at least as good as in the other."""
     sign = 1.0 if lower else -1.0
@@ -58,17 +67,17 @@ def pareto_front(points: Sequence[tuple[float, float]], lower: bool) -> list[tup
 
 
 def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool) -> None:
-    known = [cost for row in rows.values() for cost in runs.values(row, "connector_gmacs")]
-    unit, letter = (1.0, "G") if max(known, default=1.0) >= 0.1 else (1e-3, "M")
+    costs = {label: update_gmacs(row[0]) for label, row in rows.items()}
+    unit, letter = (1.0, "G") if max(costs.values(), default=1.0) >= 1 else (1e-3, "M")
     means = []
     others = 0
     for label, row in rows.items():
         kind = str(row[0].row.values["kind"])
         others += kind in SCHEDULES[1:]  # also where it is missing: a schedule keeps its colour
-        seeds, gmacs = runs.values(row, metric), runs.values(row, "connector_gmacs")
-        if kind not in SCHEDULES or not seeds or not gmacs:
+        seeds = runs.values(row, metric)
+        if kind not in SCHEDULES or not seeds:
             continue
-        means.append((gmacs[0] / unit, math.fsum(seeds) / len(seeds)))
+        means.append((costs[label] / unit, math.fsum(seeds) / len(seeds)))
         if kind == "constant":
             style.point(axis, means[-1][0], seeds, style.PALETTE[0], "o")
             axis.annotate(
@@ -89,7 +98,7 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
         xs, ys = [x for x, _ in front], [y for _, y in front]
         xs, ys = [*xs, max(x for x, _ in means)], [*ys, ys[-1]]
         axis.plot(xs, ys, color=style.GREY, lw=0.8, ds="steps-post", zorder=1, label="Pareto front")
-    axis.set(xlabel=f"connector MACs for an image ({letter})", ylabel=style.LABELS[metric])
+    axis.set(xlabel=f"MACs of an update for a pair ({letter})", ylabel=style.LABELS[metric])
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.margins(x=0.1)
 

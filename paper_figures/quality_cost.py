@@ -1,9 +1,10 @@
 """Quality against the cost of training, the headline: who is how good after how many seconds or operations.
 
 ``quality_cost`` has seconds, stage 1 included, and beside them the paper's own hours; ``quality_cost_macs``
-the multiply-accumulates of all training steps, both stages, counted. A dashed line is BLIP-2's score at the
-end of its two stages; where the mean curve of a connector first reaches it (`analysis.time_to_quality`), the
-share of BLIP-2's cost is written.
+the multiply-accumulates of all training steps, both stages, counted, those of image encoder and language
+model among them. The overall score is that of claim C1: the mean over the four sets of what share of BLIP-2's
+score is reached. A dashed line is BLIP-2's score at the end of its two stages; where the mean curve of a
+connector first reaches it (`analysis.time_to_quality`), the share of BLIP-2's cost is written.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ TARGET = "BLIP-2, two stages"
 LOWER_IS_BETTER = ("val_loss",)
 LESS_DATA = "EVLGen, 11M, 150K"  # row of table 1
 LESS_COLOUR = "#009E73"
+QUALITY = ("coco/CIDEr", "vqav2", "gqa", "okvqa")  # table 1's
+OVERALL = "overall"
+LABELS = style.LABELS | {
+    "gqa": "GQA accuracy (%)",
+    "okvqa": "OK-VQA accuracy (%)",
+    OVERALL: "all four (% of BLIP-2's)",
+}
 
 
 def draw(scale: str) -> list[Path]:
@@ -45,19 +53,20 @@ def draw(scale: str) -> list[Path]:
     less_data = [run for run in runs.complete(found.get("table1", [])) if run.row.label == LESS_DATA]
     drawn = runs.complete(of_budgets) + less_data
 
-    figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.5))
-    panels = zip(axes.flat[:3], ("coco/CIDEr", "vqav2", "val_loss"), strict=True)
-    for axis, metric in panels:
+    figure, axes = plt.subplots(2, 3, figsize=(style.PAGE, 4.3))
+    for axis, metric in zip(axes.flat[:5], (OVERALL, *QUALITY), strict=True):
         quality(axis, of_budgets, less_data, metric, seconds)
-        axis.set(xlabel=style.LABELS["total_seconds"], ylabel=style.LABELS[metric])
-    of_paper(axes.flat[3])
+        axis.set_ylabel(LABELS[metric])
+    for axis in (axes[0, 2], *axes[1, :2]):
+        axis.set_xlabel(style.LABELS["total_seconds"])
+    of_paper(axes.flat[5])
     style.legend_below(figure, axes.flat[0], 3)
     paths = style.save(figure, "quality_cost", scale, drawn, missing)
 
     figure, axes = plt.subplots(1, 3, figsize=(style.PAGE, 2.6))
-    for axis, metric in zip(axes, ("coco/CIDEr", "vqav2", "val_loss"), strict=True):
+    for axis, metric in zip(axes, (OVERALL, "coco/CIDEr", "val_loss"), strict=True):
         quality(axis, of_budgets, less_data, metric, training_tmacs)
-        axis.set(xlabel="training MACs, all stages (T)", ylabel=style.LABELS[metric])
+        axis.set(xlabel="MACs of whole training steps (T)", ylabel=LABELS[metric])
     style.legend_below(figure, axes[0], 3)
     return paths + style.save(figure, "quality_cost_macs", scale, drawn, missing)
 
@@ -76,17 +85,20 @@ def quality(
         points, means[connector] = [], []
         own = [run for run in budgets if run.row.values["connector"] == connector]
         for row in runs.by_row(own).values():
-            seeds = runs.values(row, metric)
+            seeds = scores(budgets, row, metric)
             costs = [one for one in map(cost, runs.complete(row)) if one is not None]
             if seeds and costs:
                 at = math.fsum(costs) / len(costs)
                 points.append((at, seeds))
                 means[connector].append((at, math.fsum(seeds) / len(seeds)))
         style.series(axis, points, style.colour(connector), style.marker(connector), connector)
-    seeds, costs = runs.values(less_data, metric), [one for one in map(cost, less_data) if one is not None]
+    seeds = scores(budgets, less_data, metric)
+    costs = [one for one in map(cost, less_data) if one is not None]
     if seeds and costs:
         at = math.fsum(costs) / len(costs)
         style.point(axis, at, seeds, LESS_COLOUR, "*")
+        mean = math.fsum(seeds) / len(seeds)
+        axis.plot([at], [mean], "*", color=LESS_COLOUR, ms=8, mec="white", mew=0.5, zorder=6)
         axis.plot([], [], "*", color=LESS_COLOUR, ms=6, label="EVLGen, 11M pairs")
     final = final_point(budgets, metric, cost)
     if final is None:
@@ -121,14 +133,36 @@ def quality(
     axis.plot([], [], ":", color=style.GREY, lw=0.9, label="is reached at ... × BLIP-2's cost")
 
 
+def scores(budgets: Sequence[Run], row: Sequence[Run], metric: str) -> list[float]:
+    """A metric of the runs of a row that have it, or the overall score in percent of BLIP-2's."""
+    if metric != OVERALL:
+        return runs.values(row, metric)
+    whole = _whole(budgets)
+    scales = [runs.values(whole, one) for one in QUALITY]
+    if not all(scales):
+        return []
+    means = [math.fsum(one) / len(one) for one in scales]
+    found = [[runs.value(run, one) for one in QUALITY] for run in row]
+    return [
+        100 * math.fsum((one or 0.0) / mean for one, mean in zip(of_run, means, strict=True)) / len(means)
+        for of_run in found
+        if None not in of_run
+    ]
+
+
+def _whole(budgets: Sequence[Run]) -> list[Run]:
+    """The complete runs of BLIP-2's two stages with their whole budget."""
+    own = [run for run in budgets if run.row.values["connector"] == TARGET]
+    whole = max((float(run.row.values["budget"]) for run in own), default=0.0)
+    return [run for run in runs.complete(own) if run.row.values["budget"] == whole]
+
+
 def final_point(
     budgets: Sequence[Run], metric: str, cost: Callable[[Run], float | None]
 ) -> tuple[float, float] | None:
     """BLIP-2's cost and mean score with its whole budget; None as long as no run of it is complete."""
-    own = [run for run in budgets if run.row.values["connector"] == TARGET]
-    whole = max((float(run.row.values["budget"]) for run in own), default=0.0)
-    row = [run for run in runs.complete(own) if run.row.values["budget"] == whole]
-    seeds, costs = runs.values(row, metric), [one for one in map(cost, row) if one is not None]
+    row = _whole(budgets)
+    seeds, costs = scores(budgets, row, metric), [one for one in map(cost, row) if one is not None]
     if not seeds or not costs:
         return None
     return math.fsum(costs) / len(costs), math.fsum(seeds) / len(seeds)

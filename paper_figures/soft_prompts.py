@@ -1,9 +1,10 @@
 """Geometry of soft prompts: by connector, how those of 128 validation images lie (runs of table 1).
 
 Above, the mean soft token of each image on its first two principal components, in the colour of the image's
-largest object; one run a connector. Below, over all seeds: the spectrum of the soft prompts, whose entropy is
-the effective rank; how much of the variance of the mean soft tokens main colour and main shape explain; and
-the norms of the soft tokens beside those of the language model's word embeddings.
+largest object and with a mark for each colour; one run a connector. Below, over all seeds: the spectrum of
+the soft prompts, whose entropy is the effective rank; how much of the variance of the mean soft tokens main
+colour and main shape explain; and the norms of the soft tokens beside those of the language model's word
+embeddings.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def draw(scale: str) -> list[Path]:
         scatter(axis, some[0] if some else None)
     above.legend(
         handles=[
-            Line2D([], [], color=colour_of(name), marker="o", ls="", ms=4, mec="black", mew=0.3, label=name)
-            for name in COLOURS
+            Line2D([], [], color=colour_of(name), marker=mark, ls="", ms=4, mec="black", mew=0.3, label=name)
+            for name, mark in zip(COLOURS, style.SHAPES, strict=True)
         ],
         loc="outside lower center",
         ncols=len(COLOURS),
@@ -142,8 +143,11 @@ def scatter(axis: Axes, prompts: Prompts | None) -> None:
         axis.set(xticks=[], yticks=[])
         return
     places, shares = components(prompts["mean"])
-    colours = [colour_of(str(name)) for name in prompts["colour"]]
-    axis.scatter(places[:, 0], places[:, 1], c=colours, s=11, edgecolors="black", linewidths=0.3)
+    for name, mark in zip(COLOURS, style.SHAPES, strict=True):
+        own = places[prompts["colour"].astype(str) == name]
+        axis.scatter(
+            own[:, 0], own[:, 1], color=colour_of(name), marker=mark, s=11, edgecolors="black", linewidths=0.3
+        )
     axis.set(
         xlabel=f"component 1 ({100 * shares[0]:.0f}% of variance)",
         ylabel=f"component 2 ({100 * shares[1]:.0f}%)",
@@ -160,7 +164,6 @@ def spectra(axis: Axes, prompts: Mapping[str, Sequence[Prompts]]) -> None:
             shares = [line[:length].tolist() for line in lines]
             style.band(axis, list(range(1, length + 1)), shares, style.colour(name), label=name)
     axis.set(xscale="log", yscale="log", xlabel="number of the singular value", ylabel="share of their sum")
-    axis.set_ylim(bottom=1e-5)
     axis.legend(loc="lower left")
 
 

@@ -252,9 +252,11 @@ def count(sweep: Sweep, arguments: Arguments) -> None:
         console.print(f"{experiment.name}, {sweep.scale}: counted, nothing to train; its table {there}")
         return
     from analysis.counts import write_counts
+    from analysis.measured import training_times
 
     module = importlib.import_module(EXPERIMENTS[experiment.name])
-    write_counts(module.count(experiment, sweep.scale), folder)
+    counted, measured = module.count(experiment, sweep.scale), training_times(sweep.scale)
+    write_counts(counted, folder, () if measured is None else (measured,))
     reporting.print_table(sweep.scale, sweep.table)
     console.print(f"table in {os.path.relpath(folder)}/")
 

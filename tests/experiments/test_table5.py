@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from analysis.counts import write_counts
+from analysis.measured import training_times
 from evlgen.config import TomeFormerConfig
 from evlgen.cost import Stage1Macs
 from evlgen.merging import token_counts
-from experiments import table5
+from experiments import table1, table5
+from experiments.base import seeded
+from experiments.counted import Counted
+from sweeps import store
 
 
 def test_schedules() -> None:
@@ -83,3 +87,24 @@ def test_committed_figures_of_the_paper() -> None:
     assert float(found["EVLGen, 104M, 250K", "hours"]["mean"]) == 133
     assert float(found["EVLGen, 104M, 150K", "hours"]["mean"]) == pytest.approx(79.8)
     assert found["BLIP-2, two stages, 104M, 250K + 80K", "hours"]["paper"] == "234"
+
+
+def test_measured_part_comes_from_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
+    assert training_times("smoke") is None
+    for row, whole in zip(table1.build("smoke").rows, (300.0, 100.0), strict=False):  # two stages, and one
+        metrics = {"train_seconds": 100.0, "total_seconds": whole, "state": "conditioned"}
+        folder = store.run_folder(seeded(row.config, 0))
+        store.write_json(folder / "result.json", {"id": folder.name, "metrics": metrics})
+    part = training_times("smoke")
+    assert part is not None
+    two, one = part.rows
+    assert two.values["seconds"] == 300
+    assert two.values["stage1_seconds"] == 200
+    assert two.paper == {"hours": 234}
+    assert one.values["update_seconds"] == 100 / table1.build("smoke").rows[1].config.optim.steps
+    assert "stage1_seconds" not in one.values
+    write_counts(Counted("Cost", (), ()), tmp_path, (part,))
+    page = (tmp_path / "table.md").read_text()
+    assert "Counted; the last part is measured" in page
+    assert "## Training, measured" in page

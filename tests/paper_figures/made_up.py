@@ -67,6 +67,8 @@ def write(config: RunConfig) -> Path:
         "total_seconds": seconds,
         "coco/CIDEr": 240 - 140 * final["val_loss"] + noise.gauss(0, 6),
         "vqav2": 85 - 40 * final["val_loss"] + noise.gauss(0, 1),
+        "gqa": 70 - 25 * final["val_loss"] + noise.gauss(0, 1),
+        "okvqa": 60 - 30 * final["val_loss"] + noise.gauss(0, 3),
         "connector_gmacs": gmacs(config),
     }
     store.write_json(folder / "result.json", {"id": folder.name, "metrics": metrics})

@@ -12,7 +12,16 @@ import pytest
 from evlgen.config import TomeFormerConfig
 from experiments.scales import get
 from paper_figures import __main__ as everything
-from paper_figures import pareto, quality_cost, schedules, soft_tokens, two_stage
+from paper_figures import (
+    collapse,
+    data_fractions,
+    pareto,
+    quality_cost,
+    schedules,
+    soft_tokens,
+    style,
+    two_stage,
+)
 from sweeps import store
 from tests.paper_figures import made_up
 
@@ -117,6 +126,51 @@ def test_the_final_score_of_two_stages_is_that_of_their_whole_budget() -> None:
     expected = (sum(costs) / 3, sum(scores) / 3)
     final = quality_cost.final_point(found["budgets"], "vqav2", quality_cost.seconds)
     assert final == pytest.approx(expected)
+
+
+def test_the_overall_score_is_the_mean_share_of_blip2s() -> None:
+    made_up.fill("budgets")
+    found, _ = quality_cost.runs.either("budgets", scale="mini")
+    budgets = found["budgets"]
+    whole = [run for run in budgets if run.row.label == "BLIP-2, two stages, 250K + 80K"]
+    assert sum(quality_cost.scores(budgets, whole, "overall")) / 3 == pytest.approx(100)
+    row = [run for run in budgets if run.row.label == "EVLGen, 150K"]
+    sets = ("coco/CIDEr", "vqav2", "gqa", "okvqa")
+    means = [sum(float((run.metrics or {})[name]) for run in whole) / 3 for name in sets]
+    shares = [float((row[1].metrics or {})[name]) / mean for name, mean in zip(sets, means, strict=True)]
+    assert quality_cost.scores(budgets, row, "overall")[1] == pytest.approx(25 * sum(shares))
+
+
+def test_longer_trainings_that_collapsed_are_all_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up.fill("collapse", "smoke", seeds=1)
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, *others: figures.append(figure) or [])
+    collapse.draw("smoke")
+    longer = [row.values for row in made_up.rows("collapse", "smoke") if row.values["factor"] == "budget"]
+    for figure, connector in zip(figures, collapse.FIGURES, strict=True):
+        last = figure.axes[len(collapse.FACTORS) - 1]  # of the upper row
+        labels = {line.get_label() for line in last.lines if not line.get_label().startswith("_")}
+        assert labels == {values["level"] for values in longer if values["connector"] == connector}
+
+
+def test_fractions_whose_images_are_not_used_are_hollow(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up.fill("data_fractions", "smoke")
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, *others: figures.append(figure) or [])
+
+    def hollow() -> int:
+        data_fractions.draw("smoke")
+        axis = figures[-1].axes[1]
+        return sum(line.get_markerfacecolor() == "white" and line.get_ms() > 4 for line in axis.lines)
+
+    used = hollow()
+    short = "EVLGen, 1/50 of the data, equal epochs"
+    for run in data_fractions.runs.load("data_fractions", "smoke"):
+        if run.row.label == short:
+            assert run.metrics is not None
+            result = {"id": run.id, "metrics": run.metrics | {"state": "slow"}}
+            store.write_json(run.folder / "result.json", result)
+    assert hollow() == used + 1
 
 
 def test_what_cannot_be_drawn_does_not_keep_the_others(

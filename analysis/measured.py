@@ -1,0 +1,62 @@
+"""What training took, measured: the part of table 5 that is not counted, from finished runs of table 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.found import Found, read
+from experiments.base import Row
+from experiments.counted import Figures, Part
+
+
+def training_times(scale: str) -> Part | None:
+    """Seconds and memory of the rows of table 1, means over seeds; None if no run is complete.
+
+    Raises:
+        UserError: no such scale.
+    """
+    found = read("table1", scale)
+    rows = [figures for row in found.experiment.rows if (figures := _figures(found, row)) is not None]
+    if not rows:
+        return None
+    return Part(
+        "Training, measured",
+        {
+            "hours": "hours" if scale == "paper" else "hours, the paper's beside",
+            "seconds": "seconds in all, stage 1 included",
+            "stage1_seconds": "of them stage 1",
+            "update_seconds": "seconds an update, without stage 1",
+            "memory": "peak memory of a run, GiB",
+            "seeds": "runs",
+        },
+        tuple(rows),
+        (
+            "Seconds of training as the runs measured them, without validation sets, captions and answers at "
+            "the end, on the machine that results/provenance names; features of images were cached where the "
+            "scale caches them. The rows are those of table 1, means over their complete runs.",
+        ),
+    )
+
+
+def _figures(found: Found, row: Row) -> Figures | None:
+    whole, last = (_mean(found.values(row.label, name)) for name in ("total_seconds", "train_seconds"))
+    if whole is None or last is None:
+        return None
+    values = {
+        "hours": whole / 3600,
+        "seconds": whole,
+        "update_seconds": last / row.config.optim.steps,
+        "seeds": float(len(found.states(row.label))),
+    }
+    if row.config.init_from is not None:
+        values["stage1_seconds"] = whole - last
+    memory = _mean(found.values(row.label, "peak_memory_gib"))
+    if memory is not None:
+        values["memory"] = memory
+    hours = row.paper.get("hours")
+    return Figures(row.label, values, {"hours": hours} if isinstance(hours, float | int) else {})
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
