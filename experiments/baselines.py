@@ -19,6 +19,10 @@ from experiments.scales import (
 )
 
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "connector_gmacs", "train_seconds")
+NOT_SEARCHED = (
+    "Learning rates, warm-ups and initial weights of projections, pooling and perceiver are TomeFormer's at "
+    "this scale, not searched for them; `learning_rates` has the rows of such a search."
+)
 
 
 def build(scale: str) -> Experiment:
@@ -50,13 +54,5 @@ def build(scale: str) -> Experiment:
         )
         for name, label, make, tokens in cases
     )
-    return Experiment("baselines", "Other connectors", rows, METRICS, chosen.seeds, _notes(scale))
-
-
-def _notes(scale: str) -> str:
-    if scale not in ("mini", "smoke"):
-        return ""
-    return (
-        "Learning rates, warm-ups and initial weights of projections, pooling and perceiver are "
-        "TomeFormer's, not searched for them; `learning_rates` has the rows of such a search."
-    )
+    notes = "" if scale in ("mini", "smoke") else NOT_SEARCHED
+    return Experiment("baselines", "Other connectors", rows, METRICS, chosen.seeds, notes)

@@ -46,8 +46,7 @@ class Scale:
         updates: number of updates that stand for a thousand of the paper's, by part: ``tomeformer``,
             ``qformer`` (in a single stage), ``stage1``, ``stage2``, and the baselines, which have one stage.
         lr, warmup, init: peak learning rate, share of the updates that warm up to it, initial weights of the
-            connector, by part; see CALIBRATION.md for how the miniature's were found. Those of the baselines
-            are TomeFormer's.
+            connector, by part; see CALIBRATION.md for how the miniature's were found.
         precision: autocast in training.
         warmup_steps: updates of every warm-up, however long the run, in the place of a share; at most half of
             the run. 0: the share.
@@ -135,8 +134,9 @@ _MINI = Scale(
     updates={"tomeformer": 2.0, "qformer": 2.0, "stage1": 1.2, "stage2": 6.25}
     | dict.fromkeys(BASELINES, 2.0),
     batch_size=32,
-    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3} | dict.fromkeys(BASELINES, 3e-3),
-    warmup=dict.fromkeys(PARTS, 0.15) | {"qformer": 0.3},
+    lr={"tomeformer": 3e-3, "qformer": 3e-3, "stage1": 1e-3, "stage2": 3e-3}
+    | {"linear": 1e-2, "mlp": 3e-2, "pool": 3e-2, "perceiver": 1e-3},
+    warmup=dict.fromkeys(PARTS, 0.15) | {"qformer": 0.3, "perceiver": 0.3},
     init=dict.fromkeys(PARTS, "random"),
     other_lr=1e-3,
     other_warmup=0.15,

@@ -55,7 +55,16 @@ def test_vicuna_at_the_scale_of_the_paper() -> None:
 def test_notes_say_what_differs() -> None:
     assert "Karpathy" in table1.build("paper").notes
     assert table1.build("mini").notes == ""
-    assert "not searched" in baselines.build("mini").notes
+    assert "not searched" in baselines.build("paper").notes
+
+
+def test_baselines_have_the_best_settings_of_their_search() -> None:
+    """Of CALIBRATION.md: a baseline with another's learning rate is weak by neglect."""
+    assert baselines.build("mini").notes == ""
+    found = {"linear": (1e-2, 45), "mlp": (3e-2, 45), "pool": (3e-2, 45), "perceiver": (1e-3, 90)}
+    for make, part in ((linear, "linear"), (mlp, "mlp"), (pooled, "pool"), (perceiver, "perceiver")):
+        optim = make("mini", steps=150).optim
+        assert (optim.lr, optim.warmup_steps) == found[part]
 
 
 def test_soft_tokens() -> None:
