@@ -363,8 +363,9 @@ def _every_seed(cell: Cell, metric: str) -> str:
 
 
 def _comparisons(experiment: Experiment, compared: Sequence[Compared]) -> list[str]:
-    """Paired differences between rows, as lines of Markdown."""
-    if not compared:
+    """Paired differences between rows, as lines of Markdown; none of a single seed, which shows nothing."""
+    most = max((one.difference.n for one in compared), default=0)
+    if most < 2:
         return []
     found = {(one.first, one.second, one.metric): one for one in compared}
     rows = []
@@ -372,7 +373,6 @@ def _comparisons(experiment: Experiment, compared: Sequence[Compared]) -> list[s
         of_pair = [found.get((first, second, metric)) for metric in experiment.metrics]
         texts = map(_compared_text, of_pair, experiment.metrics)
         rows.append([f"{_escaped(first)} *minus* {_escaped(second)}", *texts])
-    most = max(one.difference.n for one in compared)
     family = sum(one.corrected is not None for one in compared)
     costs = ", costs left out" if family < len(compared) else ""
     lines = ["## Differences between rows, paired by seed", ""]
