@@ -230,7 +230,7 @@ def test_one_seed_is_complete_if_one_was_asked_for(tmp_path: Path) -> None:
     write_tables(EXPERIMENT, "smoke", results, tmp_path, seeds=1)
     assert "incomplete" not in markdown(tmp_path)
     assert "Scale smoke; means over 1 seed." in markdown(tmp_path)
-    assert "undecided" in markdown(tmp_path)
+    assert "paired by seed" not in markdown(tmp_path)  # one seed shows nothing
 
 
 def test_scores_without_java_are_said(tmp_path: Path) -> None:
