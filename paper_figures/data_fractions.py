@@ -53,7 +53,10 @@ def draw(scale: str) -> list[Path]:
         for row in rows:
             if row[0].row.values["equal"] == CLEANER and (seeds := runs.values(row, metric)):
                 at = float(row[0].row.values["fraction"])
-                style.series(line[0], [(at, seeds)], CLEANER_COLOUR, "*", "EVLGen, cleaner pools only", lw=0)
+                style.point(line[0], at, seeds, CLEANER_COLOUR, "*")
+                mean, star = math.fsum(seeds) / len(seeds), {"ms": 8, "mec": "white", "mew": 0.5, "lw": 0}
+                text = "EVLGen, cleaner pools only"
+                line[0].plot([at], [mean], "*", color=CLEANER_COLOUR, zorder=6, label=text, **star)
         line[0].set_ylabel(style.LABELS[metric])
     for axis, title in zip(axes[0], TITLES.values(), strict=True):
         axis.set_title(title)

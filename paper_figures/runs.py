@@ -107,18 +107,25 @@ def by_row(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def missing(runs: Iterable[Run], experiment: str = "") -> list[str]:
-    """What is not complete, a line a row: ``EVLGen, 250K: seeds 1, 2``, or the row alone if all of it is.
+    """What is not complete, a line a row: ``EVLGen, 250K (seed 1, 2)``, or the row alone if all of it is
+    missing; one line if every row lacks the same seeds.
 
     Args:
         experiment: name to put in front, for a figure of several experiments.
     """
-    lines = []
-    for label, row in by_row(runs).items():
-        seeds = [run.seed for run in row if run.metrics is None]
-        if seeds:
-            some = "" if len(seeds) == len(row) else f" (seed {', '.join(map(str, seeds))})"
-            lines.append((f"{experiment}: " if experiment else "") + label + some)
-    return lines
+    lacking = {
+        label: (len(row), [run.seed for run in row if run.metrics is None])
+        for label, row in by_row(runs).items()
+    }
+    before = f"{experiment}: " if experiment else ""
+    texts = {
+        label: "" if len(seeds) == many else f" (seed {', '.join(map(str, seeds))})"
+        for label, (many, seeds) in lacking.items()
+        if seeds
+    }
+    if len(texts) == len(lacking) > 1 and len(set(texts.values())) == 1 and all(texts.values()):
+        return [f"{before}every row{next(iter(texts.values()))}"]
+    return [before + label + text for label, text in texts.items()]
 
 
 def connector(config: RunConfig) -> str:

@@ -28,6 +28,11 @@ def test_no_runs_names_the_command() -> None:
         runs.load("two_stage", "mini")
 
 
+def test_seeds_that_every_row_lacks_take_one_line() -> None:
+    made_up.fill("two_stage", seeds=1)
+    assert runs.missing(runs.load("two_stage", "mini"), "two_stage") == ["two_stage: every row (seed 1, 2)"]
+
+
 def test_incomplete_rows_are_there_and_said_to_be_missing() -> None:
     made_up.fill("two_stage", seeds=2, leave_out=("without ITM",))
     found = runs.load("two_stage", "mini")
