@@ -482,10 +482,10 @@ def c3(found: Store) -> Claim:
 
     Holds if the 11M row of table 1 is shown to be no more than 6.3% worse overall than the 104M row, and
     nothing is shown to be too much worse: no single metric (14.5%), and not a tenth of *all* pools at equal
-    updates in `data_fractions` (which must be there, with 3 seeds). The latter because the 11M pairs leave out LAION, the
-    noisiest part: less data and cleaner data are two things, and the claim speaks of the amount. Of its two
-    metrics, VQAv2 and CIDEr, twice the paper's mean drop is 2.7%. Does not hold if the 11M row is shown to be
-    more than 6.3% worse. No drop, or a rise, is a little drop.
+    updates in `data_fractions` (which must be there, with 3 seeds). The latter because the 11M pairs leave
+    out LAION, the noisiest part: less data and cleaner data are two things, and the claim speaks of the
+    amount. Of its two metrics, VQAv2 and CIDEr, twice the paper's mean drop is 2.7%. Does not hold if the 11M
+    row is shown to be more than 6.3% worse. No drop, or a rise, is a little drop.
 
     Before `data_fractions` was run, two things were changed: its margin, which was 6.3%, and the miniature's
     11M pairs, which had been all of the cleaner pools, a quarter of all pairs, and are a tenth now.
