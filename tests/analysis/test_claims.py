@@ -333,6 +333,17 @@ def test_c1_on_a_busy_machine(factor: float, steady: bool, label: str, stage: st
     assert "`python sweeps/run.py budgets --seeds 5`" in sentence
 
 
+def test_c1_names_the_verdict_of_its_first_rule() -> None:
+    """It compared runs of all lengths: longer ones that take half again as long for an update."""
+    assert claims.AS_FIRST_WRITTEN.split(":")[0] not in said(claims.c1(found(paper_like())))
+    rows = paper_like()
+    for label in ("EVLGen, 250K", "EVLGen, 400K"):
+        rows["budgets"][label]["total_seconds"] = 1.5 * float(rows["budgets"][label]["total_seconds"])
+    claim = claims.c1(found(rows))
+    assert claim.verdict == "holds"
+    assert "By the rule as it was first written the claim would be undecided" in claim.evidence[-1]
+
+
 # ---------------------------------------------------------------------------------------- collapse
 
 
