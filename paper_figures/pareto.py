@@ -87,6 +87,7 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
                 textcoords="offset points",
                 fontsize=style.SMALL,
                 color=style.PALETTE[0],
+                bbox={"fc": "white", "ec": "none", "pad": 0.4},  # the front passes behind it
             )
         else:
             colour, mark = style.PALETTE[others], style.SHAPES[others]
