@@ -8,8 +8,8 @@ undecided.
 
 When the rules were written, tables 1 and 2 had been published with three seeds; nothing had been seen of
 their further seeds and of the other experiments. What was changed later says so in its docstring and in the
-claim's own rule. A verdict is about this world at this scale: what of it
-carries over to the paper's is the reader's to judge.
+claim's own rule. A verdict is about this world at this scale: what of it carries over to the paper's is the
+reader's to judge.
 """
 
 from __future__ import annotations

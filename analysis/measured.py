@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 from analysis.found import Found, read
+from analysis.shown import mean
 from experiments.base import Row
 from experiments.counted import Figures, Part
 
@@ -22,7 +23,7 @@ def training_times(scale: str) -> Part | None:
     return Part(
         "Training, measured",
         {
-            "hours": "hours" if scale == "paper" else "hours, the paper's beside",
+            "hours": "hours",
             "seconds": "seconds in all, stage 1 included",
             "stage1_seconds": "of them stage 1",
             "update_seconds": "seconds an update, without stage 1",
@@ -39,8 +40,8 @@ def training_times(scale: str) -> Part | None:
 
 
 def _figures(found: Found, row: Row) -> Figures | None:
-    whole, last = (_mean(found.values(row.label, name)) for name in ("total_seconds", "train_seconds"))
-    if whole is None or last is None:
+    whole, last = (mean(found.values(row.label, name)) for name in ("total_seconds", "train_seconds"))
+    if math.isnan(whole + last):
         return None
     values = {
         "hours": whole / 3600,
@@ -50,13 +51,8 @@ def _figures(found: Found, row: Row) -> Figures | None:
     }
     if row.config.init_from is not None:
         values["stage1_seconds"] = whole - last
-    memory = _mean(found.values(row.label, "peak_memory_gib"))
-    if memory is not None:
+    memory = mean(found.values(row.label, "peak_memory_gib"))
+    if not math.isnan(memory):
         values["memory"] = memory
     hours = row.paper.get("hours")
     return Figures(row.label, values, {"hours": hours} if isinstance(hours, float | int) else {})
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None

@@ -55,7 +55,7 @@ def build(scale: str) -> Experiment:
     rows = []
     for weights, factor, warmup in SETTINGS:
         init = chosen.bert if weights == "bert" else weights
-        rate = float(f"{chosen.lr['tomeformer'] * factor:.1g}")
+        rate = _rate(scale, factor)
         two = blip2(scale)
         first = with_setting(blip2_stage1(scale), init, rate, warmup)
         parts = {
@@ -67,17 +67,13 @@ def build(scale: str) -> Experiment:
             parts["BLIP-2, stage 2 of two"] = with_setting(two, init, rate, warmup)
             for name, baseline in baselines.items():
                 parts[name] = with_setting(baseline(scale), init, rate, warmup)
-        rows += [
-            (part, Row(f"{part}, {init}, lr {rate:g}, warm-up {warmup:.0%}", _unscored(config)))
-            for part, config in parts.items()
-        ]
+        rows += [(part, _row(part, config, init, rate, warmup)) for part, config in parts.items()]
     alone = baselines | {"BLIP-2, single stage": blip2_single_stage}
-    for name, settings in FURTHER.items():
+    for part, settings in FURTHER.items():
         for factor, warmup in settings:
-            rate = float(f"{chosen.lr['tomeformer'] * factor:.1g}")
-            config = with_setting(alone[name](scale), "random", rate, warmup)
-            label = f"{name}, random, lr {rate:g}, warm-up {warmup:.0%}"
-            rows.append((name, Row(label, _unscored(config))))
+            rate = _rate(scale, factor)
+            config = with_setting(alone[part](scale), "random", rate, warmup)
+            rows.append((part, _row(part, config, "random", rate, warmup)))
     rows.sort(key=lambda row: row[0])
     title = "Search of learning rates, warm-ups and initial weights"
     return Experiment("learning_rates", title, tuple(row for _, row in rows), METRICS, 1)
@@ -104,6 +100,13 @@ def with_setting(config: RunConfig, init: str, lr: float, warmup: float | None =
     )
 
 
-def _unscored(config: RunConfig) -> RunConfig:
+def _rate(scale: str, factor: float) -> float:
+    """``factor`` times EVLGen's learning rate in force, with one digit."""
+    return float(f"{get(scale).lr['tomeformer'] * factor:.1g}")
+
+
+def _row(part: str, config: RunConfig, init: str, rate: float, warmup: float) -> Row:
     """Only the validation loss counts here: no captions, no questions."""
-    return dataclasses.replace(config, evaluation=EvalConfig(validation=config.evaluation.validation))
+    evaluation = EvalConfig(validation=config.evaluation.validation)
+    label = f"{part}, {init}, lr {rate:g}, warm-up {warmup:.0%}"
+    return Row(label, dataclasses.replace(config, evaluation=evaluation))

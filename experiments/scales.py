@@ -55,6 +55,8 @@ class Scale:
             that of the run.
         language_width: width of each language model, which the hidden layer of LLaVA-1.5's MLP has.
         stage1_cost: seconds of an update of stage 1 in those of an update of stage 2.
+        without_loss: MACs of an update of stage 1 without one of its losses in those with all, as
+            `evlgen.cost` counts them; without the image encoder's where its features are cached.
         tokens: of an image, the class token among them.
         other_vision: another image encoder, and the width of its features.
         bert: weights of a BERT of the connectors' shape.
@@ -76,6 +78,7 @@ class Scale:
     other_lr: float
     other_warmup: float | None
     stage1_cost: float
+    without_loss: dict[str, float]
     tokens: int
     tomeformer: TomeFormerConfig
     qformer: QFormerConfig
@@ -141,6 +144,7 @@ _MINI = Scale(
     other_lr=1e-3,
     other_warmup=0.15,
     stage1_cost=3.0,  # measured: 0.359 s and 0.118 s; counted: 321M MACs and 107M
+    without_loss={"itc": 0.875409, "itm": 0.377998, "lm": 0.846402},
     tokens=65,
     tomeformer=_MINI_TOMEFORMER,
     qformer=_MINI_QFORMER,
@@ -218,6 +222,7 @@ _BRIDGE = dataclasses.replace(
     init=dict.fromkeys(PARTS, "minilm-l6") | dict.fromkeys(BASELINES, "random"),
     other_lr=1e-4,
     other_warmup=0.15,
+    without_loss={"itc": 0.875163, "itm": 0.470212, "lm": 0.711845},
     tomeformer=_BRIDGE_TOMEFORMER,
     qformer=QFormerConfig(
         encoder_width=96,
@@ -260,6 +265,7 @@ _PAPER = Scale(
     other_warmup=None,
     # Derived: 234 hours for 250K + 80K updates, if one of stage 2 takes as long as one of EVLGen's, 1.915 s
     stage1_cost=1.44,
+    without_loss={"itc": 0.976834, "itm": 0.854353, "lm": 0.969663},
     tokens=257,
     tomeformer=TomeFormerConfig(),
     qformer=QFormerConfig(),

@@ -6,9 +6,8 @@ import dataclasses
 from typing import Literal
 
 from evlgen.config import RunConfig
-from evlgen.cost import run_cost
 from experiments.base import Experiment, Row
-from experiments.scales import ablation, blip2, blip2_split, blip2_stage1, get
+from experiments.scales import ablation, blip2, blip2_split, get
 
 IN_FORCE = "as in table 1"
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "total_seconds")
@@ -43,19 +42,10 @@ def build(scale: str) -> Experiment:
 def without(scale: str, loss: Loss) -> RunConfig:
     """The run behind a stage 1 that lacks one of its losses and has as many more updates as that saves.
 
-    ITM, with its three passes for a pair, is more than half of stage 1: to leave it out at equal updates
-    would compare two costs. What an update costs is counted (`evlgen.cost`), without the image encoder where
-    its features are cached.
+    ITM, with its three passes for a pair, is more than half of the miniature's stage 1: to leave it out at
+    equal updates would compare two costs.
     """
     objectives = tuple(one for one in LOSSES if one != loss)
-    whole = blip2_stage1(scale)
-    saved = _macs(whole) / _macs(dataclasses.replace(whole, objectives=objectives))
-    config = blip2(scale, stage1_steps=250 * saved)
+    config = blip2(scale, stage1_steps=250 / get(scale).without_loss[loss])
     assert config.init_from is not None
     return dataclasses.replace(config, init_from=dataclasses.replace(config.init_from, objectives=objectives))
-
-
-def _macs(config: RunConfig) -> int:
-    """Of an update of stage 1, for one pair."""
-    cost = run_cost(config)
-    return cost.trained_macs + (0 if config.data.cache else cost.vision_macs)

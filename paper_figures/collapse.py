@@ -55,7 +55,8 @@ def draw(scale: str) -> list[Path]:
 def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
     from evlgen.diagnostics import Rules
 
-    rows = list(runs.by_row(runs.complete(found)).values())
+    by_label = runs.by_row(runs.complete(found))
+    rows = list(by_label.values())
     figure, axes = plt.subplots(3, len(FACTORS), figsize=(style.PAGE, 4.3), sharex="col", sharey="row")
     for column, (factor, title) in enumerate(FACTORS.items()):
         base = [row for row in rows if row[0].row.values["factor"] == "" and factor != LONGER]
@@ -68,9 +69,8 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
                 level = row[0].row.values["level"]
                 text = level if isinstance(level, str) else f"{level:g}"
                 if factor == LONGER:
-                    for short in rows:
-                        if short[0].row.label == f"{row[0].row.values['connector']}, {level}":
-                            _course(axis, short[:1], metric, colour, "-", None, alpha=0.35)
+                    short = by_label.get(f"{row[0].row.values['connector']}, {level}", [])
+                    _course(axis, short[:1], metric, colour, "-", None, alpha=0.35)
                 _course(axis, row, metric, colour, dash, text)
             if not levels:
                 style.note(axis, "missing")

@@ -60,7 +60,9 @@ def draw(scale: str) -> list[Path]:
         line[0].set_ylabel(style.LABELS[metric])
     for axis, title in zip(axes[0], TITLES.values(), strict=True):
         axis.set_title(title)
-    fractions = sorted({float(run.row.values["fraction"]) for run in found} - _only_cleaner(found))
+    fractions = sorted(
+        {float(run.row.values["fraction"]) for run in found if run.row.values["equal"] in TITLES}
+    )
     for axis in axes[1]:
         axis.set_xscale("log")
         axis.set_xticks(fractions, ["1" if one == 1 else f"1/{1 / one:g}" for one in fractions])
@@ -69,11 +71,6 @@ def draw(scale: str) -> list[Path]:
     axes[0, 0].plot([], [], " ", label=_paper())
     style.legend_below(figure, axes[0, 0], 3)
     return style.save(figure, "data_fractions", scale, runs.complete(found), runs.missing(found))
-
-
-def _only_cleaner(found: list[Run]) -> set[float]:
-    """Fractions that have no tick of their own."""
-    return {float(run.row.values["fraction"]) for run in found if run.row.values["equal"] == CLEANER}
 
 
 def _unused(axis: Axes, rows: Sequence[list[Run]], metric: str) -> None:

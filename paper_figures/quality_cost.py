@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from analysis.claims import QUALITY
 from analysis.time_to_quality import Reached, time_to_quality
 from experiments import table1
 from paper_figures import runs, style
@@ -31,7 +32,7 @@ TARGET = "BLIP-2, two stages"
 LOWER_IS_BETTER = ("val_loss",)
 LESS_DATA = "EVLGen, 11M, 150K"  # row of table 1
 LESS_COLOUR = "#009E73"
-QUALITY = ("coco/CIDEr", "vqav2", "gqa", "okvqa")  # table 1's
+PANELS = ("coco/CIDEr", "vqav2", "gqa", "okvqa")
 OVERALL = "overall"
 LABELS = style.LABELS | {
     "gqa": "GQA accuracy (%)",
@@ -54,7 +55,7 @@ def draw(scale: str) -> list[Path]:
     drawn = runs.complete(of_budgets) + less_data
 
     figure, axes = plt.subplots(2, 3, figsize=(style.PAGE, 4.3))
-    for axis, metric in zip(axes.flat[:5], (OVERALL, *QUALITY), strict=True):
+    for axis, metric in zip(axes.flat[:5], (OVERALL, *PANELS), strict=True):
         quality(axis, of_budgets, less_data, metric, seconds)
         axis.set_ylabel(LABELS[metric])
     for axis in (axes[0, 2], *axes[1, :2]):

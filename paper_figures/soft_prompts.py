@@ -37,6 +37,7 @@ ROWS = {
     "EVLGen": "EVLGen, 104M, 250K",
 }
 ARRAYS = ("mean", "singular_values", "token_norms", "word_norms", "word_norm_quantiles", "shape", "colour")
+MARKS = dict(zip(COLOURS, style.SHAPES, strict=True))  # colour of a thing -> its mark
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Prompts = Mapping[str, np.ndarray]
@@ -74,7 +75,7 @@ def draw(scale: str) -> list[Path]:
     above.legend(
         handles=[
             Line2D([], [], color=colour_of(name), marker=mark, ls="", ms=4, mec="black", mew=0.3, label=name)
-            for name, mark in zip(COLOURS, style.SHAPES, strict=True)
+            for name, mark in MARKS.items()
         ],
         loc="outside lower center",
         ncols=len(COLOURS),
@@ -143,7 +144,7 @@ def scatter(axis: Axes, prompts: Prompts | None) -> None:
         axis.set(xticks=[], yticks=[])
         return
     places, shares = components(prompts["mean"])
-    for name, mark in zip(COLOURS, style.SHAPES, strict=True):
+    for name, mark in MARKS.items():
         own = places[prompts["colour"].astype(str) == name]
         axis.scatter(
             own[:, 0], own[:, 1], color=colour_of(name), marker=mark, s=11, edgecolors="black", linewidths=0.3

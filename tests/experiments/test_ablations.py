@@ -16,7 +16,7 @@ from experiments.base import Experiment
 from experiments.collapse import fewest
 from experiments.data_fractions import with_fraction
 from experiments.merge_schedules import spread
-from experiments.scales import NAMES, blip2, blip2_split, evlgen, get
+from experiments.scales import NAMES, blip2, blip2_split, blip2_stage1, evlgen, get
 
 TRAINED = [name for name in EXPERIMENTS if name not in COUNTED]
 AT_SCALES = [(name, scale) for name in TRAINED for scale in NAMES if (name, scale) != ("table2", "bridge")]
@@ -199,6 +199,20 @@ def test_two_stages_cost_the_same_however_they_are_split(share: float) -> None:
     first, second = cost(blip2_split("mini", share))
     assert first + second == pytest.approx(sum(cost(blip2("mini"))), rel=0.01)
     assert first / (first + second) == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", NAMES)
+def test_the_cost_of_stage_1_without_a_loss_is_what_is_counted(scale: str) -> None:
+    def macs(config: RunConfig) -> int:
+        cost = run_cost(config)
+        return cost.trained_macs + (0 if config.data.cache else cost.vision_macs)
+
+    whole = blip2_stage1(scale)
+    for loss, share in get(scale).without_loss.items():
+        objectives = tuple(one for one in whole.objectives if one != loss)
+        assert share == pytest.approx(
+            macs(dataclasses.replace(whole, objectives=objectives)) / macs(whole), abs=1e-6
+        )
 
 
 def test_a_stage_1_without_a_loss_costs_as_much() -> None:
