@@ -6,6 +6,7 @@ The runs themselves are not committed; what their ``provenance.json`` say is kep
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import sys
@@ -149,6 +150,18 @@ def _facts(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def seeds_of_tables(scale: str) -> dict[str, int]:
+    """Experiment -> most seeds of a cell of its table; a sweep may have had more than the default."""
+    found = {}
+    for name in EXPERIMENTS:
+        path = store.results_folder() / name / scale / "table.csv"
+        if path.exists() and name not in COUNTED:
+            with path.open(newline="", encoding="utf-8") as file:
+                seeds = [line.get("n_seeds") or "" for line in csv.DictReader(file)]
+            found[name] = max((int(number) for number in seeds if number.isdigit()), default=0)
+    return found
+
+
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 where the user must do something first."""
     import tyro
@@ -163,7 +176,7 @@ def main(argv: list[str]) -> int:
     scale = tyro.cli(arguments, args=argv, prog="analysis.provenance", description=__doc__)
 
     def act() -> None:
-        found = write(scale, {})
+        found = write(scale, seeds_of_tables(scale))
         if not found.runs:
             raise UserError(
                 f"{store.store_folder()}: no runs of scale {scale}; make them with "

@@ -498,18 +498,6 @@ def _totals(origin: provenance.Provenance) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- command
 
 
-def seeds_of_tables(scale: str) -> dict[str, int]:
-    """Experiment -> most seeds of a cell of its table; a sweep may have had more than the default."""
-    found = {}
-    for name in EXPERIMENTS:
-        path = store.results_folder() / name / scale / "table.csv"
-        if path.exists() and name not in COUNTED:
-            with path.open(newline="", encoding="utf-8") as file:
-                seeds = [line.get("n_seeds") or "" for line in csv.DictReader(file)]
-            found[name] = max((int(number) for number in seeds if number.isdigit()), default=0)
-    return found
-
-
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 where the user must do something first."""
 
@@ -528,7 +516,7 @@ def main(argv: list[str]) -> int:
     def act() -> None:
         if scale not in SCALES:
             raise UserError(f"--scale {scale}: no such scale; there are: {', '.join(SCALES)}")
-        page = build(scale, provenance.write(scale, seeds_of_tables(scale)))
+        page = build(scale, provenance.write(scale, provenance.seeds_of_tables(scale)))
         write_atomic(path, page.encode())
         print(f"{path} ({len(page) / 2**20:.1f} MiB)")
 

@@ -81,6 +81,8 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
         bottom.set_xlim(left=0)
         bottom.set_xlabel("updates")
         if bottom.get_legend_handles_labels()[0]:
+            if factor == LONGER:
+                bottom.plot([], [], color=style.GREY, alpha=0.35, label="faint: one budget")
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.5), "borderaxespad": 0}
             bottom.legend(**below, handlelength=1.8, fontsize=6)
     for axis, label in zip(axes[:, 0], METRICS.values(), strict=True):
