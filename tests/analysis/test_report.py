@@ -214,6 +214,18 @@ def test_summary_keeps_what_the_store_does_not_have(tmp_path: Path, monkeypatch:
     assert provenance.read("smoke") == found
 
 
+def test_the_command_counts_the_seeds_of_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of more seeds than the default, as those behind claims: their runs are named too."""
+    monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
+    ids = make_runs()  # of seeds 0 and 1, where the scale's default is one seed
+    table = tmp_path / "results" / "table2" / "smoke" / "table.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("row,metric,n_seeds\nx,vqav2,2\n")
+    assert provenance.main(["--scale", "smoke"]) == 0
+    assert set(provenance.read("smoke").runs) == set(ids)
+
+
 def test_damaged_runs_are_named_and_skipped_and_a_damaged_summary_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
