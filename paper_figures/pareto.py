@@ -82,18 +82,19 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
             style.point(axis, means[-1][0], seeds, style.PALETTE[0], "o")
             axis.annotate(
                 f"{row[0].row.values['r']:g}" if "r" in row[0].row.values else "",
-                means[-1],
-                xytext=(4, -3),
+                (means[-1][0], max(seeds)),  # above all of its seeds: beside the mean others' intervals pass
+                xytext=(0, 3),
                 textcoords="offset points",
+                ha="center",
                 fontsize=style.SMALL,
                 color=style.PALETTE[0],
-                bbox={"fc": "white", "ec": "none", "pad": 0.4},  # the front passes behind it
+                bbox={"fc": "white", "ec": "none", "pad": 0.2},  # the front passes behind it
             )
         else:
             colour, mark = style.PALETTE[others], style.SHAPES[others]
             style.point(axis, means[-1][0], seeds, colour, mark)
             axis.plot([], [], mark, color=colour, label=label.rpartition(", ")[2])
-    axis.plot([], [], "o", color=style.PALETTE[0], label="constant r (the number beside)")
+    axis.plot([], [], "o", color=style.PALETTE[0], label="constant r (the number above)")
     front = pareto_front(means, lower)
     if front:
         xs, ys = [x for x, _ in front], [y for _, y in front]
