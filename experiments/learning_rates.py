@@ -30,6 +30,7 @@ SETTINGS = (
     ("random", 1.0, 0.15),
     ("random", 1.0, 0.30),
     ("random", 10 / 3, 0.15),
+    ("bert", 1 / 10, 0.15),
     ("bert", 1 / 3, 0.15),
     ("bert", 1.0, 0.15),
 )
@@ -40,6 +41,7 @@ FURTHER = {
     "MLP": ((10.0, 0.15), (100 / 3, 0.15)),
     "average pooling": ((10.0, 0.15), (100 / 3, 0.15)),
     "perceiver": ((1 / 10, 0.15), (1 / 3, 0.30)),
+    "BLIP-2, stage 1 of two": ((1 / 10, 0.15), (1 / 3, 0.30)),
 }
 METRICS = ("val_loss", "gap")
 
@@ -68,11 +70,13 @@ def build(scale: str) -> Experiment:
             for name, baseline in baselines.items():
                 parts[name] = with_setting(baseline(scale), init, rate, warmup)
         rows += [(part, _row(part, config, init, rate, warmup)) for part, config in parts.items()]
-    alone = baselines | {"BLIP-2, single stage": blip2_single_stage}
+    varied = baselines | {"BLIP-2, single stage": blip2_single_stage, "BLIP-2, stage 1 of two": blip2_stage1}
     for part, settings in FURTHER.items():
         for factor, warmup in settings:
             rate = _rate(scale, factor)
-            config = with_setting(alone[part](scale), "random", rate, warmup)
+            config = with_setting(varied[part](scale), "random", rate, warmup)
+            if varied[part] is blip2_stage1:
+                config = dataclasses.replace(blip2(scale), init_from=config)
             rows.append((part, _row(part, config, "random", rate, warmup)))
     rows.sort(key=lambda row: row[0])
     title = "Search of learning rates, warm-ups and initial weights"
