@@ -81,6 +81,9 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
         bottom.set_xlim(left=0)
         bottom.set_xlabel("updates")
         if bottom.get_legend_handles_labels()[0]:
+            if column == 0:
+                threshold = {"color": "black", "ls": "--", "lw": 0.5}
+                bottom.plot([], [], **threshold, label="above: image used")
             if factor == LONGER:
                 bottom.plot([], [], color=style.GREY, alpha=0.35, label="faint: one budget")
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.5), "borderaxespad": 0}

@@ -68,8 +68,9 @@ def draw(scale: str) -> list[Path]:
         axis.set_xticks(fractions, ["1" if one == 1 else f"1/{1 / one:g}" for one in fractions])
         axis.minorticks_off()
         axis.set_xlabel("fraction of the data")
+    axes[0, 0].plot([], [], "o", color=style.GREY, mfc="white", label="hollow: images not used")
     axes[0, 0].plot([], [], " ", label=_paper())
-    style.legend_below(figure, axes[0, 0], 3)
+    style.legend_below(figure, axes[0, 0], 2)
     return style.save(figure, "data_fractions", scale, runs.complete(found), runs.missing(found))
 
 

@@ -36,7 +36,7 @@ MEASURES = {"purity": "purity, all tokens", "purity_objects": "purity, tokens of
 # What stands beside a measure's name -> what a reader needs, and its colour.
 KINDS = {
     "_untrained_random": ("random groups", style.GREY),
-    "_grid": ("grid", style.PALETTE[3]),
+    "_untrained_grid": ("grid", style.PALETTE[3]),
     "_untrained": ("before training", style.PALETTE[5]),
     "": ("after training", style.COLOURS["EVLGen"]),
 }

@@ -100,7 +100,7 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
         xs, ys = [x for x, _ in front], [y for _, y in front]
         xs, ys = [*xs, max(x for x, _ in means)], [*ys, ys[-1]]
         axis.plot(xs, ys, color=style.GREY, lw=0.8, ds="steps-post", zorder=1, label="Pareto front")
-    axis.set(xlabel=f"MACs of an update for a pair ({letter})", ylabel=style.LABELS[metric])
+    axis.set(xlabel=f"connector and LLM, MACs a pair ({letter})", ylabel=style.LABELS[metric])
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.margins(x=0.1)
 

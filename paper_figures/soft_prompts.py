@@ -202,7 +202,7 @@ def norms(axis: Axes, prompts: Mapping[str, Sequence[Prompts]]) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set(xlabel="norm", ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlabel="norm (median; 50%, 90% of all)", ylim=(len(rows) - 0.5, -0.5))
     axis.set_yticks(range(len(rows)), [label.replace(", ", ",\n").replace(" e", "\ne") for label, *_ in rows])
     axis.tick_params(axis="y", length=0)
 

@@ -139,9 +139,9 @@ def test_table2_needs_two_language_models() -> None:
 @pytest.mark.parametrize(
     ("scale", "bert", "rates"),
     [
-        ("mini", "mini-bert", [1e-3, 3e-3, 1e-2]),
-        ("bridge", "minilm-l6", [3e-5, 1e-4, 3e-4]),
-        ("paper", "bert-base-uncased", [3e-5, 1e-4, 3e-4]),
+        ("mini", "mini-bert", [3e-4, 1e-3, 3e-3, 1e-2]),
+        ("bridge", "minilm-l6", [1e-5, 3e-5, 1e-4, 3e-4]),
+        ("paper", "bert-base-uncased", [1e-5, 3e-5, 1e-4, 3e-4]),
     ],
 )
 def test_search_of_rates_is_about_those_of_the_scale(scale: str, bert: str, rates: list[float]) -> None:
