@@ -33,6 +33,8 @@ FACTORS = {
 FIGURES = {"EVLGen": "collapse_evlgen", "BLIP-2, single stage": "collapse_qformer"}
 Dash = str | tuple[int, tuple[float, ...]]
 LONGER = "budget"  # the factor of the last column
+THRESHOLD = {"color": "black", "ls": "--", "lw": 0.5}
+FAINT = 0.35
 LEVELS = style.PALETTE[:6]
 DASHES: tuple[Dash, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 0.6)))
 
@@ -70,11 +72,11 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
                 text = level if isinstance(level, str) else f"{level:g}"
                 if factor == LONGER:
                     short = by_label.get(f"{row[0].row.values['connector']}, {level}", [])
-                    _course(axis, short[:1], metric, colour, "-", None, alpha=0.35)
+                    _course(axis, short[:1], metric, colour, "-", None, alpha=FAINT)
                 _course(axis, row, metric, colour, dash, text)
             if not levels:
                 style.note(axis, "missing")
-        axes[0, column].axhline(Rules().conditioned, color="black", ls="--", lw=0.5, zorder=0)
+        axes[0, column].axhline(Rules().conditioned, **THRESHOLD, zorder=0)
         axes[0, column].set_title(title, fontsize=7)
         bottom = axes[2, column]
         bottom.xaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -82,10 +84,9 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
         bottom.set_xlabel("updates")
         if bottom.get_legend_handles_labels()[0]:
             if column == 0:
-                threshold = {"color": "black", "ls": "--", "lw": 0.5}
-                bottom.plot([], [], **threshold, label="above: image used")
+                bottom.plot([], [], **THRESHOLD, label="above: image used")
             if factor == LONGER:
-                bottom.plot([], [], color=style.GREY, alpha=0.35, label="faint: one budget")
+                bottom.plot([], [], color=style.GREY, alpha=FAINT, label="faint: one budget")
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.5), "borderaxespad": 0}
             bottom.legend(**below, handlelength=1.8, fontsize=6)
     for axis, label in zip(axes[:, 0], METRICS.values(), strict=True):

@@ -61,9 +61,17 @@ def test_notes_say_what_differs() -> None:
     assert "not searched" in baselines.build("paper").notes
 
 
+def test_baselines_have_the_best_settings_of_their_search() -> None:
+    """Of CALIBRATION.md: a baseline with another's learning rate is weak by neglect."""
+    assert baselines.build("mini").notes == ""
+    found = {"linear": (1e-2, 45), "mlp": (3e-2, 45), "pool": (3e-2, 45), "perceiver": (1e-3, 90)}
+    for make, part in ((linear, "linear"), (mlp, "mlp"), (pooled, "pool"), (perceiver, "perceiver")):
+        optim = make("mini", steps=150).optim
+        assert (optim.lr, optim.warmup_steps) == found[part]
+
+
 def test_what_is_in_force_is_the_best_of_its_search() -> None:
     """By the committed table of the search, within what a seed is worth: nobody is weak by neglect."""
-    assert baselines.build("mini").notes == ""
     parts = {
         "EVLGen": evlgen("mini"),
         "BLIP-2, single stage": blip2_single_stage("mini"),
