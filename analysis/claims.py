@@ -3,7 +3,7 @@ analysis.claims``.
 
 A function a claim: it takes what the run store has of the experiments that the claim rests on and says
 "holds", "does not hold", "undecided" or "not tested", by the rule in its docstring. What it takes to *show*
-a difference, and what an *overall* difference is, stands in `analysis.shown`; all that is not shown is
+a difference, and what an *overall* difference is, stands in `analysis.significance`; all that is not shown is
 undecided.
 
 When the rules were written, tables 1 and 2 had been published with three seeds; nothing had been seen of
@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from analysis.found import Found, read, scale_flag
-from analysis.shown import (
+from analysis.results import Found, read, scale_flag
+from analysis.significance import (
     DECIDING,
     VETOING,
     Answer,
@@ -41,11 +41,12 @@ from analysis.tables import LEVEL, STATES, number, title
 from analysis.time_to_quality import CostRatio, Reached, cost_ratio, time_to_quality
 from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
-from evlgen.files import write_atomic
+from evlgen.runs import store
+from evlgen.runtime import paths
+from evlgen.runtime.files import write_atomic
 from experiments.base import seeded
 from experiments.scales import NAMES, get
-from sweeps import store
-from sweeps.planning import shape
+from sweeps.plan import shape
 
 Verdict = Literal["holds", "does not hold", "undecided", "not tested"]
 Store = Mapping[str, Found]
@@ -235,7 +236,7 @@ def uneven(of: Found, lengths_apart: bool = True) -> list[str]:
                 f"Seconds cannot be compared: an update of {names[kind]} took {least:.3g} s in run {fastest} "
                 f"and {most:.3g} s, {most / least:.2f} times as long, in run {slowest} ({STEADY:g} at most); "
                 f"the machine was doing other things. Delete the slow runs ({', '.join(again)}) from "
-                f"{store.store_folder().name}/ and make them again on a quiet machine with `{of.command}`"
+                f"{paths.runs_folder().name}/ and make them again on a quiet machine with `{of.command}`"
             )
     return said
 
@@ -568,7 +569,8 @@ def c4(found: Store) -> Claim:
 def c5(found: Store) -> Claim:
     """Merged tokens are already semantically meaningful before any training.
 
-    Two measures of `evlgen.merge_maps`, on the connector as initialised: the share of merged tokens that
+    Two measures of `evlgen.evaluation.merge_maps`, on the connector as initialised: the share of merged
+    tokens that
     show what most of their group shows (``purity``; background counts, so much is pure by chance), and for
     tokens that show an object the share of the others in their group that show the same
     (``purity_objects``). Each is held against groups of the same sizes drawn at random, and against a grid
@@ -715,7 +717,7 @@ def judge(scale: str, seeds: int | None = None) -> list[Claim]:
     if not any(run for of in found.values() for runs in of.results.values() for run in runs):
         page = results_file(scale).with_suffix(".md")
         raise UserError(
-            f"{store.store_folder()}: no complete run that a claim rests on at scale {scale}; make them with "
+            f"{paths.runs_folder()}: no complete run that a claim rests on at scale {scale}; make them with "
             f"`python sweeps/run.py all{scale_flag(scale)}`"
             + (f" (verdicts on earlier runs stand in {page})" if page.exists() else "")
         )
@@ -725,7 +727,7 @@ def judge(scale: str, seeds: int | None = None) -> list[Claim]:
 def results_file(scale: str) -> Path:
     """``claims.json`` in the results for the scale ``mini``, ``claims-SCALE.json`` for any other."""
     name = "claims.json" if scale == "mini" else f"claims-{scale}.json"
-    return store.results_folder() / name
+    return paths.results_folder() / name
 
 
 def write(scale: str, seeds: int | None = None) -> Path:
@@ -756,7 +758,7 @@ def markdown(claims: Sequence[Claim], scale: str) -> str:
         'bootstrap intervals over seeds; overall is the mean over the metrics. "Shown" is what lies on '
         f"one side by its interval and by a paired t test, p at most {LEVEL:g} after Holm's correction "
         "over the claim's comparisons that decide, or those that can veto "
-        "([analysis/shown.py](../analysis/shown.py)).",
+        "([analysis/significance.py](../analysis/shown.py)).",
         "",
     ]
     for one in claims:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.errors import UserError, exit_code
-from evlgen.files import write_atomic
+from evlgen.runs import store
+from evlgen.runtime import paths
+from evlgen.runtime.files import write_atomic
 from experiments import COUNTED, EXPERIMENTS
 from experiments.base import seeded
-from sweeps import store
-from sweeps.planning import load
+from sweeps.plan import load
 
 # Of a run's provenance.json, what many runs share.
 ENVIRONMENT = (
@@ -45,7 +46,7 @@ class Provenance:
 
 def summary_path(scale: str) -> Path:
     """Where the summary of a scale is kept."""
-    return store.results_folder() / "provenance" / scale / "runs.json"
+    return paths.results_folder() / "provenance" / scale / "runs.json"
 
 
 def write(scale: str, seeds: dict[str, int]) -> Provenance:
@@ -113,7 +114,7 @@ def from_store(scale: str, seeds: dict[str, int]) -> Provenance:
     environments: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
     for name in EXPERIMENTS:
-        if name in COUNTED or not store.store_folder().exists():
+        if name in COUNTED or not paths.runs_folder().exists():
             continue
         experiment = load(name, scale)
         for row in experiment.rows:
@@ -125,7 +126,7 @@ def from_store(scale: str, seeds: dict[str, int]) -> Provenance:
                 for label, part in parts:
                     run = store.run_id(part)
                     if run not in runs:
-                        facts = _facts(store.store_folder() / run)
+                        facts = _facts(paths.runs_folder() / run)
                         if facts is None:
                             continue
                         environment = {field: facts.get(field) for field in ENVIRONMENT}
@@ -154,7 +155,7 @@ def seeds_of_tables(scale: str) -> dict[str, int]:
     """Experiment -> most seeds of a cell of its table; a sweep may have had more than the default."""
     found = {}
     for name in EXPERIMENTS:
-        path = store.results_folder() / name / scale / "table.csv"
+        path = paths.results_folder() / name / scale / "table.csv"
         if path.exists() and name not in COUNTED:
             with path.open(newline="", encoding="utf-8") as file:
                 seeds = [line.get("n_seeds") or "" for line in csv.DictReader(file)]
@@ -179,7 +180,7 @@ def main(argv: list[str]) -> int:
         found = write(scale, seeds_of_tables(scale))
         if not found.runs:
             raise UserError(
-                f"{store.store_folder()}: no runs of scale {scale}; make them with "
+                f"{paths.runs_folder()}: no runs of scale {scale}; make them with "
                 f"`python sweeps/run.py all --scale {scale}`"
             )
         print(f"{len(found.runs)} runs in {summary_path(scale)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.errors import UserError, exit_code
-from evlgen.files import write_atomic
+from evlgen.runtime.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 HEADLINE = "quality_cost"

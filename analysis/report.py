@@ -30,12 +30,12 @@ from analysis.claims import results_file
 from analysis.readme import HEADLINE, read_claims
 from analysis.tables import COLUMNS, title
 from evlgen.errors import UserError, exit_code
-from evlgen.files import write_atomic
+from evlgen.runtime import paths
+from evlgen.runtime.files import write_atomic
 from experiments import COUNTED, DEFAULT_SCALE, EXPERIMENTS
 from experiments.scales import NAMES as SCALES
-from sweeps import store
 
-FIGURE_SCRIPTS = store.ROOT / "paper_figures"
+FIGURE_SCRIPTS = paths.ROOT / "paper_figures"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SCRIPT = Path(__file__).with_name("report.js")
 _NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?")
@@ -148,7 +148,7 @@ def build(scale: str, origin: provenance.Provenance) -> str:
     Raises:
         UserError: there is no table at this scale, or a file of results is damaged.
     """
-    results, ids = store.results_folder(), Ids()
+    results, ids = paths.results_folder(), Ids()
     chapters = [_chapter(results, name, scale, ids) for name in _experiments(results, scale)]
     if not any(chapter.sections for chapter in chapters):
         raise UserError(
@@ -511,7 +511,7 @@ def main(argv: list[str]) -> int:
         return scale, out
 
     scale, out = tyro.cli(arguments, args=argv, prog="analysis.report", description=__doc__)
-    path = out or store.results_folder() / "report.html"
+    path = out or paths.results_folder() / "report.html"
 
     def act() -> None:
         if scale not in SCALES:

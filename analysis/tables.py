@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.statistics import Difference, Interval, holm, mean_interval, paired_difference
-from evlgen.files import write_atomic
+from evlgen.runtime.files import write_atomic
 from experiments.base import Experiment
 
 COLUMNS = ("row", "metric", "mean", "ci_low", "ci_high", "n_seeds", "paper")

@@ -31,16 +31,16 @@ from transformers import OPTConfig, OPTForCausalLM
 from benchmarks.machine import DTYPES, describe, peak_memory_mib
 from benchmarks.reference import ReferenceCaptioner
 from benchmarks.steps import pick_device, take_turns, training_step
+from evlgen.backbones.eva import EvaConfig, EvaViT
+from evlgen.backbones.language import FrozenLanguage, closing_newline, mini_tokenizer
+from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, FrozenVision, normalised
 from evlgen.config import QFormerConfig, TomeFormerConfig
-from evlgen.cpu import prepare_worker
-from evlgen.data.miniworld import pool
 from evlgen.data.pairs import PairPool, encode_texts, plain_batch
 from evlgen.data.stream import Part
-from evlgen.eva import EvaConfig, EvaViT
-from evlgen.files import write_atomic
-from evlgen.language import FrozenLanguage, closing_newline, mini_tokenizer
+from evlgen.miniworld.world import pool
 from evlgen.model import CaptionModel, build_connector
-from evlgen.vision import CLIP_MEAN, CLIP_STD, FrozenVision, normalised
+from evlgen.runtime.cpu import prepare_worker
+from evlgen.runtime.files import write_atomic
 from experiments.scales import get
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ class Arguments:
     steps: int = 10
     """timed steps of each"""
     allocator: Literal["run", "default"] = "run"
-    """on a CPU, that of a run's workers (`evlgen.cpu`), which keeps buffers, or glibc's as it is"""
+    """on a CPU, that of a run's workers (`evlgen.runtime.cpu`), which keeps buffers, or glibc's as it is"""
     out: str = ""
     """a JSON file for the results"""
     alone: Name | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from evlgen import cpu
+from evlgen.runtime import cpu
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -21,9 +21,9 @@ from transformers import (
     OPTConfig,
 )
 
+from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.bert import CrossAttention, FeedForward, SelfAttention, split_heads
 from evlgen.config import QFormerConfig, TomeFormerConfig
-from evlgen.eva import EvaConfig, EvaViT
 from evlgen.merging import merge_schedule
 from evlgen.model import CaptionModel
 from evlgen.qformer import QFormer

@@ -20,10 +20,12 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evlgen.config import RunConfig, to_json
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments.base import seeded
 from experiments.scales import evlgen
-from sweeps import local, store
-from sweeps.planning import feature_tasks, load, run_task, unique_runs
+from sweeps import local
+from sweeps.plan import feature_tasks, load, run_task, unique_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = 10_000
@@ -49,7 +51,7 @@ def overhead(runs: int = 30) -> tuple[float, float]:
         assert kind != "failed", detail
 
     local.execute(tasks, 1, event)
-    inside = sum(_inside(store.store_folder() / run) for run in list(wanted)[1:])  # the first one warms up
+    inside = sum(_inside(paths.runs_folder() / run) for run in list(wanted)[1:])  # the first one warms up
     total = ended[-1] - ended[0]
     return 1e3 * total / runs, 1e3 * (total - inside) / runs
 
@@ -65,7 +67,7 @@ def fill(runs: dict[str, RunConfig]) -> None:
     """Folders as 10,000 runs leave them: a third done, the rest in all states."""
     result: dict[str, Any] = {"id": "", "metrics": {"train_seconds": 60.0, "samples": 12_800}}
     for number, (run, config) in enumerate(runs.items()):
-        folder = store.store_folder() / run
+        folder = paths.runs_folder() / run
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(to_json(config)) if number < 30 else "{}")
         for name in ("metrics.jsonl", "checkpoint.pt", "checkpoint.sha256", "log.txt", "claim-1.json"):

@@ -29,9 +29,9 @@ from benchmarks.machine import DTYPES, describe, gemm_peak, now, peak_memory_mib
 from benchmarks.reference import ReferenceQFormer, ReferenceTomeFormer
 from evlgen.config import ConnectorConfig, OptimConfig, QFormerConfig, TomeFormerConfig
 from evlgen.cost import image_features, step_cost
-from evlgen.cpu import prepare_worker
-from evlgen.files import write_atomic
 from evlgen.model import Connector, build_connector
+from evlgen.runtime.cpu import prepare_worker
+from evlgen.runtime.files import write_atomic
 from evlgen.training import autocast, build_optimizer
 from experiments.scales import get
 
@@ -54,7 +54,7 @@ class Arguments:
     steps: int = 10
     """timed steps of each"""
     allocator: Literal["run", "default"] = "run"
-    """on a CPU, that of a run's workers (`evlgen.cpu`), which keeps buffers, or glibc's as it is"""
+    """on a CPU, that of a run's workers (`evlgen.runtime.cpu`), which keeps buffers, or glibc's as it is"""
     out: str = ""
     """a JSON file for the results"""
     alone: Literal["", "ours", "reference"] = ""

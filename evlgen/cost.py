@@ -27,13 +27,13 @@ from transformers import (
     OPTForCausalLM,
 )
 
+from evlgen.backbones.eva import EvaConfig, EvaViT
+from evlgen.backbones.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
+from evlgen.backbones.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_config
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.errors import UserError
-from evlgen.eva import EvaConfig, EvaViT
-from evlgen.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
 from evlgen.model import Connector, build_connector, feature_width
 from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
-from evlgen.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_config
 
 BERT_VOCABULARY = 30_522
 

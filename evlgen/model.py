@@ -22,6 +22,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
+from evlgen.backbones.language import (
+    MINI_BERT,
+    FrozenLanguage,
+    bert_folder,
+    build_language,
+    text_reader,
+    text_tokenizer,
+)
+from evlgen.backbones.pretrained import read_config, read_state, tensors_hash
+from evlgen.backbones.vision import weights_file
 from evlgen.config import (
     ConnectorConfig,
     EvalConfig,
@@ -33,25 +43,15 @@ from evlgen.config import (
     RunConfig,
     TomeFormerConfig,
 )
-from evlgen.data.miniworld import PROMPT
-from evlgen.distributed import ALONE, Ranks
+from evlgen.connectors.linear import LinearConnector
+from evlgen.connectors.perceiver import PerceiverResampler
+from evlgen.connectors.pool import PoolConnector
 from evlgen.errors import UserError
-from evlgen.files import write_atomic
-from evlgen.language import (
-    MINI_BERT,
-    FrozenLanguage,
-    bert_folder,
-    build_language,
-    text_reader,
-    text_tokenizer,
-)
-from evlgen.linear import LinearConnector
-from evlgen.perceiver import PerceiverResampler
-from evlgen.pool import PoolConnector
-from evlgen.pretrained import read_config, read_state, tensors_hash
+from evlgen.miniworld.world import PROMPT
 from evlgen.qformer import OBJECTIVES, QFormer, Stage1Losses, image_text_similarity, stage1_losses
+from evlgen.runtime.distributed import ALONE, Ranks
+from evlgen.runtime.files import write_atomic
 from evlgen.tomeformer import TomeFormer
-from evlgen.vision import weights_file
 
 Connector = TomeFormer | QFormer | LinearConnector | PoolConnector | PerceiverResampler
 
@@ -405,7 +405,8 @@ def build_connector(config: ConnectorConfig, vocab_size: int = 0) -> Connector:
 
 
 def _bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
-    """BERT's tensors: the miniature's, a safetensors file's, or those of `evlgen.language.bert_folder`.
+    """BERT's tensors: the miniature's, a safetensors file's, or those of
+    `evlgen.backbones.language.bert_folder`.
 
     They are taken as they are in the file, so that a checkpoint's masked LM head is among them.
     """

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evlgen.backbones.pretrained import first_mismatch
 from evlgen.bert import (
     LAYER_NORM_EPS,
     CrossAttention,
@@ -35,9 +36,8 @@ from evlgen.bert import (
     take,
 )
 from evlgen.config import Objective, QFormerConfig
-from evlgen.distributed import ALONE, Ranks
 from evlgen.errors import UserError
-from evlgen.pretrained import first_mismatch
+from evlgen.runtime.distributed import ALONE, Ranks
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, heads, N, D / heads)
 

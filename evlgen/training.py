@@ -4,8 +4,8 @@ A step is a pure function of the state before it and of (config, step): which pa
 dropout, random matchings and sampled negatives are comes from (seed, step) and not from a generator's past.
 So a run that was killed and resumed ends with the same bits as one that was not.
 
-The batch of a step is the same set of pairs however many processes train (see `evlgen.distributed`) and
-however many parts it is accumulated from, and so is the loss: the mean over the text tokens of all of it.
+The batch of a step is the same set of pairs however many processes train (see `evlgen.runtime.distributed`)
+and however many parts it is accumulated from, and so is the loss: the mean over the text tokens of all of it.
 Part m of rank k is a run of its rows, m * size + k in order, so the ranks' parts m lie side by side.
 """
 
@@ -29,9 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from evlgen.backbones.language import forget_languages
+from evlgen.backbones.vision import build_vision
 from evlgen.bert import CrossAttention, FeedForward, SelfAttention
-from evlgen.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
 from evlgen.config import OptimConfig, RunConfig, to_json
+from evlgen.connectors.linear import LinearConnector
+from evlgen.connectors.perceiver import PerceiverLayer
 from evlgen.data.pairs import (
     Batch,
     TrainingData,
@@ -43,11 +46,7 @@ from evlgen.data.pairs import (
 from evlgen.data.sampling import NOISE, WEIGHTS, hashed
 from evlgen.data.stream import Part, parts_of_steps
 from evlgen.diagnostics import validate
-from evlgen.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.errors import UserError
-from evlgen.files import disk_errors, remove_leftovers, write_atomic
-from evlgen.language import forget_languages
-from evlgen.linear import LinearConnector
 from evlgen.model import (
     CaptionModel,
     Model,
@@ -58,10 +57,11 @@ from evlgen.model import (
     parameter_counts,
     save_trained,
 )
-from evlgen.perceiver import PerceiverLayer
 from evlgen.qformer import add_present, check_objectives
+from evlgen.runtime.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
+from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
+from evlgen.runtime.files import disk_errors, remove_leftovers, write_atomic
 from evlgen.throughput import peak_flops, training_flops
-from evlgen.vision import build_vision
 
 __all__ = ["Progress", "Stop", "TrainingData", "learning_rate", "load_training_data", "train"]
 
@@ -164,7 +164,8 @@ def train(
 
     Writes ``metrics.jsonl``, checkpoints and, at the end, ``connector.safetensors`` (the trained parts).
 
-    Where a process group is open (`evlgen.distributed.init_from_environment`), all its ranks call this with
+    Where a process group is open (`evlgen.runtime.distributed.init_from_environment`), all its ranks call
+    this with
     the same arguments and a folder that all of them see. Rank 0 writes and reports progress; all return the
     same, once the files are there.
 

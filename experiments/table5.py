@@ -30,7 +30,7 @@ from evlgen.cost import (
 from evlgen.merging import merge_limit, merge_schedule, token_counts
 from experiments import table1
 from experiments.base import Experiment, Row
-from experiments.counted import Counted, Figures, Part, Sheet
+from experiments.cost_tables import Counted, Figures, Part, Sheet
 from experiments.scales import Language, blip2_single_stage, blip2_stage1, evlgen
 
 GIGA, MEGA, GIB, MIB = 1e9, 1e6, 2**30, 2**20

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evlgen.errors import UserError
+from evlgen.runtime import paths
 from paper_figures import runs
-from sweeps import store
 
 # Searches are no part of the paper: without one, nothing is missing.
 OPTIONAL = ("merge_search",)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 def folder(scale: str) -> Path:
     """Where the figures of a scale are."""
-    return store.results_folder() / "figures" / scale
+    return paths.results_folder() / "figures" / scale
 
 
 def missing_in(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Merge maps: which patches end in one soft token, before and after training, and how pure these groups are.
 
 The images are the first of the validation set, not chosen, and the maps those of one run of table 1 (EVLGen,
-250K). The bars are means over its seeds of the measures of `evlgen.merge_maps`, on 128 images.
+250K). The bars are means over its seeds of the measures of `evlgen.evaluation.merge_maps`, on 128 images.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from evlgen import merge_maps
-from evlgen.arrays import read_arrays
-from evlgen.data import miniworld
 from evlgen.errors import UserError
+from evlgen.evaluation import merge_maps
+from evlgen.miniworld import world as miniworld
+from evlgen.runtime.arrays import read_arrays
 from experiments.scales import get
 from paper_figures import runs, style
 from paper_figures.runs import Run

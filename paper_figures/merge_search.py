@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from evlgen.errors import UserError, exit_code
+from evlgen.runtime.paths import results_folder
 from paper_figures import style
 from paper_figures.style import COLUMN, PALETTE
 from paper_figures.style import SHAPES as MARKERS
-from sweeps import store
 
 LABELS = {"val_loss": "validation loss (nats a token)", "macs": "connector MACs (M)"}
 
@@ -60,7 +60,7 @@ def draw(scale: str, results: Path | None = None) -> list[Path]:
     Raises:
         UserError: there are no searches.
     """
-    root = (results or store.results_folder()) / "merge_search"
+    root = (results or results_folder()) / "merge_search"
     tables = sorted(root.glob(f"*/{scale or '*'}/trials.csv"))
     if not tables:
         place = root / "*" / (scale or "*") / "trials.csv"

@@ -13,11 +13,12 @@ from typing import Any
 from analysis.statistics import Interval, mean_interval
 from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments.base import Row, seeded
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
-from sweeps import store
-from sweeps.planning import load as load_experiment
+from sweeps.plan import load as load_experiment
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def load(experiment: str, scale: str, seeds: int | None = None) -> list[Run]:
     found = [run for run in found if run.seed < max(expected, there)]
     if not there:
         raise UserError(
-            f"{store.store_folder()}: no complete run of {experiment} at scale {scale}; "
+            f"{paths.runs_folder()}: no complete run of {experiment} at scale {scale}; "
             f"make them with `{command(experiment, scale)}`"
         )
     return found
@@ -68,7 +69,7 @@ def load(experiment: str, scale: str, seeds: int | None = None) -> list[Run]:
 def _run(row: Row, seed: int) -> Run:
     config = seeded(row.config, seed)
     run = store.run_id(config)
-    folder = store.store_folder() / run
+    folder = paths.runs_folder() / run
     return Run(row, seed, run, folder, config, _metrics(folder))
 
 

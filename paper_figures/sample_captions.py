@@ -24,11 +24,11 @@ from evlgen.data import worlds
 from evlgen.data.images import UnreadableImage
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.files import write_atomic
+from evlgen.runtime.files import write_atomic
+from evlgen.runtime.paths import ROOT, results_folder
 from experiments.base import Row
 from paper_figures import runs, style
 from paper_figures.runs import Run
-from sweeps import store
 
 ROWS, COLUMNS = 2, 6
 WHO = {"a person": "black", "EVLGen, OPT": "#0050C8", "EVLGen, LLaMA": "#007A3D"}
@@ -51,7 +51,7 @@ def draw(scale: str) -> list[Path]:
     paths = style.save(
         figure_of(captions, worlds.of(found[0].config.data)), "sample_captions", scale, found, missing
     )
-    if scale == "mini" and not missing and store.results_folder() == store.ROOT / "results":
+    if scale == "mini" and not missing and results_folder() == ROOT / "results":
         write_atomic(README, paths[1].read_bytes())
         paths.append(README)
     return paths

@@ -24,9 +24,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from evlgen.arrays import read_arrays
-from evlgen.data.miniworld import COLOURS
 from evlgen.errors import UserError
+from evlgen.miniworld.world import COLOURS
+from evlgen.runtime.arrays import read_arrays
 from experiments.scales import get
 from paper_figures import runs, style
 from paper_figures.runs import Run

@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.statistics import mean_interval
-from evlgen.files import write_atomic
+from evlgen.runtime.files import write_atomic
+from evlgen.runtime.paths import results_folder
 from paper_figures.runs import Run, interval
-from sweeps import store
 
 COLUMN, PAGE = 3.3, 6.9  # inches: a column of a paper with two, and both
 SMALL = 6.5  # points: legends, notes and other small print
@@ -217,7 +217,7 @@ def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Se
     """
     if missing:
         _say_missing(figure, missing)
-    folder = store.results_folder() / "figures" / scale
+    folder = results_folder() / "figures" / scale
     paths = write(figure, folder / name)
     drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.metrics}
     told = {"figure": name, "scale": scale, "runs": list(drawn.values()), "missing": list(missing)}

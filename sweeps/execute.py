@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.config import RunConfig, from_json
-from evlgen.metrics import CaptionScorer, RunPredictions, score_runs
-from sweeps import local, store
+from evlgen.evaluation.metrics import CaptionScorer, RunPredictions, score_runs
+from evlgen.runs import store
+from evlgen.runtime import paths
+from sweeps import local
 from sweeps.display import Display
-from sweeps.planning import feature_tasks, run_task
+from sweeps.plan import feature_tasks, run_task
 
-_PREDICTIONS = "predictions.json"  # `evlgen.evaluation.PREDICTIONS`, without importing torch for it
+_PREDICTIONS = "predictions.json"  # `evlgen.evaluation.decoding.PREDICTIONS`, without importing torch for it
 
 
 def execute(runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
@@ -47,7 +49,7 @@ def _run_tasks(tasks: list[local.Task], runs: dict[str, RunConfig], workers: int
             elif kind == "failed":
                 problems[key] = f"failed: {str(detail).strip().splitlines()[-1]}"
                 if key in runs:
-                    store.write_json(store.store_folder() / key / "error.json", {"error": str(detail)})
+                    store.write_json(paths.runs_folder() / key / "error.json", {"error": str(detail)})
 
         local.execute(tasks, workers, event)
         finish({run: config for run, config in runs.items() if run not in problems}, scorer)
@@ -58,7 +60,7 @@ def score(tell: Any, *runs: str) -> None:
     """Task: score those of the runs that are trained and have no result yet."""
     configs = {}
     for run in runs:
-        folder = store.store_folder() / run
+        folder = paths.runs_folder() / run
         stored = store.read_if_whole(folder / "config.json")
         if stored is not None and not store.is_complete(folder):
             configs[run] = from_json(stored)
@@ -70,7 +72,7 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
     """Score all runs that are trained in one batch and write their ``result.json``."""
     trained = {}
     for run, config in runs.items():
-        folder = store.store_folder() / run
+        folder = paths.runs_folder() / run
         outcome = store.read_if_whole(folder / "outcome.json")
         if outcome is None:
             continue
@@ -90,7 +92,7 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
                 print(f"{run}: not scored: {first} is gone; the same command makes it again", file=sys.stderr)
                 continue
             metrics["total_seconds"] += earlier["train_seconds"]
-        store.write_json(store.store_folder() / run / "result.json", {"id": run, "metrics": metrics})
+        store.write_json(paths.runs_folder() / run / "result.json", {"id": run, "metrics": metrics})
 
 
 def read_predictions(path: Path, config: RunConfig) -> RunPredictions:

@@ -42,14 +42,17 @@ from rich.table import Table
 from analysis.search import Outcome, write_search
 from evlgen.config import TomeFormerConfig, to_json
 from evlgen.errors import UserError
-from evlgen.metrics import CaptionScorer
+from evlgen.evaluation.metrics import CaptionScorer
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments.scales import NAMES as SCALES
-from sweeps import claims, local, planning, requirements, slurm, store
+from sweeps import leases, local, requirements
+from sweeps import plan as planning
 from sweeps.display import Display, console
-from sweeps.planning import feature_needs, load, measured_rates
+from sweeps.plan import feature_needs, load, measured_rates
 from sweeps.run import answered
-from sweeps.search_spaces import MERGE_SPACES, Target, is_stage1, merge_target, parts, rate_targets
-from sweeps.search_study import (
+from sweeps.search.spaces import MERGE_SPACES, Target, is_stage1, merge_target, parts, rate_targets
+from sweeps.search.study import (
     Rules,
     Tell,
     ended,
@@ -64,6 +67,7 @@ from sweeps.search_study import (
     run_trial,
     without_password,
 )
+from sweeps.slurm import queue as slurm
 from sweeps.sweep import QUEUED
 from sweeps.worker import cache_features
 
@@ -213,7 +217,7 @@ def study_name(arguments: Arguments, target: Target) -> str:
 
 def search_folder(arguments: Arguments) -> Path:
     """Where the workers of a search agree on who does what, and its journal is."""
-    return store.store_folder() / "studies" / f"{name_of(arguments)}-{arguments.scale}"
+    return paths.runs_folder() / "studies" / f"{name_of(arguments)}-{arguments.scale}"
 
 
 def storage_place(arguments: Arguments) -> str:
@@ -236,11 +240,11 @@ def work(tell: Tell, settings: dict[str, Any]) -> None:
     rules = Rules(objectives(arguments), arguments.pruner, arguments.seed)
     me = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with held(folder / me), CaptionScorer() as scorer:
-        with claims.turn(folder / "turn"):
+        with leases.turn(folder / "turn"):
             storage = open_storage(storage_place(arguments))
         goals, found = targets(arguments), []
         for target in goals:
-            with claims.turn(folder / "turn"):
+            with leases.turn(folder / "turn"):
                 found.append(open_study(study_name(arguments, target), target, rules, storage))
         while True:
             for target, study in zip(goals, found, strict=True):
@@ -381,7 +385,7 @@ def report(arguments: Arguments, goals: list[Target]) -> int:
 def results_of(arguments: Arguments) -> Path:
     """Where the tables go; a search with ``--set`` must not take the place of the one without."""
     name = name_of(arguments) + ("-changed" if arguments.set else "")
-    return store.results_folder() / "merge_search" / name / arguments.scale
+    return paths.results_folder() / "merge_search" / name / arguments.scale
 
 
 def title(arguments: Arguments) -> str:

@@ -13,10 +13,12 @@ from rich.table import Table
 
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments import EXPERIMENTS
 from experiments.base import Experiment, seeded
-from sweeps import slurm, store
-from sweeps.planning import expected_seconds, measured_rates, stages_without_weights
+from sweeps.plan import expected_seconds, measured_rates, stages_without_weights
+from sweeps.slurm import queue as slurm
 
 console = Console()
 _MOST_ROWS = 100  # of a table with a line for each run
@@ -35,7 +37,7 @@ def write_table(experiment: Experiment, scale: str, seeds: int, name: str) -> Pa
     """Write the tables of an experiment under a name; returns their folder."""
     from analysis.tables import write_tables  # imports numpy, which a look at the state does not need
 
-    folder = store.results_folder() / name / scale
+    folder = paths.results_folder() / name / scale
     write_tables(experiment, scale, collect(experiment, seeds), folder, seeds)
     return folder
 
@@ -44,7 +46,7 @@ def print_table(scale: str, name: str) -> None:
     """Show the table of an experiment."""
     from rich.markdown import Markdown
 
-    path = store.results_folder() / name / scale / "table.md"
+    path = paths.results_folder() / name / scale / "table.md"
     if not path.exists():
         raise UserError(f"{path}: not there; make it with `python sweeps/run.py {name} --scale {scale}`")
     console.print(Markdown(path.read_text()))
@@ -65,7 +67,7 @@ def show_status(
             for seed in range(seeds):
                 run = store.run_id(seeded(row.config, seed))
                 word = states[run].name
-                cells.append(f"{store.status(store.store_folder() / run) if word == 'done' else word}\n{run}")
+                cells.append(f"{store.status(paths.runs_folder() / run) if word == 'done' else word}\n{run}")
             table.add_row(row.label, *cells)
         console.print(table)
     console.print(summary(experiment.name, runs, states))
@@ -108,7 +110,7 @@ def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig])
     Runs that differ in the seed alone share a line where there are many. A complete stage 1 of which only the
     records are there, and from which a missing run starts, is missing as well.
     """
-    root, rates = store.store_folder(), measured_rates(dict(runs))
+    root, rates = paths.runs_folder(), measured_rates(dict(runs))
     now = store.server_time(root) if root.exists() else 0.0
     many = len(runs) > _MOST_ROWS
     head = ("runs" if many else "run", "stage", "connector", "updates", "pairs", "state", "seconds")
@@ -153,7 +155,7 @@ def find_run(command: str, prefix: str) -> Path:
     Raises:
         UserError: there is none, or more than one.
     """
-    root = store.store_folder()
+    root = paths.runs_folder()
     wanted = prefix.rstrip("/").rpartition("/")[2]  # of a run's folder, as it is shown, its name
     folders = sorted(root.iterdir()) if root.exists() else []
     found = [path for path in folders if path.name.startswith(wanted) and (path / "config.json").exists()]

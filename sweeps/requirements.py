@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
-from sweeps import store
+from evlgen.runs import store
 
 
 def missing(runs: Iterable[RunConfig]) -> list[str]:
@@ -36,7 +36,7 @@ def check(runs: Iterable[RunConfig], scale: str) -> None:
 def _weights(config: RunConfig) -> list[str]:
     wanted = {"vision": config.vision, "language": config.language, "bert": config.connector.init}
     if config.stage == "represent" and config.data.world != "miniworld":
-        from evlgen.language import text_reader
+        from evlgen.backbones.language import text_reader
 
         wanted |= {"language": "", "text": text_reader(config)}
     lines = []
@@ -56,8 +56,11 @@ def look_at(role: str, name: str) -> None:
     Raises:
         UserError: something is missing.
     """
-    from evlgen import language, pretrained  # import torch, which the miniature does not need
-    from evlgen.wheels import WHEELS, wheel_file
+    from evlgen.backbones import (
+        language,  # import torch, which the miniature does not need
+        pretrained,  # import torch, which the miniature does not need
+    )
+    from evlgen.backbones.pip_models import WHEELS, wheel_file
 
     if name in WHEELS:
         wheel_file(name)

@@ -20,11 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from evlgen.errors import UserError, exit_code
+from evlgen.runs import archive
+from evlgen.runtime import paths
 from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
-from sweeps import archive, reporting, requirements, slurm, store
-from sweeps.planning import load, unique_runs
+from sweeps import reporting, requirements
+from sweeps.plan import load, unique_runs
+from sweeps.slurm import queue as slurm
 from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, table_seeds, wait
 
 __all__ = ["load", "main", "unique_runs"]
@@ -106,7 +109,7 @@ def answered(action: Callable[[], int], kept: str) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         print(
-            f"error: {error.filename or store.store_folder()}: {error.strerror}; finished {kept} are kept",
+            f"error: {error.filename or paths.runs_folder()}: {error.strerror}; finished {kept} are kept",
             file=sys.stderr,
         )
         return 2
@@ -215,9 +218,7 @@ def unpack(sweep: Sweep) -> None:
     put = archive.unpack(path)
     known = len(set(put) & set(unique_runs(sweep.experiment, get(sweep.scale).claim_seeds)))
     of_others = "" if known == len(put) else f"; {len(put) - known} are of another version of the code"
-    console.print(
-        f"{sweep.experiment.name}: {len(put)} runs put into {store.store_folder().name}/{of_others}"
-    )
+    console.print(f"{sweep.experiment.name}: {len(put)} runs put into {paths.runs_folder().name}/{of_others}")
 
 
 def _queue() -> dict[str, slurm.Job] | None:
@@ -246,13 +247,13 @@ def plan(sweep: Sweep, arguments: Arguments) -> None:
 def count(sweep: Sweep, arguments: Arguments) -> None:
     """An experiment that trains nothing: make its table, or say whether it is there."""
     experiment = sweep.experiment
-    folder = store.results_folder() / sweep.table / sweep.scale
+    folder = paths.results_folder() / sweep.table / sweep.scale
     if arguments.command in COMMANDS or arguments.dry_run:
         there = "is there" if (folder / "table.csv").exists() else "is not made yet; it takes half a minute"
         console.print(f"{experiment.name}, {sweep.scale}: counted, nothing to train; its table {there}")
         return
-    from analysis.counts import write_counts
-    from analysis.measured import training_times
+    from analysis.cost_tables import write_counts
+    from analysis.timings import training_times
 
     module = importlib.import_module(EXPERIMENTS[experiment.name])
     counted, measured = module.count(experiment, sweep.scale), training_times(sweep.scale)
@@ -274,18 +275,18 @@ def list_experiments() -> int:
 
 def build_foundation(arguments: Arguments) -> int:
     """Make the foundation models from nothing, and say whether they are the shipped ones."""
-    from evlgen import foundation
+    from evlgen.miniworld import pretrain
     from sweeps.display import Display
 
     scale = arguments.scale or "mini"
-    out = store.ROOT / "foundation" / scale
+    out = paths.ROOT / "foundation" / scale
     with Display(0) as display:
         from evlgen.training import Progress as Step
 
         def report(name: str, step: int, steps: int, loss: float, rate: float) -> None:
             display.event("progress", name, Step("pre-training", step, steps, loss, rate))
 
-        same = foundation.build(scale, out, arguments.workers or os.cpu_count() or 1, report)
+        same = pretrain.build(scale, out, arguments.workers or os.cpu_count() or 1, report)
     for name, equal in same.items():
         verdict = {True: "equal to the shipped weights, bit for bit", None: "none is shipped"}.get(
             equal, "not the shipped weights"

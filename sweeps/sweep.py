@@ -13,11 +13,13 @@ from rich.console import Console
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments.base import Experiment, seeded
 from experiments.scales import get
-from sweeps import requirements, slurm, store
+from sweeps import requirements
 from sweeps.local import Task
-from sweeps.planning import (
+from sweeps.plan import (
     expected_seconds,
     feature_tasks,
     measured_rates,
@@ -27,6 +29,7 @@ from sweeps.planning import (
     unique_runs,
 )
 from sweeps.reporting import print_table, show_examples, summary, write_table
+from sweeps.slurm import queue as slurm
 
 console = Console()
 
@@ -67,7 +70,7 @@ class Sweep:
 
 def states(sweep: Sweep, queued: dict[str, slurm.Job] | None = None) -> dict[str, store.State]:
     """State of each run; with what the queue says (None: it was not asked)."""
-    root = store.store_folder()
+    root = paths.runs_folder()
     now, submitted = store.server_time(root), slurm.submitted(slurm.batches())
     known = queued or {}
     return {
@@ -85,7 +88,7 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> int:
     """Execute what is missing, score it, write the table; 0 if every run is complete."""
     from sweeps.execute import execute
 
-    root = store.store_folder()
+    root = paths.runs_folder()
     missing = unfinished(sweep)
     _head(sweep, len(missing))
     requirements.check(missing.values(), sweep.scale)
@@ -104,7 +107,7 @@ def unfinished(sweep: Sweep) -> dict[str, RunConfig]:
 
     The latter are trained again, to the same bits on a like machine.
     """
-    root = store.store_folder()
+    root = paths.runs_folder()
     missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
     missing |= stages_without_weights(missing)
     return {run: config for run, config in sweep.runs.items() if run in missing}
@@ -122,7 +125,7 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
 
     Where no run is, there is nothing to write, and a table that came with the checkout stays.
     """
-    complete = sum(store.is_complete(store.store_folder() / run) for run in sweep.runs)
+    complete = sum(store.is_complete(paths.runs_folder() / run) for run in sweep.runs)
     where = "no table written"
     if complete:
         folder = write_table(sweep.experiment, sweep.scale, table_seeds(sweep), sweep.table)
@@ -131,7 +134,7 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
             show_examples(sweep.experiment, sweep.experiment.examples)
         where = f"table in {os.path.relpath(folder)}/"
     for run, problem in (problems or {}).items():
-        console.print(f"[red]{run} {problem}[/]: see {store.store_folder() / run / 'log.txt'}")
+        console.print(f"[red]{run} {problem}[/]: see {paths.runs_folder() / run / 'log.txt'}")
     console.print(f"{complete} of {len(sweep.runs)} runs complete; {where}")
     return 0 if complete == len(sweep.runs) else 1
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
-from sweeps import claims, local, store
-from sweeps.provenance import Meter, over_attempts, write_provenance
+from evlgen.runs import store
+from evlgen.runs.provenance import Meter, over_attempts, write_provenance
+from sweeps import leases, local
 
 Tell = Callable[[Any], None]
 _MEASURED = "measured.json"  # of the attempts that were stopped
@@ -22,8 +23,8 @@ _MEASURED = "measured.json"  # of the attempts that were stopped
 
 def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int, world: str) -> None:
     """Make sure that the features of a pool's first images are in the cache."""
-    from evlgen.cpu import prepare_worker
     from evlgen.data import features
+    from evlgen.runtime.cpu import prepare_worker
 
     prepare_worker()
     _take_gpu()
@@ -39,7 +40,7 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from evlgen.cpu import prepare_worker
+    from evlgen.runtime.cpu import prepare_worker
     from evlgen.training import Stop
 
     prepare_worker()
@@ -58,7 +59,7 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
                 raise local.Stopped from None
         return
     pause = 0.05  # Another launcher may be at this run: then wait for what it makes of it.
-    while (claim := claims.claim(folder, devices=int(os.environ.get("WORLD_SIZE", "1")))) is None:
+    while (claim := leases.claim(folder, devices=int(os.environ.get("WORLD_SIZE", "1")))) is None:
         if local.stopping():
             raise local.Stopped
         time.sleep(pause := min(1.3 * pause, 5.0))
@@ -96,13 +97,14 @@ def _is_trained(folder: Path, config: RunConfig) -> bool:
 
 
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
-    from evlgen import diagnostics, evaluation, inspection, training
+    from evlgen import diagnostics, training
+    from evlgen.evaluation import decoding, inspection
 
     meter, earlier = Meter(), store.read_if_whole(folder / _MEASURED)
     try:
         summary, data = _train(config, folder, report, init_folder)
         if config.stage == "caption" and config.evaluation.sets:
-            evaluation.evaluate(config, folder, report)
+            decoding.evaluate(config, folder, report)
         inspected = inspection.inspect(config, folder) if config.stage == "caption" else {}
     except training.Stop:
         store.write_json(folder / _MEASURED, over_attempts(earlier, meter.read()))
@@ -133,7 +135,7 @@ def _train(
         for pool in worlds.pools_of(config):  # a damaged file shall not show after days of training
             worlds.of(config.data).count(pool)
     if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
-        from evlgen.distributed import init_from_environment
+        from evlgen.runtime.distributed import init_from_environment
 
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint
@@ -142,8 +144,8 @@ def _train(
 def _take_gpu() -> None:
     """Of the machine's GPUs this process's own, or one that several share; before anything is put on a GPU.
 
-    The processes of one run are as many as the GPUs, or `evlgen.distributed.init_from_environment` refuses.
-    Runs side by side may be more.
+    The processes of one run are as many as the GPUs, or `evlgen.runtime.distributed.init_from_environment`
+    refuses. Runs side by side may be more.
     """
     import torch
 

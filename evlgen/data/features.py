@@ -16,7 +16,6 @@ import functools
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,25 +26,18 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
+from evlgen.backbones.vision import FrozenVision, build_vision
 from evlgen.data import worlds
 from evlgen.data.images import CROP_RATIO, CROP_SCALE, UnreadableImage, augmented, resized, uniform
 from evlgen.data.sampling import CROP
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.files import sha256_of, write_atomic
-from evlgen.vision import FrozenVision, build_vision
+from evlgen.runtime.files import sha256_of, write_atomic
+from evlgen.runtime.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
 _BATCH = 64  # fixed, since the bits of a feature may depend on it
-
-
-def cache_folder() -> Path:
-    """``$EVLGEN_CACHE``, or ``.cache`` in the project, or ``~/.cache/evlgen`` for an installed package."""
-    if folder := os.environ.get("EVLGEN_CACHE"):
-        return Path(folder)
-    project = Path(__file__).parents[2]
-    return project / ".cache" if (project / "pyproject.toml").exists() else Path.home() / ".cache" / "evlgen"
 
 
 def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "miniworld") -> Path:

@@ -15,13 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evlgen.backbones.language import text_reader, text_tokenizer
+from evlgen.backbones.vision import build_vision
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data import features, worlds
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.language import text_reader, text_tokenizer
-from evlgen.vision import build_vision
 
 if TYPE_CHECKING:
     from evlgen.data.stream import Stream
@@ -203,8 +203,8 @@ def load_training_data(config: RunConfig) -> TrainingData:
 
     Where ``data.cache`` is off, that is so of the held-out pairs alone; the others are a stream.
 
-    Captions are token ids of the model that reads them (`evlgen.language.text_reader`). The last few results
-    stay in memory, for processes that execute one run after another.
+    Captions are token ids of the model that reads them (`evlgen.backbones.language.text_reader`). The last
+    few results stay in memory, for processes that execute one run after another.
 
     Raises:
         UserError: unknown world, pool, encoder or language model; a file is missing or cannot be read.

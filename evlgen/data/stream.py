@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from evlgen.backbones.vision import FrozenVision
 from evlgen.data.images import Pixels, UnreadableImage, augmented
-from evlgen.data.listed import UnreadableCaption
 from evlgen.data.pairs import Batch, Texts
+from evlgen.data.readers.json_lists import UnreadableCaption
 from evlgen.data.sampling import CAPTION, hashed, shuffled
 from evlgen.data.worlds import World
 from evlgen.errors import UserError
-from evlgen.vision import FrozenVision
 
 log = logging.getLogger(__name__)
 

@@ -86,15 +86,15 @@ def get(name: str, first_pool: str = "") -> World:
     if name == "miniworld":
         return _miniworld()
     if name == "capfilt":
-        from evlgen.data import real
+        from evlgen.data.readers import real
 
         return real.world()
     if name == "folder":
-        from evlgen.data import folder
+        from evlgen.data.readers import folder
 
         return folder.world(first_pool)
     if name == "easy-vqa":
-        from evlgen.data import easy_vqa
+        from evlgen.data.readers import easy_vqa
 
         return easy_vqa.world()
     raise UserError(f"data.world {name!r}: no such world; there are: {', '.join(NAMES)}")
@@ -130,7 +130,7 @@ def cache_prefix(pool: str, size: int, vision: str, views: int) -> str:
 
 
 def _miniworld() -> World:
-    from evlgen.data import miniworld
+    from evlgen.miniworld import world as miniworld
 
     def count(pool: str) -> int:
         miniworld.pool(pool)  # there is such a pool

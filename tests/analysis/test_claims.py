@@ -14,12 +14,13 @@ import pytest
 
 from analysis import claims
 from analysis.claims import LESS_DATA, LONG, SHORT, STAGE_2_ONLY, Claim
-from analysis.found import Found, read, step_operations
-from analysis.shown import Question, compare, differences, settle
+from analysis.results import Found, read, step_operations
+from analysis.significance import Question, compare, differences, settle
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments import table1
 from experiments.base import Experiment, Row, seeded
-from sweeps import store
-from sweeps.planning import load
+from sweeps.plan import load
 
 BLIP2 = "BLIP-2, two stages, 104M, 250K + 80K"
 NOISE = (0.0, 0.2, -0.2, 0.1, -0.1)  # percent, of five seeds
@@ -729,5 +730,5 @@ def test_imports_no_torch(folders: Path) -> None:
         "import sys; from analysis.claims import main; assert main([]) == 0; "
         "sys.exit([n for n in ('torch', 'transformers', 'scipy', 'pandas') if n in sys.modules] or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=store.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

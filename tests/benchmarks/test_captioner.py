@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks import captioner
+from evlgen.backbones.eva import EvaConfig, EvaViT
+from evlgen.backbones.language import mini_tokenizer
 from evlgen.config import QFormerConfig, TomeFormerConfig
-from evlgen.eva import EvaConfig, EvaViT
-from evlgen.language import mini_tokenizer
 
 CPU = torch.device("cpu")
 

@@ -22,8 +22,8 @@ from evlgen.config import (
     from_json,
     to_json,
 )
-from evlgen.data.miniworld import PROMPT
 from evlgen.errors import UserError
+from evlgen.miniworld.world import PROMPT
 from evlgen.model import CaptionModel
 from tests.evlgen import tiny
 from tests.evlgen.test_qformer import as_transformers

@@ -19,8 +19,8 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, Blip2QFormerCon
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from evlgen.config import Objective, QFormerConfig
-from evlgen.convert import qformer_names
 from evlgen.errors import UserError
+from evlgen.interop.convert import qformer_names
 from evlgen.qformer import OBJECTIVES, QFormer, hard_negatives, image_text_similarity, stage1_losses
 
 TINY = QFormerConfig(

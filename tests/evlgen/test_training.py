@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from evlgen import checkpoints, files, training
+from evlgen import training
+from evlgen.backbones.language import word_tokenizer
 from evlgen.config import OptimConfig, RunConfig
 from evlgen.data.pairs import draw_batch, encode_texts
 from evlgen.data.sampling import epoch_order, hashed, pairs_of_step
 from evlgen.errors import UserError
-from evlgen.language import word_tokenizer
 from evlgen.model import weights_checksum
+from evlgen.runtime import checkpoints, files
 from evlgen.training import Progress, learning_rate, read_metrics, train
 from tests.evlgen import tiny
 

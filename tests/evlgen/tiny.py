@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from evlgen.backbones.language import BosPosition, FrozenLanguage, word_tokenizer
 from evlgen.config import (
     ConnectorConfig,
     DataConfig,
@@ -20,7 +21,6 @@ from evlgen.config import (
     TomeFormerConfig,
 )
 from evlgen.data.pairs import PairPool, TrainingData, encode_texts
-from evlgen.language import BosPosition, FrozenLanguage, word_tokenizer
 from evlgen.model import CaptionModel, Model, RepresentModel, build_connector
 from evlgen.qformer import OBJECTIVES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.planning import load
+from sweeps.plan import load
 
 
 @pytest.mark.parametrize(

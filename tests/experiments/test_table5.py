@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis.counts import write_counts
-from analysis.measured import training_times
+from analysis.cost_tables import write_counts
+from analysis.timings import training_times
 from evlgen.config import TomeFormerConfig
 from evlgen.cost import Stage1Macs
 from evlgen.merging import token_counts
+from evlgen.runs import store
 from experiments import table1, table5
 from experiments.base import seeded
-from experiments.counted import Counted
-from sweeps import store
+from experiments.cost_tables import Counted
 
 
 def test_schedules() -> None:

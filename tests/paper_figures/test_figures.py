@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from evlgen.config import TomeFormerConfig
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments.scales import get
 from paper_figures import __main__ as everything
 from paper_figures import (
@@ -22,7 +24,6 @@ from paper_figures import (
     style,
     two_stage,
 )
-from sweeps import store
 from tests.paper_figures import made_up
 
 FOLDER = Path(everything.__file__).parent
@@ -40,7 +41,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def told(name: str, scale: str = "smoke") -> dict[str, object]:
     """The JSON file of a figure."""
-    path = store.results_folder() / "figures" / scale / f"{name}.json"
+    path = paths.results_folder() / "figures" / scale / f"{name}.json"
     value: dict[str, object] = json.loads(path.read_text())
     return value
 
@@ -60,7 +61,7 @@ def test_equal_stores_give_equal_figures() -> None:
 
 def test_a_script_without_runs_says_in_one_line_how_to_make_them() -> None:
     done = subprocess.run(
-        [sys.executable, str(store.ROOT / "paper_figures" / "soft_tokens.py"), "--scale", "smoke"],
+        [sys.executable, str(paths.ROOT / "paper_figures" / "soft_tokens.py"), "--scale", "smoke"],
         capture_output=True,
         text=True,
         check=False,

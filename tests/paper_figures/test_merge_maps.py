@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from evlgen import merge_maps
-from evlgen.arrays import write_arrays
 from evlgen.errors import UserError
+from evlgen.evaluation import merge_maps
+from evlgen.runs import store
+from evlgen.runtime.arrays import write_arrays
 from experiments.base import seeded
 from paper_figures import merge_maps as subject
 from paper_figures import runs, style
-from sweeps import store
-from sweeps.planning import load
+from sweeps.plan import load
 
 METRICS = {
     f"{measure}{suffix}": value

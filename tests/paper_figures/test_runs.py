@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from evlgen.errors import UserError
+from evlgen.runs import store
 from experiments import two_stage
 from experiments.base import seeded
 from paper_figures import runs
-from sweeps import store
 from tests.paper_figures import made_up
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from evlgen.arrays import write_arrays
 from evlgen.errors import UserError
-from evlgen.soft_prompts import geometry
+from evlgen.evaluation.soft_prompts import geometry
+from evlgen.runs import store
+from evlgen.runtime.arrays import write_arrays
 from experiments.base import seeded
 from paper_figures import runs
 from paper_figures import soft_prompts as subject
-from sweeps import store
-from sweeps.planning import load
+from sweeps.plan import load
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from evlgen import evaluation
 from evlgen.config import RunConfig
-from evlgen.metrics import CaptionScorer
+from evlgen.evaluation import decoding
+from evlgen.evaluation.metrics import CaptionScorer
+from evlgen.runs import store
 from experiments.scales import blip2, evlgen
-from sweeps import execute, store
+from sweeps import execute
 
 OUTCOME = {"train_seconds": 1.0, "val_loss": 2.0}
 
@@ -20,7 +21,7 @@ def trained(config: RunConfig, predictions: str | None) -> Path:
     folder = store.prepare(store.run_id(config), config)
     store.write_json(folder / "outcome.json", OUTCOME)
     if predictions is not None:
-        (folder / evaluation.PREDICTIONS).write_text(predictions)
+        (folder / decoding.PREDICTIONS).write_text(predictions)
     return folder
 
 
@@ -40,7 +41,7 @@ def test_predictions_that_are_damaged_or_gone_are_made_again(
     assert store.is_complete(good)
     assert not store.is_complete(damaged)
     assert not (damaged / "outcome.json").exists()  # so that the same command evaluates it anew
-    assert str(damaged / evaluation.PREDICTIONS) in capsys.readouterr().err
+    assert str(damaged / decoding.PREDICTIONS) in capsys.readouterr().err
 
 
 def test_a_run_whose_stage_1_is_gone_waits_for_it(

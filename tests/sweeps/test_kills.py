@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from evlgen.config import RunConfig, to_json
+from evlgen.runs import store
 from experiments.scales import evlgen
-from sweeps import claims, store, worker
+from sweeps import leases, worker
 
 KILLS = 30
 TIMES = ("train_seconds", "resumed_from", "peak_memory_gib")
@@ -43,7 +44,9 @@ def work(folder: str, cache: str) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the features; everything is imported for the processes, so that they begin at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.sweeps.test_kills", "evlgen.evaluation", "evlgen.data.pairs"])
+    context.set_forkserver_preload(
+        ["tests.sweeps.test_kills", "evlgen.evaluation.decoding", "evlgen.data.pairs"]
+    )
     return tmp_path_factory.mktemp("cache")
 
 
@@ -88,10 +91,10 @@ def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
         finish(folder, cache)
         assert learned(folder) == learned(calm)
         taken_up += (store.read_json(folder / "outcome.json") or {})["resumed_from"] > 0
-        last = claims.last_claim(os.listdir(folder))
+        last = leases.last_claim(os.listdir(folder))
         owners = {f"{kind}-{n}.json" for kind in ("claim", "beat") for n in range(1, last + 1)}
         assert {path.name for path in folder.iterdir()} <= files | owners  # nothing temporary
-        beat = claims.read_beat(folder, last)
+        beat = leases.read_beat(folder, last)
         assert beat is not None
         assert beat["ended"] == "done"
     assert killed > KILLS / 3

@@ -28,7 +28,7 @@ from evlgen.merging import merge_schedule, token_counts
 from experiments import table1, table2
 from paper_figures import merge_search as figures
 from sweeps import merge_search
-from sweeps.search_spaces import (
+from sweeps.search.spaces import (
     MERGE_SPACES,
     as_schedule,
     largest_r,
@@ -37,7 +37,7 @@ from sweeps.search_spaces import (
     parts,
     rate_targets,
 )
-from sweeps.search_study import (
+from sweeps.search.study import (
     ATTEMPTS,
     ResumableTPE,
     ended,

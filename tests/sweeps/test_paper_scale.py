@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("RUNS", "RESULTS", "CACHE", "DATA"):
         monkeypatch.setenv(f"EVLGEN_{name}", str(tmp_path / name.lower()))
     monkeypatch.setenv("EVLGEN_DECODERS", "0")
-    monkeypatch.setattr("evlgen.metrics.find_java", lambda: None)  # METEOR takes its time to start
+    monkeypatch.setattr("evlgen.evaluation.metrics.find_java", lambda: None)  # METEOR takes its time to start
     return tmp_path
 
 

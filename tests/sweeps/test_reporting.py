@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from evlgen.config import EvalConfig, RunConfig
-from evlgen.data import miniworld
+from evlgen.miniworld import world as miniworld
+from evlgen.runs import store
 from experiments.base import Experiment, Row
-from sweeps import reporting, run, store
+from sweeps import reporting, run
 
 
 @pytest.fixture
@@ -75,10 +76,12 @@ def test_an_experiment_has_a_scale_of_its_own(runs: Experiment, capsys: pytest.C
 def test_what_is_missing_is_said_before_an_hour_is_spent(
     runs: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evlgen import wheels
+    from evlgen.backbones import pip_models
 
-    for name, wheel in list(wheels.WHEELS.items()):
-        monkeypatch.setitem(wheels.WHEELS, name, dataclasses.replace(wheel, package=f"no_{wheel.package}"))
+    for name, wheel in list(pip_models.WHEELS.items()):
+        monkeypatch.setitem(
+            pip_models.WHEELS, name, dataclasses.replace(wheel, package=f"no_{wheel.package}")
+        )
     assert run.main(["bridge", "--rows", "BLIP-2"]) == 2
     told = capsys.readouterr().err
     assert "2 things are missing" in told

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps import store
+from evlgen.runs import store
 
 ROOT = Path(__file__).parents[2]
 # Stage 1, stage 2, both LLMs and EVLGen, for a few updates and without captions.

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 
 from evlgen.errors import UserError
+from evlgen.runs import store
 from experiments.scales import evlgen
-from sweeps import slurm, slurm_job, store
 from sweeps.local import Task, execute
+from sweeps.slurm import job as slurm_job
+from sweeps.slurm import queue as slurm
 from tests.sweeps import cluster as real
 from tests.sweeps.cluster import until
 
@@ -240,7 +242,7 @@ def test_only_restarts_without_progress_are_counted(runs: Path, monkeypatch: pyt
 
 
 def test_the_file_that_shows_progress_is_the_checkpoint() -> None:
-    from evlgen.checkpoints import CURRENT
+    from evlgen.runtime.checkpoints import CURRENT
 
     assert slurm_job._CHECKPOINT == CURRENT
 

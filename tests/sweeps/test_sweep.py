@@ -10,10 +10,13 @@ import pytest
 from analysis import claims
 from evlgen.config import to_json
 from evlgen.errors import UserError
+from evlgen.runs import store
+from evlgen.runtime import paths
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import blip2, evlgen, get
-from sweeps import reporting, run, slurm, store, sweep
-from sweeps.planning import load
+from sweeps import reporting, run, sweep
+from sweeps.plan import load
+from sweeps.slurm import queue as slurm
 from sweeps.sweep import Sweep, conclude
 
 
@@ -96,7 +99,7 @@ def test_a_table_keeps_the_seeds_that_are_there(monkeypatch: pytest.MonkeyPatch)
 
     def write_table(of: Experiment, scale: str, seeds: int, name: str) -> Path:
         asked.append(seeds)
-        return store.results_folder()
+        return paths.results_folder()
 
     monkeypatch.setattr(sweep, "write_table", write_table)
     monkeypatch.setattr(sweep, "print_table", lambda scale, name: None)

@@ -1,0 +1,58 @@
+"""What training took, measured: the part of table 5 that is not counted, from finished runs of table 1."""
+
+from __future__ import annotations
+
+import math
+
+from analysis.results import Found, read
+from analysis.significance import mean
+from experiments.base import Row
+from experiments.cost_tables import Figures, Part
+
+
+def training_times(scale: str) -> Part | None:
+    """Seconds and memory of the rows of table 1, means over seeds; None if no run is complete.
+
+    Raises:
+        UserError: no such scale.
+    """
+    found = read("table1", scale)
+    rows = [figures for row in found.experiment.rows if (figures := _figures(found, row)) is not None]
+    if not rows:
+        return None
+    return Part(
+        "Training, measured",
+        {
+            "hours": "hours",
+            "seconds": "seconds in all, stage 1 included",
+            "stage1_seconds": "of them stage 1",
+            "update_seconds": "seconds an update, without stage 1",
+            "memory": "peak memory of a run, GiB",
+            "seeds": "runs",
+        },
+        tuple(rows),
+        (
+            "Seconds of training as the runs measured them, without validation sets, captions and answers at "
+            "the end, on the machine that results/provenance names; features of images were cached where the "
+            "scale caches them. The rows are those of table 1, means over their complete runs.",
+        ),
+    )
+
+
+def _figures(found: Found, row: Row) -> Figures | None:
+    whole, last = (mean(found.values(row.label, name)) for name in ("total_seconds", "train_seconds"))
+    if math.isnan(whole + last):
+        return None
+    values = {
+        "hours": whole / 3600,
+        "seconds": whole,
+        "update_seconds": last / row.config.optim.steps,
+        "seeds": float(len(found.states(row.label))),
+    }
+    if row.config.init_from is not None:
+        values["stage1_seconds"] = whole - last
+    memory = mean(found.values(row.label, "peak_memory_gib"))
+    if not math.isnan(memory):
+        values["memory"] = memory
+    hours = row.paper.get("hours")
+    return Figures(row.label, values, {"hours": hours} if isinstance(hours, float | int) else {})

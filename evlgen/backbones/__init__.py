@@ -1,0 +1,1 @@
+"""Frozen image encoders and language models, and where their weights come from."""

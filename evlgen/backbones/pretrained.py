@@ -1,0 +1,273 @@
+"""Where the weights of the paper's models come from: the one table, and how they are found and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from evlgen.errors import UserError
+from evlgen.runtime.files import sha256_of
+
+Role = Literal["vision", "language", "bert"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Sub-path below ``EVLGEN_WEIGHTS`` and, for the message, where a user gets the weights.
+
+    Attributes:
+        other: another sub-path that holds the same weights, taken where the first is missing.
+    """
+
+    role: Role
+    path: str
+    origin: str
+    other: str = ""
+
+
+SOURCES = {
+    "eva-clip-g": Source(
+        "vision",
+        "eva_vit_g.pth",
+        "LAVIS (https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
+        "eva_vit_g.pth), or the folder of Salesforce/blip2-opt-2.7b, as blip2-opt-2.7b",
+        other="blip2-opt-2.7b",
+    ),
+    "bert-base-uncased": Source("bert", "bert-base-uncased", "the folder of google-bert/bert-base-uncased"),
+    "clip-vit-l": Source("vision", "clip-vit-large-patch14", "the folder of openai/clip-vit-large-patch14"),
+    "opt-2.7b": Source("language", "opt-2.7b", "the folder of facebook/opt-2.7b"),
+    "opt-6.7b": Source("language", "opt-6.7b", "the folder of facebook/opt-6.7b"),
+    "vicuna-7b": Source("language", "vicuna-7b-v1.1", "the folder of lmsys/vicuna-7b-v1.1"),
+    "vicuna-13b": Source("language", "vicuna-13b-v1.1", "the folder of lmsys/vicuna-13b-v1.1"),
+    "flan-t5-xl": Source("language", "flan-t5-xl", "the folder of google/flan-t5-xl"),
+}
+
+
+def names(role: Role) -> list[str]:
+    """The names of the weights that play a role."""
+    return [name for name, source in SOURCES.items() if source.role == role]
+
+
+def find_weights(name: str) -> Path:
+    """File or folder of the weights called ``name``: a path as it is, else below ``EVLGEN_WEIGHTS``.
+
+    Raises:
+        UserError: nothing is there; the message says what is missing, whence it comes, how to point to it.
+    """
+    source = SOURCES.get(name)
+    if source is None:
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+        raise UserError(f"weights {name!r}: neither a path nor one of {', '.join(SOURCES)}")
+    root = os.environ.get("EVLGEN_WEIGHTS", "")
+    path = Path(root).expanduser() / source.path
+    for sub in filter(None, (source.path, source.other)):
+        if root and (found := Path(root).expanduser() / sub).exists():
+            return found
+    where = f"{path} is missing" if root else f"{source.path} is wanted and EVLGEN_WEIGHTS is not set"
+    raise UserError(
+        f"weights {name!r}: {where}; get it from {source.origin}, put it into a folder and set "
+        "EVLGEN_WEIGHTS to that folder, or give its path as the name"
+    )
+
+
+def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Tensors of a .pth or .bin file (no pickled code), a .safetensors file, or a model's folder of either.
+
+    Args:
+        prefix: of safetensors, only the tensors whose names begin with it are read, if any does: a model's
+            image encoder is read without its language model.
+
+    Raises:
+        UserError: it holds no such file, or cannot be read as tensors.
+    """
+    files = weights_files(path) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: no weights in this folder ({WEIGHTS_PATTERNS})")
+    if files[0].suffix != ".safetensors":
+        return {key: value for file in files for key, value in _read_pickled(file).items()}
+    owner: dict[str, Any] = {}
+    for file in files:
+        with _reading(file):
+            opened = safe_open(file, framework="pt")
+            owner |= dict.fromkeys(opened.keys(), opened)
+    wanted = [key for key in owner if key.startswith(prefix)] or list(owner)
+    with _reading(path):
+        return {key: owner[key].get_tensor(key) for key in wanted}
+
+
+WEIGHTS_PATTERNS = "*.safetensors or pytorch_model*.bin"
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files of weights in a model's folder, safetensors where there are any."""
+    first, second = WEIGHTS_PATTERNS.split(" or ")
+    return sorted(folder.glob(first)) or sorted(folder.glob(second))
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
+    """What a file of ``torch.save`` holds, of a training checkpoint the weights; no code is executed."""
+    with _reading(file):
+        part = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(part, dict):
+        raise UserError(f"{file}: holds no dictionary of tensors")
+    return dict(part.get("model", part))
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what a file raises that holds no weights, or damaged ones, into one line."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        refuse_pointer(file)
+        if "Unsupported" in str(error):  # the global, class or operand that torch refuses to execute
+            raise UserError(
+                f"{file}: holds Python objects beside its tensors, which are not loaded since that would "
+                "execute its code; save the tensors alone, as safetensors"
+            ) from error
+        raise UserError(f"{file}: not a readable weights file; fetch it again") from error
+
+
+def refuse_pointer(file: Path) -> None:
+    """Say so where git has left the address of a large file in its place.
+
+    Raises:
+        UserError: with the mend.
+    """
+    if file.is_file():
+        with file.open("rb") as opened:
+            if opened.read(32).startswith(b"version https://git-lfs"):
+                raise UserError(
+                    f"{file}: a pointer of git-lfs, not the weights; run `git lfs pull` in its folder"
+                )
+
+
+# ------------------------------------------------------------------------ models of `transformers`
+
+
+def read_config(path: Path) -> Any:
+    """The `transformers` configuration of a model's folder.
+
+    Raises:
+        UserError: there is no ``config.json``, or it is of no known architecture.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: not a folder of a model: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}/config.json: no model that transformers knows ({first_line(error)})"
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """A model's folder has weights, as far as a look at its files can tell.
+
+    Raises:
+        UserError: it has none, or pointers of git-lfs in their place.
+    """
+    files = weights_files(path)
+    if not files:
+        raise UserError(f"{path}: no weights in this folder ({WEIGHTS_PATTERNS})")
+    for file in files:
+        refuse_pointer(file)
+
+
+def load_transformers(model_class: Any, path: Path, config: Any, dtype: torch.dtype) -> Any:
+    """A model of `transformers` from its folder, frozen and in eval mode; nothing is fetched or executed.
+
+    Safetensors are preferred; ``pytorch_model*.bin`` is read as tensors only (``weights_only``).
+
+    Args:
+        model_class: has ``from_pretrained``.
+        config: from `read_config`, or a part of it.
+
+    Raises:
+        UserError: no weights, weights that cannot be read, or weights of another architecture.
+    """
+    check_folder(path)
+    try:
+        model, report = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are reported
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever file it is that cannot be read
+        raise UserError(f"{path}: its weights cannot be loaded ({first_line(error)})") from error
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"{path}: another architecture: {key} has shape {tuple(found)}, wanted {tuple(wanted)}"
+        )
+    for key in sorted(report["missing_keys"]):
+        raise UserError(f"{path}: another architecture: {key} is missing")
+    return model.eval().requires_grad_(False)
+
+
+def weights_fingerprint(path: Path) -> str:
+    """16 hex digits that stand for the names and bytes of the weights files in a folder."""
+    text = "".join(f"{file.name} {sha256_of(file)}\n" for file in weights_files(path))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names and bytes of tensors: equal only for equal bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------ state dicts
+
+
+def load_checked(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy ``state`` into ``model``; keys that the model lacks are left out.
+
+    Raises:
+        UserError: names the first key that is missing or of another shape, with both shapes.
+    """
+    if (wrong := first_mismatch(model, state)) is not None:
+        key, found, wanted = wrong
+        shape = "none" if found is None else found
+        raise UserError(f"{path}: another architecture: {key} has shape {shape}, wanted {wanted}")
+    model.load_state_dict({key: state[key] for key in model.state_dict()})
+
+
+def first_mismatch(
+    model: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[str, tuple[int, ...] | None, tuple[int, ...]] | None:
+    """The first key of ``model`` that ``state`` lacks or has in another shape, None if it has them all.
+
+    Returns:
+        The key, its shape in ``state`` (None if it is missing), and the shape that ``model`` wants.
+    """
+    for key, value in model.state_dict().items():
+        found = tuple(state[key].shape) if key in state else None
+        if found != tuple(value.shape):
+            return key, found, tuple(value.shape)
+    return None

@@ -1,0 +1,308 @@
+"""Frozen image encoders: pixels -> one feature vector a patch, a class token in front."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from evlgen.backbones.eva import EvaConfig, EvaViT, check_size, eva_state
+from evlgen.backbones.pretrained import (
+    find_weights,
+    load_checked,
+    load_transformers,
+    names,
+    read_config,
+    read_state,
+    tensors_hash,
+)
+from evlgen.errors import UserError
+from evlgen.runtime import paths
+from evlgen.runtime.files import sha256_of
+
+WEIGHTS = paths.SHIPPED_WEIGHTS  # the miniature's foundation models, shipped in the package
+MINI = ("mini-vit", "mini-clip")
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels, for EVA-CLIP and CLIP (PAPER)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class MiniViTConfig:
+    """A small ViT, patch 8, whose patch embedding is a short stack of convolutions (Xiao et al., 2021)."""
+
+    image_size: int = 64
+    stem_width: int = 64
+    width: int = 96
+    num_layers: int = 3
+    num_heads: int = 4
+    intermediate: int = 384
+
+
+class MiniViT(nn.Module):
+    """Image encoder of the miniature, in the role of EVA-CLIP ViT-g/14."""
+
+    def __init__(self, config: MiniViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Cells of 4 x 4 pixels, then two 3 x 3 convolutions down to 8 x 8: a patch sees 20 x 20 pixels.
+        self.cells = nn.Linear(3 * 4 * 4, config.stem_width)
+        self.stem = nn.Sequential(
+            nn.BatchNorm2d(config.stem_width),
+            nn.ReLU(),
+            nn.Conv2d(config.stem_width, config.stem_width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(config.stem_width),
+            nn.ReLU(),
+            nn.Conv2d(config.stem_width, config.width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(config.width),
+            nn.ReLU(),
+            nn.Conv2d(config.width, config.width, 1),
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
+        grid = config.image_size // 8
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.positions = nn.Parameter(torch.randn(1, 1 + grid * grid, config.width) * 0.02)
+        self.blocks = nn.ModuleList(MiniViTBlock(config) for _ in range(config.num_layers))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, 64, 64) float in 0..1 -> (B, 65, width): class token, then the 8 x 8 patches row by row."""
+        batch, side = len(pixels), self.config.image_size // 4
+        cells = (pixels * 4 - 2).view(batch, 3, side, 4, side, 4).permute(0, 2, 4, 1, 3, 5)
+        cells = self.cells(cells.reshape(batch, side, side, 48)).permute(0, 3, 1, 2)  # (B, C, 16, 16)
+        patches = self.stem(cells).flatten(2).transpose(1, 2)  # (B, 64, width)
+        x = torch.cat([self.class_token.expand(batch, -1, -1), patches], 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class MiniViTBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: MiniViTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.norm1 = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, config.intermediate)
+        self.down = nn.Linear(config.intermediate, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, width / heads)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.out(attended)
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+@dataclass(frozen=True)
+class FrozenVision:
+    """A frozen image encoder.
+
+    Attributes:
+        width: width of the features.
+        tokens: number of feature vectors of one image, the class token among them.
+        fingerprint: hash of the weights, part of every cache key.
+        mean, std: what pixels in 0..1 are normalised with, by channel.
+        image_size: pixels a side of the images it takes.
+    """
+
+    model: nn.Module
+    width: int
+    tokens: int
+    fingerprint: str
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    image_size: int = 64
+
+    def encode(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, tokens, width) float32, on the CPU."""
+        return self.features(torch.from_numpy(images)).cpu()
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8, anywhere -> (B, tokens, width) float32, on the encoder's device."""
+        device = next(self.model.parameters()).device
+        return self.of_pixels(images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255)
+
+    @torch.no_grad()
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in 0..1, on the encoder's device -> (B, tokens, width) float32."""
+        dtype = next(self.model.parameters()).dtype
+        features: Tensor = self.model(normalised(pixels, self.mean, self.std).to(dtype))
+        return features.float()
+
+
+def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, 3, H, W) in 0..1, less the mean and divided by the deviation of each channel."""
+    center, scale = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
+    return (pixels - center) / scale
+
+
+def file_hash(path: Path) -> str:
+    """First 16 hex digits of the file's SHA-256."""
+    return sha256_of(path)[:16]
+
+
+def weights_file(name: str) -> Path:
+    """Path of a shipped weights file.
+
+    Raises:
+        UserError: it is not there; the message says how to make it.
+    """
+    path = WEIGHTS / name
+    if not path.exists():
+        raise UserError(f"{path}: missing; make it with `python sweeps/run.py foundation`")
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def build_vision(name: str) -> FrozenVision:
+    """The frozen image encoder called ``name``; a path names CLIP's folder or EVA-CLIP ViT-g/14 weights.
+
+    Raises:
+        UserError: unknown name, or its weights are missing.
+    """
+    if name == "mini-vit":
+        return _build_mini()
+    if name == "mini-clip":
+        return load_mini_clip(weights_file("mini-clip.safetensors"))
+    if name not in names("vision") and not Path(name).expanduser().exists():
+        known = ", ".join([*MINI, *names("vision")])
+        raise UserError(f"vision {name!r}: no such image encoder; there are: {known}, or a path")
+    path = find_weights(name)
+    is_clip = name == "clip-vit-l" or (
+        (path / "config.json").is_file() and read_config(path).model_type in ("clip", "clip_vision_model")
+    )
+    return build_clip(path) if is_clip else build_eva(path, EvaConfig())
+
+
+def _build_mini() -> FrozenVision:
+    path = weights_file("mini-vit.safetensors")
+    config = MiniViTConfig()
+    model = MiniViT(config)
+    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    model.eval().requires_grad_(False)
+    tokens = model.positions.shape[1]
+    return FrozenVision(model, config.width, tokens, file_hash(path), image_size=config.image_size)
+
+
+def _device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    """Where and in what precision a large encoder runs: fp16 on a GPU (PAPER), else float32."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.float16
+    return torch.device("cpu"), torch.float32
+
+
+def build_eva(path: Path, config: EvaConfig) -> FrozenVision:
+    """EVA-CLIP from LAVIS's file or a transformers BLIP-2 folder; fp16 on a GPU (PAPER), else float32.
+
+    Of a BLIP-2 folder only the image encoder is read, and only what is read goes into the fingerprint.
+
+    Raises:
+        UserError: the weights cannot be read or are of another architecture.
+    """
+    with torch.device("meta"):
+        model = EvaViT(config)
+    state = eva_state(read_state(path, prefix="vision_model."), config)
+    device, dtype = _device_and_dtype()
+    model.to(dtype).to_empty(device=device)
+    load_checked(model, state, path)
+    model.eval().requires_grad_(False)
+    fingerprint = tensors_hash({key: state[key] for key in model.state_dict()})[:16]
+    tokens = 1 + config.grid**2
+    return FrozenVision(model, config.width, tokens, fingerprint, CLIP_MEAN, CLIP_STD, config.image_size)
+
+
+class ClipViT(nn.Module):
+    """CLIP's image encoder without its last layer: pixels -> features of the second-to-last (BLIP-2).
+
+    No final LayerNorm is applied: the trained one of the captioner takes its place.
+
+    Args:
+        model: a `CLIPVisionModel` that was built without the last layer.
+    """
+
+    def __init__(self, model: CLIPVisionModel, image_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.image_size = image_size
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised float -> (B, 1 + (S / patch)^2, width), class token first.
+
+        Raises:
+            UserError: images of another size than the configuration's.
+        """
+        check_size(pixels, self.image_size)
+        features: Tensor = self.model(pixels).last_hidden_state
+        return features
+
+
+def build_clip(path: Path, dtype: torch.dtype | None = None) -> FrozenVision:
+    """CLIP from the folder of a whole CLIP or of its image encoder; ViT-L/14 gives (257, 1024) an image.
+
+    Args:
+        dtype: None is fp16 on a GPU, else float32.
+
+    Raises:
+        UserError: the folder is not CLIP's, or its weights cannot be read.
+    """
+    config = read_config(path)
+    if config.model_type not in ("clip", "clip_vision_model"):
+        raise UserError(f"{path}: is a model of type {config.model_type!r}, wanted clip")
+    config = getattr(config, "vision_config", config)
+    if config.num_hidden_layers < 2:
+        raise UserError(f"{path}: has {config.num_hidden_layers} layers: there is no second-to-last one")
+    config.num_hidden_layers -= 1  # the last one is neither read nor run
+    device, default = _device_and_dtype()
+    model = load_transformers(CLIPVisionModel, path, config, dtype or default).to(device)
+    return _frozen_clip(model, tensors_hash(model.state_dict())[:16])
+
+
+def _frozen_clip(model: CLIPVisionModel, fingerprint: str) -> FrozenVision:
+    """Of a `CLIPVisionModel` without its last layer."""
+    config: Any = model.config
+    tokens, size = 1 + (config.image_size // config.patch_size) ** 2, config.image_size
+    frozen = ClipViT(model, size)
+    return FrozenVision(frozen, config.hidden_size, tokens, fingerprint, CLIP_MEAN, CLIP_STD, size)
+
+
+def mini_clip_config() -> CLIPVisionConfig:
+    """The miniature's CLIP ViT-L/14: narrower than `MiniViT`, as CLIP-L is than EVA-CLIP-g.
+
+    Of another kind as well: patches of 8 x 8 pixels embedded one by one, without convolutions between them, a
+    LayerNorm in front of the layers, quick-GELU, and features from the second-to-last of its layers.
+    """
+    return CLIPVisionConfig(
+        image_size=64,
+        patch_size=8,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+    )
+
+
+def clip_names(model: nn.Module) -> dict[str, str]:
+    """Name in the model -> name in a published file, whose prefix some versions of transformers take off."""
+    return {key: f"vision_model.{key.removeprefix('vision_model.')}" for key in model.state_dict()}
+
+
+def load_mini_clip(path: Path) -> FrozenVision:
+    """The encoder in a file of `evlgen.miniworld.pretrain`, with the tensor names of published CLIPs."""
+    config = mini_clip_config()
+    config.num_hidden_layers -= 1
+    model = CLIPVisionModel(config)
+    state = load_file(path)
+    model.load_state_dict({key: state[name].float() for key, name in clip_names(model).items()})
+    return _frozen_clip(model.eval().requires_grad_(False), file_hash(path))

@@ -1,0 +1,1 @@
+"""The connectors beside TomeFormer and Q-Former."""

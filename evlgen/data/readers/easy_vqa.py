@@ -1,0 +1,136 @@
+"""easy-VQA (Zhou, 2020): one coloured shape an image, 64 x 64, and questions with a one-word answer.
+
+The set has no captions. They are made of what its questions and answers tell of an image ("a blue circle");
+images of which they do not tell both colour and shape are in no pool of captions. Nobody is trained on the
+questions: those of the test images are asked zero-shot, as the paper asks VQAv2's.
+
+The images and questions are those in the package ``easy-vqa`` (the extra ``bridge``).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evlgen.data.images import Pixels, UnreadableImage
+from evlgen.data.readers.json_lists import Asked, read_image
+from evlgen.data.sampling import SHUFFLE, hashed
+from evlgen.data.worlds import World
+from evlgen.errors import UserError
+
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHAPES = ("circle", "rectangle", "triangle")
+POOLS = ("easy_train", "easy_val", "easy_test", "easy_questions")
+INSTALL = "easy-VQA is not installed; pip install 'evlgen[bridge]'"
+_HELD_OUT = 200  # of the training images with captions, the last ones
+_ANNOTATORS = 10  # one answer stands for ten alike, as VQA accuracy wants it: it is exact match then
+
+
+def world() -> World:
+    """See `evlgen.data.worlds`."""
+    return World(
+        name="easy-vqa",
+        caption_sets={"easy_captions": "easy_test"},
+        question_sets={"easy_vqa": "easy_questions"},
+        validation="easy_val",
+        flips=True,
+        count=lambda pool: len(read(pool).images),
+        version=lambda pool: read(pool).version,
+        image=_image,
+        captions=lambda pool, index: [read(pool).captions[index]],
+        references=lambda pool, index: [read(pool).captions[index]],
+        question=lambda kind, index: read("easy_questions").asked[index],
+        missing=missing,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Files of images, each with a caption, or with a question."""
+
+    version: str
+    images: tuple[Path, ...]
+    captions: tuple[str, ...] = ()
+    asked: tuple[Asked, ...] = ()
+
+
+def missing(pools: Sequence[str]) -> list[str]:
+    """See `evlgen.data.worlds.World`."""
+    return [] if importlib.util.find_spec("easy_vqa") else [INSTALL]
+
+
+@functools.cache
+def read(pool: str) -> Pool:
+    """A pool of easy-VQA.
+
+    Raises:
+        UserError: unknown pool, or the package is not installed.
+    """
+    if pool not in POOLS:
+        raise UserError(f"pool {pool!r}: easy-VQA has none of this name; it has: {', '.join(POOLS)}")
+    folder = _folder() / ("train" if pool in ("easy_train", "easy_val") else "test")
+    content = (folder / "questions.json").read_bytes()
+    version = hashlib.sha256(content).hexdigest()[:16]
+    questions: list[tuple[str, str, int]] = [
+        (text, answer, image) for text, answer, image in json.loads(content)
+    ]
+    if pool == "easy_questions":  # neighbours are on the same image: so the first ones are a fair sample
+        order = np.argsort(hashed(SHUFFLE, 0, np.arange(len(questions), dtype=np.uint64)), kind="stable")
+        chosen = [questions[i] for i in order]
+        asked = tuple(
+            Asked(text, (answer,) * _ANNOTATORS, "yes/no" if answer in ("yes", "no") else "other")
+            for text, answer, _ in chosen
+        )
+        return Pool(version, tuple(folder / "images" / f"{image}.png" for _, _, image in chosen), asked=asked)
+    captions = described(questions)
+    kept = sorted(captions)
+    if pool != "easy_test":
+        kept = kept[:-_HELD_OUT] if pool == "easy_train" else kept[-_HELD_OUT:]
+    files = tuple(folder / "images" / f"{image}.png" for image in kept)
+    return Pool(version, files, tuple(captions[image] for image in kept))
+
+
+def described(questions: Sequence[tuple[str, str, int]]) -> dict[int, str]:
+    """Image -> "a COLOUR SHAPE", of the images whose questions and answers tell both.
+
+    Args:
+        questions: text, answer and image of each.
+    """
+    known: dict[int, set[str]] = {}
+    for text, answer, image in questions:
+        words = text.rstrip("?").split()
+        named = {word for word in words if word in (*COLOURS, *SHAPES)}
+        if answer in ("yes", "no"):  # "is there not a red shape?" no: there is
+            is_there = (answer == "yes") != ("not" in words or "no" in words)
+            told = named if is_there else set()
+        else:  # "what is the blue shape?" tells the colour as well
+            told = {*named, answer}
+        known.setdefault(image, set()).update(told)
+    captions = {}
+    for image, found in known.items():
+        colours, shapes = found & {*COLOURS}, found & {*SHAPES}
+        if len(colours) == len(shapes) == 1:
+            captions[image] = f"a {colours.pop()} {shapes.pop()}"
+    return captions
+
+
+def _image(pool: str, index: int) -> Pixels:
+    path = read(pool).images[index]
+    try:
+        return read_image(path)
+    except UnreadableImage as error:
+        raise UserError(f"{error}; install the package easy-vqa again") from error
+
+
+def _folder() -> Path:
+    spec = importlib.util.find_spec("easy_vqa")  # it is not imported
+    for place in (spec and spec.submodule_search_locations) or ():
+        return Path(place) / "data"
+    raise UserError(INSTALL)

@@ -1,0 +1,159 @@
+"""One's own images: a folder below ``EVLGEN_DATA`` with ``captions.jsonl`` and perhaps ``questions.jsonl``.
+
+A line of ``captions.jsonl``: ``{"file": "a.jpg", "caption": "..."}``, or ``"captions"`` with a list; lines on
+the same file belong together. A line of ``questions.jsonl``: ``{"file": "a.jpg", "question": "...", "answer":
+"..."}``, or ``"answers"`` with a list of what several people answered. Files are relative to the folder.
+
+``"split"`` (``train``, ``val`` or ``test``) in a line says what the image is for. Where no line has one, a
+tenth of the images is held out for the validation loss and a tenth to score, and all questions are asked. The
+captioning set is called ``coco`` and the question set ``vqav2``, since they are in the roles of these.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evlgen.data.readers.json_lists import Asked, Listed, clean_caption, data_folder
+from evlgen.data.worlds import World
+from evlgen.errors import UserError
+
+CAPTIONS, QUESTIONS = "captions.jsonl", "questions.jsonl"
+SPLITS = ("train", "val", "test")
+_ANNOTATORS = 10  # fewer answers stand for ten in equal shares, as VQA accuracy wants it
+
+
+def world(name: str) -> World:
+    """See `evlgen.data.worlds`.
+
+    A pool is called like its folder; ``NAME/val``, ``NAME/test`` and ``NAME/questions`` are its other parts.
+
+    Args:
+        name: of the folder whose held-out images are evaluated on.
+    """
+    return World(
+        name="folder",
+        caption_sets={"coco": f"{name}/test"},
+        question_sets={"vqav2": f"{name}/questions"},
+        validation=f"{name}/val",
+        flips=True,
+        count=lambda pool: len(read(pool)),
+        version=lambda pool: read(pool).version,
+        image=lambda pool, index: read(pool).image(index),
+        captions=lambda pool, index: [clean_caption(text) for text in read(pool).said[index]],
+        references=lambda pool, index: read(pool).captions(index),
+        question=lambda kind, index: read(f"{name}/questions").asked[index],
+        missing=missing,
+    )
+
+
+def missing(pools: Sequence[str]) -> list[str]:
+    """See `evlgen.data.worlds.World`."""
+    root = os.environ.get("EVLGEN_DATA", "")
+    if not root:
+        return [
+            "EVLGEN_DATA is not set: set it to the folder that your folder of images is in (docs/DATA.md)"
+        ]
+    wanted = dict.fromkeys(_file_of(pool) for pool in pools)
+    paths = [Path(root).expanduser() / name for name in wanted]
+    return [f"{path}: missing; docs/DATA.md says what is in it" for path in paths if not path.is_file()]
+
+
+def _file_of(pool: str) -> str:
+    """The file that lists a pool, relative to ``EVLGEN_DATA``."""
+    name, _, what = pool.partition("/")
+    return f"{name}/{QUESTIONS if what == 'questions' else CAPTIONS}"
+
+
+def read(pool: str) -> Listed:
+    """A pool from the files that are there now.
+
+    Raises:
+        UserError: a file is missing, a line of it damaged or not as it must be, or the pool has no image.
+    """
+    return _read(pool, data_folder())
+
+
+@functools.lru_cache(maxsize=32)
+def _read(pool: str, root: Path) -> Listed:
+    name, _, what = pool.partition("/")
+    path = root / _file_of(pool)
+    if what == "questions":
+        return _questions(path, name)
+    captions: dict[str, list[str]] = {}
+    split: dict[str, str] = {}
+    for number, line in _lines(path):
+        told = line.get("captions", [line.get("caption")])
+        if not isinstance(told, list) or not told or not all(isinstance(t, str) and t.strip() for t in told):
+            raise UserError(f"{path}, line {number}: needs a 'caption', or 'captions' with a list of them")
+        captions.setdefault(line["file"], []).extend(told)
+        if "split" in line:
+            split[line["file"]] = line["split"]
+    wanted = what or "train"
+    split = split or _drawn_splits(list(captions))
+    files = [file for file in captions if split.get(file, "train") == wanted]
+    if not files:
+        raise UserError(
+            f"{path}: no image in the split {wanted!r}; add some, or leave 'split' out of all lines"
+        )
+    said = tuple(tuple(captions[file]) for file in files)
+    return Listed(_version(path), tuple(f"{name}/{file}" for file in files), said)
+
+
+def _questions(path: Path, name: str) -> Listed:
+    files, asked, splits = [], [], {}
+    for number, line in _lines(path):
+        answers = line.get("answers", [line.get("answer")])
+        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+            raise UserError(f"{path}, line {number}: needs an 'answer', or 'answers' with a list of them")
+        if not isinstance(line.get("question"), str):
+            raise UserError(f"{path}, line {number}: needs a 'question'")
+        many = [answers[i % len(answers)] for i in range(max(_ANNOTATORS, len(answers)))]
+        files.append(line["file"])
+        asked.append(Asked(line["question"], tuple(many)))
+        if "split" in line:
+            splits[line["file"]] = line["split"]
+    kept = [i for i, file in enumerate(files) if not splits or splits.get(file) == "test"]
+    return Listed(
+        _version(path),
+        tuple(f"{name}/{files[i]}" for i in kept),
+        asked=tuple(asked[i] for i in kept),
+    )
+
+
+def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects in a file of lines of JSON, with the numbers of the lines."""
+    try:
+        texts = path.read_text(encoding="utf-8").split("\n")  # splitlines would break a caption at U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); see docs/DATA.md") from error
+    found = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: no JSON ({error})") from error
+        if not isinstance(line, dict) or not isinstance(line.get("file"), str):
+            raise UserError(f"{path}, line {number}: needs a 'file'")
+        if "split" in line and line["split"] not in SPLITS:
+            raise UserError(f"{path}, line {number}: split {line['split']!r} is none of {', '.join(SPLITS)}")
+        found.append((number, line))
+    return found
+
+
+def _drawn_splits(files: list[str]) -> dict[str, str]:
+    """A tenth each, at least two, for ``val`` and ``test``, by a hash of the names."""
+    order = sorted(files, key=lambda file: hashlib.blake2b(file.encode()).digest())
+    tenth = max(2, len(files) // 10)
+    return dict.fromkeys(order[:tenth], "val") | dict.fromkeys(order[tenth : 2 * tenth], "test")
+
+
+def _version(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,27 @@
+"""GQA: ``{question id: {"imageId": ..., "question": ..., "answer": ...}}``, one right answer to each."""
+
+from __future__ import annotations
+
+from evlgen.data.readers.json_lists import Asked, Listed, entries, file_version, read_json
+from evlgen.errors import UserError
+
+
+def read(name: str, images: str) -> Listed:
+    """All questions in the order of the file.
+
+    Args:
+        name: of the file.
+        images: folder of the images.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format.
+    """
+    content = read_json(name)
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: another format: no object with a question under each id")
+    asked = entries(list(content.values()), name, "imageId", "question", "answer")
+    return Listed(
+        file_version(name),
+        tuple(f"{images}/{entry['imageId']}.jpg" for entry in asked),
+        asked=tuple(Asked(entry["question"], (entry["answer"],)) for entry in asked),
+    )

@@ -1,0 +1,44 @@
+"""VQAv2 and OK-VQA: a file of questions and one of ten annotators' answers to each, on COCO's images.
+
+``{"questions": [{"question_id": ..., "image_id": ..., "question": ...}]}`` and ``{"annotations":
+[{"question_id": ..., "answers": [{"answer": ...}], "answer_type": ...}]}``.
+"""
+
+from __future__ import annotations
+
+from evlgen.data.readers.json_lists import Asked, Listed, entries, file_version, part, read_json
+from evlgen.errors import UserError
+
+
+def read(questions: str, annotations: str, images: str) -> Listed:
+    """All questions in the order of their file, each with its image and answers.
+
+    Args:
+        questions, annotations: names of the files.
+        images: path of an image with ``{}`` for its number.
+
+    Raises:
+        UserError: a file is missing, damaged or of another format, or a question has no answers.
+    """
+    asked = entries(
+        part(read_json(questions), questions, "questions"), questions, "question_id", "image_id", "question"
+    )
+    told = entries(
+        part(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
+    )
+    answers = {entry["question_id"]: entry for entry in told}
+    for entry in asked:
+        if not answers.get(entry["question_id"], {}).get("answers"):
+            raise UserError(
+                f"{annotations}: has no answers to question {entry['question_id']} of {questions}"
+            )
+    found = []
+    for entry in asked:
+        own = answers[entry["question_id"]]
+        given = tuple(answer["answer"] for answer in own["answers"])
+        found.append(Asked(entry["question"], given, own.get("answer_type", "other")))
+    return Listed(
+        file_version(questions, annotations),
+        tuple(images.format(entry["image_id"]) for entry in asked),
+        asked=tuple(found),
+    )

@@ -1,0 +1,1 @@
+"""What a trained run says, and what it is worth."""

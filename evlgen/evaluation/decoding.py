@@ -1,0 +1,178 @@
+"""What a trained run says: captions and answers on the evaluation sets, written to ``predictions.json``.
+
+Scores are computed elsewhere, for many runs at once (`evlgen.evaluation.metrics.score_runs`). The file is::
+
+    {"captions": {set: {image id: caption}}, "answers": {set: {question id: answer}}}
+
+Captioning sets are ``coco`` (the pool ``coco_test``), ``nocaps_in``, ``nocaps_near``, ``nocaps_out`` and
+``flickr``; question sets are ``vqav2``, ``gqa`` and ``okvqa``. Each question set is answered a second time
+with the images shuffled, ``<set>_shuffled``: what can be scored without seeing the right image.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evlgen.backbones.vision import build_vision
+from evlgen.config import RunConfig
+from evlgen.data import features, worlds
+from evlgen.data.features import ImageFeatures
+from evlgen.diagnostics import derangement
+from evlgen.errors import UserError
+from evlgen.model import CaptionModel, build_model, load_trained
+from evlgen.runtime.files import write_atomic
+from evlgen.training import CONNECTOR, Progress, autocast
+
+PREDICTIONS = "predictions.json"
+
+
+def evaluate(
+    config: RunConfig,
+    folder: Path,
+    progress: Callable[[Progress], None] = lambda _: None,
+    model: CaptionModel | None = None,
+) -> None:
+    """Decode all evaluation sets of a trained run and write ``predictions.json``.
+
+    Args:
+        folder: the run's folder, with its ``connector.safetensors``.
+        progress: called after each batch; its steps are examples.
+        model: the model to load the weights into, instead of the one that ``config`` describes.
+
+    Raises:
+        UserError: the run is not trained or is of the stage ``represent``, or a set does not exist.
+    """
+    world = worlds.of(config.data)
+    for name, _ in config.evaluation.sets:
+        if name not in world.sets:
+            raise UserError(f"evaluation.sets: no set {name!r}; there are: {', '.join(world.sets)}")
+    sets = [
+        (name, min(size, world.count(world.pool_of(name)))) for name, size in config.evaluation.sets if size
+    ]
+    captioner = load_captioner(config, folder, model)
+    total = sum(size * (1 if name in world.caption_sets else 2) for name, size in sets)
+    done, started = 0, time.perf_counter()
+
+    def advance(examples: int) -> None:
+        nonlocal done
+        done += examples
+        rate = done / max(time.perf_counter() - started, 1e-9)
+        progress(Progress("evaluate", done, total, None, rate))
+
+    captions: dict[str, dict[str, str]] = {}
+    answers: dict[str, dict[str, str]] = {}
+    wanted = dict(config.evaluation.sets)
+    for name, size in sets:
+        pool = world.pool_of(name)
+        stored: ImageFeatures
+        if config.data.cache:
+            stored = features.load(features.ensure(pool, wanted[name], config.vision, 1, world.name))[0]
+        else:
+            stored = features.Encoded(world, pool, build_vision(config.vision))
+        order = np.arange(size)
+        if name in world.caption_sets:
+            captions[name] = _named(caption_all(captioner, config, stored, order, advance))
+            continue
+        questions = [world.question(name, i).text for i in range(size)]
+        answers[name] = _named(answer_all(captioner, config, stored, order, questions, advance))
+        if size > 1:
+            other = derangement(size).numpy()
+            answers[f"{name}_shuffled"] = _named(
+                answer_all(captioner, config, stored, other, questions, advance)
+            )
+    text = json.dumps({"captions": captions, "answers": answers}, indent=1)
+    write_atomic(folder / PREDICTIONS, text.encode())
+
+
+def caption_all(
+    model: CaptionModel,
+    config: RunConfig,
+    stored: ImageFeatures,
+    order: npt.NDArray[np.int64],
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[str]:
+    """Captions of the images ``order`` of (images, tokens, width) features."""
+    found: list[str] = []
+    for start in range(0, len(order), config.evaluation.batch_size):
+        some = order[start : start + config.evaluation.batch_size]
+        with autocast(_device(model), config.optim.precision):
+            found += model.caption(_gather(stored, some, _device(model)), config.evaluation)
+        advance(len(some))
+    return found
+
+
+def answer_all(
+    model: CaptionModel,
+    config: RunConfig,
+    stored: ImageFeatures,
+    order: npt.NDArray[np.int64],
+    questions: Sequence[str],
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[str]:
+    """Answers to the questions, the i-th on the image ``order[i]``.
+
+    Questions of like length are answered together, so that little is padding.
+    """
+    by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].split()))
+    found = [""] * len(questions)
+    for start in range(0, len(by_length), config.evaluation.batch_size):
+        some = by_length[start : start + config.evaluation.batch_size]
+        with autocast(_device(model), config.optim.precision):
+            texts = model.answer(
+                _gather(stored, order[some], _device(model)), [questions[i] for i in some], config.evaluation
+            )
+        for i, text in zip(some, texts, strict=True):
+            found[i] = text
+        advance(len(some))
+    return found
+
+
+def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str = "") -> list[str]:
+    """Captions by a trained run of a few images of a pool, for people to look at.
+
+    Args:
+        pool: of the run's world; empty: the one of the set ``coco``.
+
+    Raises:
+        UserError: as `evaluate`, or there is no such pool.
+    """
+    captioner = load_captioner(config, folder)
+    encoder = build_vision(config.vision)
+    world = worlds.of(config.data)
+    images = features.images_of(world, pool or world.pool_of("coco"), indices, encoder.image_size)
+    stored = encoder.encode(images).to(torch.float16).numpy()
+    return caption_all(captioner, config, stored, np.arange(len(indices)))
+
+
+def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None = None) -> CaptionModel:
+    """The trained model of a run, on the GPU if there is one; arguments and errors as of `evaluate`."""
+    if config.stage != "caption":
+        raise UserError(f"{folder}: a run of the stage {config.stage!r} has no language model to speak with")
+    captioner = model or build_model(config)
+    assert isinstance(captioner, CaptionModel)
+    load_trained(captioner, folder / CONNECTOR)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    captioner.to(device)
+    captioner.language.model.to(device)
+    return captioner
+
+
+def _device(model: CaptionModel) -> torch.device:
+    return model.norm.weight.device
+
+
+def _gather(stored: ImageFeatures, order: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """(B, tokens, width) float32."""
+    return torch.from_numpy(stored[order].astype(np.float32)).to(device)
+
+
+def _named(texts: list[str]) -> dict[str, str]:
+    return {str(i): text for i, text in enumerate(texts)}

@@ -1,0 +1,1 @@
+"""Other formats: transformers models, checkpoints of other projects."""

@@ -1,0 +1,386 @@
+"""Published checkpoints as ours: ``python -m evlgen.interop.convert CHECKPOINT OUT``; see ``--help``.
+
+Understood are the authors' EVLGen (as their fork of LAVIS saves it), BLIP-2 of both stages as LAVIS saves it,
+and BLIP-2 as `transformers` saves it. What is frozen in these models is not part of the outcome: it is what
+the run's ``vision`` and ``language`` name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from safetensors.torch import save
+from torch import Tensor
+
+from evlgen.backbones.pretrained import read_state
+from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig, from_json, to_json
+from evlgen.errors import UserError, exit_code
+from evlgen.model import build_connector, feature_width
+from evlgen.runtime.files import sha256_of, write_atomic
+from evlgen.training import CONNECTOR
+
+log = logging.getLogger(__name__)
+
+CONFIG, TEMPORAL = "config.json", "temporal.safetensors"
+Layout = Literal["evlgen", "lavis", "transformers"]
+Names = dict[str, tuple[str, ...]]  # our name -> theirs; several are put together along the first dimension
+
+# The language model that a projection to this width leads to, where the authors of both papers had but one.
+LANGUAGES = {
+    ("opt_proj", 2560): "opt-2.7b",
+    ("opt_proj", 4096): "opt-6.7b",
+    ("llm_proj", 4096): "vicuna-7b",
+    ("llm_proj", 5120): "vicuna-13b",
+    ("t5_proj", 2048): "flan-t5-xl",
+    ("language_projection", 2560): "opt-2.7b",
+    ("language_projection", 4096): "opt-6.7b",
+    ("language_projection", 2048): "flan-t5-xl",
+}
+PROJECTIONS = ("opt_proj", "llm_proj", "t5_proj", "language_projection")
+_MARKS: dict[Layout, str] = {"evlgen": "VLconnector.", "lavis": "Qformer.bert.", "transformers": "qformer."}
+_FROZEN = re.compile(r"(visual_encoder|vision_model|opt_model|t5_model|llm_model|language_model)\.")
+_LAYER = re.compile(r"(?:VLconnector|Qformer\.bert|qformer)\.encoder\.layer\.(\d+)\.")
+_TEMPORAL = re.compile(r"visual_encoder\.(?=blocks\.\d+\.temporal_merge\.)")
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """What a checkpoint holds, under our names.
+
+    Attributes:
+        connector: the configuration it fits, with the vocabulary of a stage 1.
+        stage: ``caption``: state of a `CaptionModel`; ``represent``: of a `RepresentModel`.
+        tensors: that state, float32 at least.
+        temporal: the temporal modules of a video model, called as in its image encoder
+            (``blocks.0.temporal_merge.alpha``); empty for an image model.
+        language: the language model that the projection's name and width stand for; empty if unknown.
+        unknown: keys of the checkpoint that nothing is known of.
+    """
+
+    connector: ConnectorConfig
+    stage: Literal["caption", "represent"]
+    tensors: dict[str, Tensor]
+    temporal: dict[str, Tensor]
+    language: str
+    unknown: tuple[str, ...]
+
+
+def convert(path: Path, connector: ConnectorConfig | None = None) -> Converted:
+    """Read a published checkpoint: a .pth or .safetensors file, or a folder of the latter.
+
+    Args:
+        connector: the architecture it must have; None: the paper's (of the kind that the checkpoint has).
+
+    Raises:
+        UserError: the file cannot be read, is none of those known, or of another architecture; then the
+            message names the first key that does not fit, its shape and the one wanted.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    state = {key: value for key, value in read_state(path).items() if isinstance(value, Tensor)}
+    layout = _layout(state, path)
+    if connector is None:
+        connector = TomeFormerConfig() if layout == "evlgen" else QFormerConfig()
+    if not isinstance(connector, TomeFormerConfig if layout == "evlgen" else QFormerConfig):
+        raise UserError(f"{path}: keys {_MARKS[layout]}* are no {connector.kind}; choose the other connector")
+    connector = dataclasses.replace(connector, init="random")
+    projection = next((name for name in PROJECTIONS if f"{name}.weight" in state), "")
+    stage: Literal["caption", "represent"] = "caption"
+    if isinstance(connector, QFormerConfig):
+        words = state.get(f"{_embeddings(layout)}.word_embeddings.weight")
+        if not projection and words is not None:
+            stage = "represent"
+            connector = dataclasses.replace(connector, vocab_size=connector.vocab_size or len(words))
+        else:
+            connector = dataclasses.replace(connector, vocab_size=0)
+
+    layers = 1 + max((int(found[1]) for key in state if (found := _LAYER.match(key))), default=-1)
+    if layers > connector.num_layers:
+        raise UserError(f"{path}: another architecture: {layers} layers, wanted {connector.num_layers}")
+    names = checkpoint_names(connector, layout, projection or PROJECTIONS[0])
+    shapes = _shapes(connector, len(state.get(f"{projection}.weight", ())))
+    tensors: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for ours, shape in shapes.items():
+        keys = names[ours]
+        parts = [_take(state, key, _their_shape(ours, shape, len(keys)), path) for key in keys]
+        tensors[ours] = _as_ours(ours, torch.cat(parts) if len(parts) > 1 else parts[0], path)
+        used.update(keys)
+    used |= _check_generation_head(state, tensors, path)
+    temporal = {_TEMPORAL.sub("", key): value for key, value in state.items() if _TEMPORAL.match(key)}
+    unknown = [
+        key for key in state if key not in used and not _FROZEN.match(key) and "position_ids" not in key
+    ]
+    width = len(tensors["projection.bias"]) if stage == "caption" else 0
+    language = LANGUAGES.get((projection, width), "")
+    return Converted(connector, stage, tensors, temporal, language, tuple(unknown))
+
+
+def _layout(state: Mapping[str, Tensor], path: Path) -> Layout:
+    for layout, mark in _MARKS.items():
+        if any(key.startswith(mark) for key in state):
+            return layout
+    found = ", ".join(list(state)[:3]) or "no tensors at all"
+    wanted = ", ".join(f"{mark}*" for mark in _MARKS.values())
+    raise UserError(f"{path}: no checkpoint that is known: has {found}; wanted one of {wanted}")
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def checkpoint_names(connector: ConnectorConfig, layout: Layout, projection: str) -> Names:
+    """Where each tensor of our model is found in a checkpoint."""
+    # transformers computes this norm with its encoder's eps (1e-6), LAVIS with 1e-5, as we do
+    norm = "vision_model.post_layernorm" if layout == "transformers" else "ln_vision"
+    inside = tomeformer_names(connector) if isinstance(connector, TomeFormerConfig) else {}
+    if isinstance(connector, QFormerConfig):
+        inside = qformer_names(connector, layout)
+    return (
+        _linear("norm", norm)
+        | {f"connector.{ours}": theirs for ours, theirs in inside.items()}
+        | _linear("projection", projection)
+    )
+
+
+def tomeformer_names(config: TomeFormerConfig) -> Names:
+    """`TomeFormer` in the authors' checkpoints: a BERT without word embeddings and pooler."""
+    names = _linear("input_projection", "VL_proj") | _linear("norm", "VLconnector.embeddings.LayerNorm")
+    names["positions"] = ("VLconnector.embeddings.position_embeddings.weight",)
+    names["token_type"] = ("VLconnector.embeddings.token_type_embeddings.weight",)
+    for index in range(config.num_layers):
+        ours, theirs = f"layers.{index}", f"VLconnector.encoder.layer.{index}"
+        names |= _attention(f"{ours}.attention", f"{theirs}.attention", "self")
+        names |= _feed_forward(f"{ours}.feed_forward", theirs, "")
+    return names
+
+
+def qformer_names(config: QFormerConfig, layout: Layout) -> Names:
+    """`QFormer` in the checkpoints of BLIP-2; with a vocabulary also the text branch and heads of stage 1."""
+    lavis = layout == "lavis"
+    root, inner = ("Qformer.bert", "self") if lavis else ("qformer", "attention")
+    names = _linear("norm", "Qformer.bert.embeddings.LayerNorm" if lavis else "qformer.layernorm")
+    names["queries"] = ("query_tokens",)
+    for index in range(config.num_layers):
+        ours, theirs = f"layers.{index}", f"{root}.encoder.layer.{index}"
+        names |= _attention(f"{ours}.attention", f"{theirs}.attention", inner)
+        names |= _cross_attention(f"{ours}.cross", f"{theirs}.crossattention", inner)
+        names |= _feed_forward(f"{ours}.feed_forward", theirs, "_query")
+        names |= _feed_forward(f"{ours}.text_feed_forward", theirs, "")
+    names["words.weight"] = (f"{_embeddings(layout)}.word_embeddings.weight",)
+    names["positions"] = (f"{_embeddings(layout)}.position_embeddings.weight",)
+    names |= _linear("image_projection", "vision_proj" if lavis else "vision_projection")
+    names |= _linear("text_projection", "text_proj" if lavis else "text_projection")
+    names |= _linear("matching_head", "itm_head")
+    names["log_temperature"] = ("temp",)
+    head = "Qformer.cls.predictions"
+    names |= _linear("generation_dense", f"{head}.transform.dense")
+    names |= _linear("generation_norm", f"{head}.transform.LayerNorm")
+    names["generation_bias"] = (f"{head}.bias",)
+    return names
+
+
+def _embeddings(layout: Layout) -> str:
+    """Where the word embeddings of a Q-Former are."""
+    return "embeddings" if layout == "transformers" else "Qformer.bert.embeddings"
+
+
+def _linear(ours: str, *theirs: str) -> Names:
+    """Weight and bias of a linear or normalisation layer."""
+    return {f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs) for kind in ("weight", "bias")}
+
+
+def _attention(ours: str, theirs: str, inner: str) -> Names:
+    roles = [f"{theirs}.{inner}.{role}" for role in ("query", "key", "value")]
+    return _linear(f"{ours}.query_key_value", *roles) | _attention_output(ours, theirs)
+
+
+def _cross_attention(ours: str, theirs: str, inner: str) -> Names:
+    roles = [f"{theirs}.{inner}.{role}" for role in ("key", "value")]
+    names = _linear(f"{ours}.query", f"{theirs}.{inner}.query") | _linear(f"{ours}.key_value", *roles)
+    return names | _attention_output(ours, theirs)
+
+
+def _attention_output(ours: str, theirs: str) -> Names:
+    return _linear(f"{ours}.out", f"{theirs}.output.dense") | _linear(
+        f"{ours}.norm", f"{theirs}.output.LayerNorm"
+    )
+
+
+def _feed_forward(ours: str, theirs: str, suffix: str) -> Names:
+    return (
+        _linear(f"{ours}.up", f"{theirs}.intermediate{suffix}.dense")
+        | _linear(f"{ours}.down", f"{theirs}.output{suffix}.dense")
+        | _linear(f"{ours}.norm", f"{theirs}.output{suffix}.LayerNorm")
+    )
+
+
+# --------------------------------------------------------------------------------- shapes and tensors
+
+
+def _shapes(connector: ConnectorConfig, language_width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of our trained tensors; a ``language_width`` of 0: no projection (stage 1)."""
+    with torch.device("meta"):
+        vocab_size = connector.vocab_size if isinstance(connector, QFormerConfig) else 0
+        inside = build_connector(connector, vocab_size).state_dict()
+    width = feature_width(connector)
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
+    shapes |= {f"connector.{name}": tuple(tensor.shape) for name, tensor in inside.items()}
+    if not vocab_size:
+        shapes["projection.weight"] = (language_width, connector.width)
+        shapes["projection.bias"] = (language_width,)
+    return shapes
+
+
+def _their_shape(ours: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    if ours == "connector.queries":
+        return (1, *shape)
+    if ours == "connector.token_type":
+        return (2, *shape[1:])  # of BERT's two sentences; an image is the first
+    return (shape[0] // parts, *shape[1:]) if shape else shape
+
+
+def _take(state: Mapping[str, Tensor], key: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    found = tuple(state[key].shape) if key in state else None
+    if found != shape:
+        raise UserError(
+            f"{path}: another architecture: {key} "
+            + ("is missing" if found is None else f"has shape {found}")
+            + f", wanted {shape}"
+        )
+    tensor = state[key]
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _as_ours(ours: str, tensor: Tensor, path: Path) -> Tensor:
+    if ours == "connector.queries":
+        return tensor[0]
+    if ours == "connector.token_type":
+        return tensor[:1]
+    if ours == "connector.log_temperature":
+        if not float(tensor) > 0:
+            raise UserError(f"{path}: temp is {float(tensor):g}: a temperature must be above 0")
+        return tensor.log()
+    return tensor
+
+
+def _check_generation_head(
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path
+) -> set[str]:
+    """The keys that a head tied to the word embeddings repeats.
+
+    Raises:
+        UserError: they are not the same, and our head, which is tied, could not hold them.
+    """
+    repeated = {
+        "Qformer.cls.predictions.decoder.weight": "connector.words.weight",
+        "Qformer.cls.predictions.decoder.bias": "connector.generation_bias",
+    }
+    found = {key for key, ours in repeated.items() if key in state and ours in tensors}
+    for key in sorted(found):
+        if not state[key].to(tensors[repeated[key]].dtype).equal(tensors[repeated[key]]):
+            raise UserError(f"{path}: {key} is not tied as in BLIP-2: it differs from the tensor it repeats")
+    return found
+
+
+# -------------------------------------------------------------------------------------------- command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Convert a published checkpoint into a folder of the form of a run's."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """the authors' or LAVIS's .pth, or .safetensors, or a folder of a transformers model"""
+    out: Annotated[Path, tyro.conf.Positional]
+    """folder for connector.safetensors and config.json"""
+    config: Path | None = None
+    """a run's config.json that the checkpoint shall fit; default: the paper's"""
+    vision: str = "eva-clip-g"
+    """the frozen image encoder, for config.json; not used with --config"""
+    language: str = ""
+    """the frozen LLM, for config.json; default: told from the projection; not used with --config"""
+
+
+def convert_to_folder(arguments: Arguments) -> RunConfig:
+    """Write what the command promises; returns the configuration of ``config.json``.
+
+    The folder has ``connector.safetensors`` (for `evlgen.model.load_trained`; of stage 1 also for
+    `evlgen.model.init_from_stage1`), ``config.json`` and for a video model ``temporal.safetensors``.
+
+    Raises:
+        UserError: see `convert`; or the configuration is of another stage, or the disk is full.
+    """
+    wanted = None if arguments.config is None else read_run_config(arguments.config)
+    converted = convert(arguments.checkpoint, None if wanted is None else wanted.connector)
+    if wanted is None:
+        language = arguments.language or converted.language
+        if converted.stage == "caption" and not language:
+            width = len(converted.tensors["projection.bias"])
+            raise UserError(f"{arguments.checkpoint}: which LLM has width {width}? name it with --language")
+        wanted = RunConfig(converted.connector, arguments.vision, language, stage=converted.stage)
+    if wanted.stage != converted.stage:
+        raise UserError(
+            f"{arguments.config}: stage {wanted.stage!r}, but the checkpoint is of {converted.stage!r}"
+        )
+    if converted.unknown:
+        log.warning("left out, unknown: %s", ", ".join(converted.unknown))
+    source = {"converted_from": arguments.checkpoint.name}
+    if arguments.checkpoint.is_file():
+        source["sha256"] = sha256_of(arguments.checkpoint)
+    config_json = json.dumps(to_json(wanted), indent=1, sort_keys=True)
+    metadata = {"evlgen": json.dumps(source | {"config": config_json}, sort_keys=True)}
+    write_atomic(arguments.out / CONNECTOR, save(_contiguous(converted.tensors.items()), metadata=metadata))
+    if converted.temporal:
+        write_atomic(arguments.out / TEMPORAL, save(_contiguous(converted.temporal.items())))
+    write_atomic(arguments.out / CONFIG, config_json.encode())
+    return wanted
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The configuration in a run's ``config.json``.
+
+    Raises:
+        UserError: the file is missing or damaged, or a key or value is wrong.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    try:
+        return from_json(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _contiguous(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors}
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0 done, 2 a user's mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m evlgen.interop.convert", description=__doc__)
+
+    def act() -> None:
+        config = convert_to_folder(arguments)
+        print(
+            f"{arguments.out}: {config.connector.kind}, stage {config.stage}, {config.language or 'no LLM'}"
+        )
+
+    return exit_code(act)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What everything stands on: files, checkpoints, processes, devices."""

@@ -1,0 +1,1 @@
+"""Searches of merge schedules and learning rates."""

@@ -1,0 +1,12 @@
+"""Start of a SLURM job's Python: ``slurm_start.py ARGUMENTS`` is ``python ARGUMENTS``, but deaf at first.
+
+Importing takes a while, on a slow file system many seconds, and a signal that comes before anybody minds it
+would end the job as a failure. So both wait, across the exec, until `sweeps.slurm.job.Chunk` lets them in.
+"""
+
+import os
+import signal
+import sys
+
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
