@@ -385,7 +385,7 @@ def _relative_budget(of: Found, reference: str) -> list[str]:
 def c2(found: Store) -> Claim:
     """BLIP-2 trained in a single stage collapses; EVLGen in a single stage does not.
 
-    Collapse is what `evlgen.diagnostics.classify` calls so: the image is worth less than 0.02 nats a token,
+    Collapse is what `evlgen.collapse.classify` calls so: the image is worth less than 0.02 nats a token,
     the loss is that without any image, and neither moves any more. A run that was stopped before it used
     its image, or that uses it and scores badly, has not collapsed. The paper speaks of the row, not of some
     of its seeds, so all must agree: were collapse a matter of chance, 5 of 5 would come about once in 32.
@@ -428,7 +428,7 @@ def c2(found: Store) -> Claim:
         "C2",
         "BLIP-2 trained in a single stage collapses; EVLGen in a single stage does not.",
         "Holds if all seeds of EVLGen use their images, all of the single-stage Q-Former have collapsed "
-        "(evlgen.diagnostics.classify) and score lower, and no setting tried, three times the updates "
+        "(evlgen.collapse.classify) and score lower, and no setting tried, three times the updates "
         "among them, mends it; does not hold if all its seeds use their images, or none has collapsed "
         "and something mends it, or all of EVLGen have collapsed.",
         [(of, STAGE_2_ONLY), (of, LONG), *((settings, row.label) for row in settings.experiment.rows)],

@@ -40,7 +40,7 @@ class Found:
         return [number(run["metrics"].get(metric)) if run else None for run in runs]
 
     def states(self, label: str) -> list[str]:
-        """What `evlgen.diagnostics.classify` says of the complete runs of a row."""
+        """What `evlgen.collapse.classify` says of the complete runs of a row."""
         return [str(run["metrics"].get("state")) for run in self.results[label] if run]
 
     def labels(self, **values: float | str) -> list[str]:

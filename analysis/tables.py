@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.statistics import Difference, Interval, holm, mean_interval, paired_difference
+from evlgen.collapse import CollapseThresholds
 from evlgen.runtime.files import write_atomic
 from experiments.base import Experiment
 
@@ -83,7 +84,7 @@ DETAILS = (
     "peak_memory_gib",
     "hours",
 )
-# The words of `evlgen.diagnostics.classify`, as a reader of a table needs them.
+# The words of `evlgen.collapse.classify`, as a reader of a table needs them.
 STATES = {
     "conditioned": "used",
     "plateau": "not yet used",
@@ -343,10 +344,9 @@ def _ours_or_paper(cell: Cell, metric: str) -> str:
 
 
 def _states_note() -> str:
-    from evlgen.diagnostics import Rules  # imports torch, which takes longer than all commands that only look
-
+    least = CollapseThresholds().conditioned
     return (
-        f'The image is "used" where the loss gap is at least {Rules().conditioned:g} nats at the end, '
+        f'The image is "used" where the loss gap is at least {least:g} nats at the end, '
         '"not yet used" where the run ended on the plateau before that, loss or gap still moving, '
         '"not used" where nothing moves any more: collapse.'
     )

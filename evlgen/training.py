@@ -279,7 +279,7 @@ def _train(
                 stop = _report(progress, now, ranks) or stop
                 state.validation = _validate(state, data, config, device, ranks)
             line |= state.validation
-        stops: bool = ranks.tell(stop is not None)
+        stops: bool = ranks.broadcast(stop is not None)
         if ranks.is_first and (line or stops):
             _append_metrics(folder / METRICS, line, to_disk=is_checkpoint or stops)
         if is_checkpoint or stops:
@@ -300,7 +300,7 @@ def _train(
         "trained_parameters": sum(p.numel() for p in state.model.parameters()),
         **state.validation,
     }
-    told: dict[str, float] = ranks.tell(result)  # nobody leaves before the files are there
+    told: dict[str, float] = ranks.broadcast(result)  # nobody leaves before the files are there
     return told
 
 
@@ -377,7 +377,7 @@ def _validate(
     if ranks.is_first or together:
         with autocast(device, config.optim.precision):
             found = validate(state.model, data.validation)
-    told: dict[str, float] = ranks.tell(found)
+    told: dict[str, float] = ranks.broadcast(found)
     return told
 
 
@@ -550,7 +550,7 @@ def _load_newest(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
             remove_leftovers(folder / name)
         saved = load_checkpoint(folder)
-    step = ranks.tell(None if saved is None else saved["step"])
+    step = ranks.broadcast(None if saved is None else saved["step"])
     if step is not None and not ranks.is_first:
         saved = load_checkpoint(folder)
         if saved is None or saved["step"] != step:

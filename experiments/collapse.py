@@ -2,7 +2,7 @@
 
 One factor at a time is changed, from the settings in force and at the paper's shorter budget. Settings chosen
 before any was run, not those that turned out badly, have a row with three times the updates after a warm-up
-of the same length: one that only then uses its image was slow (`evlgen.diagnostics.classify`). They are the
+of the same length: one that only then uses its image was slow (`evlgen.collapse.classify`). They are the
 settings in force, the lowest and the highest learning rate, the longest warm-up, the fewest soft tokens and
 the other initial weights; of the other numbers, warm-ups and depths nothing is known but their one budget.
 """

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from evlgen.collapse import CollapseThresholds
 from paper_figures import runs, style
 from paper_figures.runs import Run
 
@@ -55,8 +56,6 @@ def draw(scale: str) -> list[Path]:
 
 
 def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
-    from evlgen.diagnostics import Rules
-
     by_label = runs.by_row(runs.complete(found))
     rows = list(by_label.values())
     figure, axes = plt.subplots(3, len(FACTORS), figsize=(style.PAGE, 4.3), sharex="col", sharey="row")
@@ -76,7 +75,7 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
                 _course(axis, row, metric, colour, dash, text)
             if not levels:
                 style.note(axis, "missing")
-        axes[0, column].axhline(Rules().conditioned, **THRESHOLD, zorder=0)
+        axes[0, column].axhline(CollapseThresholds().conditioned, **THRESHOLD, zorder=0)
         axes[0, column].set_title(title, fontsize=7)
         bottom = axes[2, column]
         bottom.xaxis.set_major_locator(MaxNLocator(3, integer=True))

@@ -97,7 +97,8 @@ def _is_trained(folder: Path, config: RunConfig) -> bool:
 
 
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
-    from evlgen import diagnostics, training
+    from evlgen import training
+    from evlgen.collapse import classify
     from evlgen.evaluation import decoding, inspection
 
     meter, earlier = Meter(), store.read_if_whole(folder / _MEASURED)
@@ -111,7 +112,7 @@ def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | N
         raise
     measured = over_attempts(earlier, meter.read())
     write_provenance(folder, config, data, measured)
-    state = diagnostics.classify(training.read_metrics(folder))
+    state = classify(training.read_metrics(folder))
     peak = {"peak_memory_gib": measured["peak_memory_mib"] / 1024}
     store.write_json(folder / "outcome.json", {**summary, **inspected, "state": state, **peak})
 

@@ -1,4 +1,4 @@
-"""Several processes that train one run together: who they are, and what they tell each other.
+"""Several processes that train one run together: their ranks, and how they exchange data.
 
 Data parallelism in its plainest form. Each rank computes its share of the joint loss on its share of the
 joint batch, and `Ranks.sum_gradients` adds the gradients up, all of them in one buffer in a fixed order.
@@ -7,7 +7,7 @@ text tokens of the joint batch is wanted, and it regroups its buckets after the 
 that a resumed run adds in another order and ends with other bits. What it would hide, sending the gradient of
 a connector (110M numbers) while the rest is computed, is below a hundredth of a step of the paper.
 
-A process that nobody told of others is alone, and nothing here costs it anything.
+A process without others pays nothing for any of this.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Ranks:
     Attributes:
         index: from 0; rank 0 writes the files.
         size: number of processes.
-        waiting: a group on the CPU with more patience than NCCL's time-out; None for a process alone.
+        waiting: a CPU process group with a longer time-out than NCCL's; None for a process alone.
     """
 
     index: int = 0
@@ -50,13 +50,13 @@ class Ranks:
     def is_first(self) -> bool:
         return self.index == 0
 
-    def tell(self, value: Any) -> Any:
-        """``value`` of rank 0, on every rank; ranks that come early wait, for days if need be."""
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value``, on every rank; ranks that arrive early wait, for days if need be."""
         if self.size == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told, src=0, group=self.waiting)
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.waiting)
+        return values[0]
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over all ranks, without gradient; ``x`` itself holds it afterwards."""
@@ -67,7 +67,7 @@ class Ranks:
     def gather(self, x: Tensor) -> Tensor:
         """(B, ...) of each rank -> (size * B, ...) in the order of ranks; gradients go back to their owners.
 
-        The backward pass adds up what all ranks' losses want of a row. All ranks must give the same shape.
+        The backward pass sums the gradients of all ranks' losses. All ranks must pass the same shape.
         """
         if self.size == 1:
             return x
@@ -95,7 +95,7 @@ class Ranks:
 
     @torch.no_grad()
     def copy_from_first(self, module: nn.Module) -> None:
-        """Give the module rank 0's weights and buffers, should another machine have drawn other bits."""
+        """Copy rank 0's weights and buffers into the module: other machines may have initialised others."""
         if self.size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -184,7 +184,7 @@ def shard(llm: Any, ranks: Ranks, device: torch.device) -> None:
 
     Each rank keeps 1 / size of every layer and fetches the rest of a layer just before it is used, forward
     and backward. Word embeddings and output layer stay whole, since they are used outside of the layers.
-    From now on all ranks must run the model together.
+    From then on all ranks must run the model together.
 
     Args:
         llm: a transformers model, on the CPU as it was read: only one layer at a time is whole on the device.

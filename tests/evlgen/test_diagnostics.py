@@ -9,19 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evlgen import diagnostics as subject
+from evlgen.collapse import classify
 from evlgen.data.pairs import plain_batch
 from evlgen.training import read_metrics, train
 from tests.evlgen import tiny
-
-
-def history(gaps: list[float], losses: list[float], blind: float = 2.0) -> list[dict[str, float]]:
-    """Validations every tenth step, with lines of the log between them that have none."""
-    lines: list[dict[str, float]] = []
-    for i, (gap, loss) in enumerate(zip(gaps, losses, strict=True)):
-        lines.append({"step": 10 * i + 5, "loss": loss})
-        lines.append({"step": 10 * i + 10, "gap": gap, "val_loss": loss, "blind_loss": blind})
-    return lines
-
 
 # ------------------------------------------------------------------------------------------- measures
 
@@ -172,7 +163,7 @@ def test_a_trained_model_has_a_gap_and_is_conditioned(tmp_path):
     assert result["gap"] > 0.3
     assert result["val_loss"] < result["blind_loss"] < result["shuffled_loss"] + 0.5
     assert result["cosine"] < 0.99
-    assert subject.classify(read_metrics(tmp_path)) == "conditioned"
+    assert classify(read_metrics(tmp_path)) == "conditioned"
 
 
 def test_retrieval_counts_both_directions():
@@ -189,49 +180,3 @@ def test_retrieval_counts_both_directions():
     assert measured(swapped) == 50
     # the first text suits all images best: one hit of four; each text finds image 0 first: one hit of four
     assert measured(texts[:, :1] * torch.tensor([[4.0], [3], [2], [1]]) * torch.ones(4)) == 25
-
-
-# -------------------------------------------------------------------------------------------- verdict
-
-
-def test_a_large_gap_is_conditioned_whatever_came_before():
-    assert subject.classify(history([0.0, 0.3], [2.0, 1.5])) == "conditioned"
-    assert subject.classify(history([0.1], [1.9])) == "conditioned"
-
-
-def test_a_rising_gap_is_a_plateau_and_not_a_collapse():
-    losses = [2.0] * 12
-    assert subject.classify(history([0.0] * 8 + [0.0, 0.004, 0.009, 0.015], losses)) == "plateau"
-    assert subject.classify(history([0.0] * 8 + [0.02, 0.03, 0.045, 0.06], losses)) == "plateau"
-
-
-def test_a_loss_that_still_falls_is_a_plateau():
-    losses = [2.4 - 0.02 * i for i in range(12)]
-    assert subject.classify(history([0.001] * 12, losses, blind=2.17)) == "plateau"
-
-
-def test_no_gap_no_trend_and_a_blind_loss_is_a_collapse():
-    rng = np.random.default_rng(0)
-    gaps = rng.normal(0, 0.003, 12).tolist()
-    losses = [2.5 - 0.1 * i for i in range(6)] + rng.normal(2.0, 0.002, 6).tolist()
-    assert subject.classify(history(gaps, losses, blind=2.0)) == "collapsed"
-
-
-def test_noise_of_the_gap_is_not_taken_for_a_rise():
-    gaps = [0.0] * 8 + [-0.004, 0.006, -0.006, 0.004]
-    assert subject.classify(history(gaps, [2.0] * 12)) == "collapsed"
-
-
-def test_what_is_neither_is_undecided():
-    assert subject.classify([]) == "undecided"
-    assert subject.classify([{"step": 1, "loss": 3.0}]) == "undecided"
-    assert subject.classify(history([0.0] * 8, [2.0] * 8)) == "undecided"  # two validations in the last third
-    assert subject.classify(history([0.05] * 12, [2.0] * 12)) == "undecided"  # a small gap that stays
-    better = history([0.01] * 12, [1.9] * 12, blind=2.0)  # better than blind, though shuffling hardly hurts
-    assert subject.classify(better) == "undecided"
-
-
-def test_rules_can_be_changed():
-    lines = history([0.05] * 12, [2.0] * 12)
-    assert subject.classify(lines, subject.Rules(conditioned=0.04)) == "conditioned"
-    assert subject.classify(lines, subject.Rules(nothing=0.06)) == "collapsed"

@@ -147,7 +147,7 @@ def gradients(config: RunConfig, ranks: Ranks) -> dict[str, torch.Tensor]:
 def gradients_of_rank(rank: int, folder: str, configs: list[RunConfig]) -> None:
     with distributed.joined() as ranks:
         torch.save([gradients(config, ranks) for config in configs], f"{folder}/{rank}.pt")
-        ranks.tell(None)
+        ranks.broadcast(None)
 
 
 def test_two_ranks_have_loss_and_gradient_of_the_joint_batch(tmp_path):
