@@ -33,7 +33,8 @@ from evlgen.backbones.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_c
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.errors import UserError
 from evlgen.model import Connector, build_connector, feature_width
-from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
+from evlgen.qformer import QFormer
+from evlgen.stage1 import OBJECTIVES, stage1_losses
 
 BERT_VOCABULARY = 30_522
 
@@ -301,12 +302,14 @@ def stage1_macs(config: QFormerConfig, tokens: int, text_tokens: int) -> Stage1M
         return count()
 
     image = qformer.project_image(features)
-    _, cache = qformer.see(image, 1)
-    generation = counted(lambda: qformer.write(cache, ids, mask), lambda name: name == "generation_dense")
+    _, cache = qformer.encode_images(image, 1)
+    generation = counted(
+        lambda: qformer.decode_texts(cache, ids, mask), lambda name: name == "generation_dense"
+    )
     return Stage1Macs(
         image=counted(lambda: qformer.project_image(features)),
-        queries=counted(lambda: qformer.see(image, 1)),
-        text=counted(lambda: qformer.write(cache, ids, mask)) - generation,
+        queries=counted(lambda: qformer.encode_images(image, 1)),
+        text=counted(lambda: qformer.decode_texts(cache, ids, mask)) - generation,
         generation=generation,
         vocabulary=text_tokens * config.width * config.vocab_size,
     )
@@ -422,7 +425,7 @@ class RunCost:
     Attributes:
         soft_tokens: length of the soft prompt; 0 in stage 1, which has none.
         macs: of the connector, by the paper's convention (`connector_macs`); in stage 1 all its linear
-            layers in one pass of `evlgen.qformer.stage1_losses`, the vocabulary not among them.
+            layers in one pass of `evlgen.stage1.stage1_losses`, the vocabulary not among them.
         full_macs: all matrix products of the trained part: also attention, merging, projections, heads.
         trained, vision, language: parameters; the last two are frozen.
         activations: bytes that the trained part keeps for its backward pass.

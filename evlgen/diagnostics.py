@@ -32,7 +32,8 @@ from torch import Tensor
 
 from evlgen.data.pairs import PairPool, plain_batch
 from evlgen.data.sampling import SHUFFLE, hashed
-from evlgen.model import CaptionModel, Model, RepresentModel, evaluating
+from evlgen.model import CaptionModel, Model, evaluating
+from evlgen.stage1 import Stage1Model
 
 # ------------------------------------------------------------------------------------------- measures
 
@@ -168,9 +169,7 @@ def _validate_captions(model: CaptionModel, pool: PairPool, batch_size: int, see
     }
 
 
-def _validate_represent(
-    model: RepresentModel, pool: PairPool, batch_size: int, seed: int
-) -> dict[str, float]:
+def _validate_represent(model: Stage1Model, pool: PairPool, batch_size: int, seed: int) -> dict[str, float]:
     device = model.norm.weight.device
     generator = torch.Generator(device).manual_seed(seed)  # of the hard negatives
     names = model.objectives

@@ -36,7 +36,6 @@ from evlgen.config import (
     ConnectorConfig,
     EvalConfig,
     LinearConfig,
-    Objective,
     PerceiverConfig,
     PoolConfig,
     QFormerConfig,
@@ -48,9 +47,9 @@ from evlgen.connectors.perceiver import PerceiverResampler
 from evlgen.connectors.pool import PoolConnector
 from evlgen.errors import UserError
 from evlgen.miniworld.world import PROMPT
-from evlgen.qformer import OBJECTIVES, QFormer, Stage1Losses, image_text_similarity, stage1_losses
-from evlgen.runtime.distributed import ALONE, Ranks
+from evlgen.qformer import QFormer
 from evlgen.runtime.files import write_atomic
+from evlgen.stage1 import Stage1Model
 from evlgen.tomeformer import TomeFormer
 
 Connector = TomeFormer | QFormer | LinearConnector | PoolConnector | PerceiverResampler
@@ -264,77 +263,7 @@ class CaptionModel(nn.Module):
         return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
-class RepresentModel(nn.Module):
-    """BLIP-2's first stage: LayerNorm on the image features and a Q-Former with its text branch, no LLM.
-
-    Args:
-        connector: a Q-Former whose ``vocab_size`` has room for one id more than the tokenizer: [DEC].
-        class_id: the token put in front of each text, whose output stands for it ([CLS]).
-        objectives: the losses that are computed.
-    """
-
-    def __init__(
-        self,
-        connector: QFormer,
-        feature_width: int,
-        class_id: int,
-        objectives: Sequence[Objective] = OBJECTIVES,
-    ) -> None:
-        super().__init__()
-        self.objectives = tuple(objectives)
-        self.norm = nn.LayerNorm(feature_width)
-        self.connector = connector
-        self.class_id = class_id
-        self.decode_id = connector.config.vocab_size - 1
-
-    def losses(
-        self,
-        features: Tensor,
-        text_ids: Tensor,
-        text_mask: Tensor,
-        generator: torch.Generator | None = None,
-        ranks: Ranks = ALONE,
-    ) -> Stage1Losses:
-        """ITC, ITM and image-grounded LM loss of a batch; arguments as of `CaptionModel.loss`."""
-        ids, mask = self._with_class(text_ids, text_mask)
-        return stage1_losses(
-            self.connector,
-            self.norm(features),
-            ids,
-            mask,
-            self.decode_id,
-            generator=generator,
-            ranks=ranks,
-            objectives=self.objectives,
-        )
-
-    def loss(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Sum of the losses."""
-        return self.losses(features, text_ids, text_mask).total
-
-    def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """As `loss`."""
-        return self.loss(features, text_ids, text_mask)
-
-    def embed_images(self, features: Tensor) -> Tensor:
-        """(B, N, D_in) -> (B, Q, E) unit vectors of the contrastive space."""
-        queries = self.connector(self.norm(features))
-        return F.normalize(self.connector.image_projection(queries), dim=-1)
-
-    def embed_texts(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """(B, T) ids -> (B, E) unit vectors of the contrastive space."""
-        summary = self.connector.read(*self._with_class(text_ids, text_mask))
-        return F.normalize(self.connector.text_projection(summary), dim=-1)
-
-    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """(B, Q, E) and (C, E) -> (B, C), the best of the queries (BLIP-2)."""
-        return image_text_similarity(images, texts)
-
-    def _with_class(self, text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        return F.pad(text_ids, (1, 0), value=self.class_id), F.pad(text_mask, (1, 0), value=True)
-
-
-Model = CaptionModel | RepresentModel
+Model = CaptionModel | Stage1Model
 
 
 @contextlib.contextmanager
@@ -367,7 +296,7 @@ def build_model(config: RunConfig) -> Model:
     connector = build_connector(config.connector, len(tokenizer) + 1)  # one id more than words: [DEC]
     assert isinstance(connector, QFormer)
     class_id = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-    return RepresentModel(connector, width, int(class_id), config.objectives)
+    return Stage1Model(connector, width, int(class_id), config.objectives)
 
 
 def feature_width(config: ConnectorConfig) -> int:

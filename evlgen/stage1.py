@@ -1,1 +1,303 @@
-"""Stage 1 of BLIP-2: its three losses and the model that they train."""
+"""Stage 1 of BLIP-2: its three losses, and the model that they train.
+
+Which tokens may attend to which is what distinguishes the losses (Li et al., "BLIP-2", 2023, figure 2):
+
+- image-text contrastive (ITC): queries and text do not see each other (`QFormer.encode_images`,
+  `QFormer.encode_texts`);
+- image-text matching (ITM): everything sees everything (`QFormer.encode_pairs`);
+- image-grounded text generation (LM): queries see only themselves, text sees the queries and the text before
+  it (`QFormer.decode_texts`).
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evlgen.config import Objective
+from evlgen.errors import UserError
+from evlgen.qformer import KeyValue, QFormer
+from evlgen.runtime.distributed import ALONE, Ranks
+
+OBJECTIVES: tuple[Objective, ...] = typing.get_args(Objective)  # in the order of their passes
+
+
+@dataclass(frozen=True, eq=False)
+class Stage1Losses:
+    """The losses of stage 1, scalars in nats, None if left out; BLIP-2 minimises their plain sum."""
+
+    itc: Tensor | None
+    itm: Tensor | None
+    lm: Tensor | None
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of those there are."""
+        return add_present((self.itc, self.itm, self.lm))
+
+
+def add_present(losses: Iterable[Tensor | None]) -> Tensor:
+    """Sum of the losses that are not None; one at least must be there."""
+    first, *others = (loss for loss in losses if loss is not None)
+    return sum(others, first)
+
+
+def check_objectives(objectives: Sequence[Objective]) -> None:
+    """Refuse losses of stage 1 that cannot be summed.
+
+    Raises:
+        UserError: there is none, one comes twice, or one is unknown.
+    """
+    known = ", ".join(OBJECTIVES)
+    if not objectives:
+        raise UserError(f"objectives: is empty; stage 1 needs a loss, there are {known}")
+    for name in objectives:
+        if name not in OBJECTIVES:
+            raise UserError(f"objectives: {name!r} is not one of {known}")
+        if objectives.count(name) > 1:
+            raise UserError(f"objectives: {name} is there more than once")
+
+
+def stage1_losses(
+    qformer: QFormer,
+    features: Tensor,
+    text_ids: Tensor,
+    text_mask: Tensor,
+    decode_id: int,
+    label_smoothing: float = 0.1,
+    generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
+    objectives: Sequence[Objective] = OBJECTIVES,
+) -> Stage1Losses:
+    """The losses of BLIP-2's first stage on one batch.
+
+    Negatives come from this batch only. As in BLIP-2 a caption that fits another image of the batch counts as
+    a negative of it all the same.
+
+    With several ranks the negatives come from the batches of all of them, as in BLIP-2's code, and each loss
+    is the mean over this rank's rows. Unlike BLIP-2's code, which cuts the gradient of the other ranks'
+    embeddings in ITC, gradients go back to all ranks: the gradient is that of the joint batch.
+
+    A loss that is left out is not computed, nor are the passes that it alone needs. Without ITC nothing
+    trains the similarities by which ITM's hard negatives are drawn: then they are drawn uniformly.
+
+    Args:
+        features: (B, N, D_in).
+        text_ids: (B, T) int64, padded on the right, T at most 32 in BLIP-2; the first token is the one whose
+            output stands for the text ([CLS]) and a last one ends it.
+        text_mask: (B, T) bool, False at padding.
+        decode_id: token that takes the place of the first one in the LM pass ([DEC]).
+        label_smoothing: of ITC (PAPER) and of the LM (BLIP-2's code).
+        generator: for the sampling of hard negatives; None takes torch's global one. With several ranks it
+            must be in the same state on all of them: each draws for the joint batch and keeps its rows.
+        ranks: those that compute the losses of a joint batch together, B rows each.
+        objectives: the losses to compute.
+
+    Raises:
+        UserError: the Q-Former has no text branch, there is no negative because there is one pair only, or
+            the objectives are none or repeated.
+    """
+    if not qformer.config.vocab_size:
+        raise UserError("stage 1 needs a Q-Former with a text branch: set vocab_size")
+    check_objectives(objectives)
+    batch = len(features)
+    if batch * ranks.size < 2 and tuple(objectives) != ("lm",):
+        raise UserError(
+            "batch_size = 1: stage 1 takes its negatives from the batch (from a part of it, where it is "
+            "accumulated), 2 at least"
+        )
+    longest = int(text_mask.sum(1).max())
+    text_ids, text_mask = text_ids[:, :longest], text_mask[:, :longest]  # nothing sees the padding
+
+    image = qformer.project_image(features)
+    itc = itm = lm = None
+    if "itc" in objectives or "lm" in objectives:
+        seen, cache = qformer.encode_images(image, batch)  # (B, Q, D)
+    pairs = batch * ranks.size
+    similarity = torch.zeros(pairs, pairs, device=text_ids.device)  # all alike, unless ITC knows better
+    if "itc" in objectives:
+        itc, to_text = _contrastive(qformer, seen, text_ids, text_mask, label_smoothing, ranks)
+        if "itm" in objectives:
+            similarity = ranks.gather(to_text.detach())  # (C, C)
+    if "itm" in objectives:
+        itm = _matching(qformer, features, image, text_ids, text_mask, similarity, generator, ranks)
+    if "lm" in objectives:
+        lm = _generation(qformer, cache, text_ids, text_mask, decode_id, label_smoothing)
+    return Stage1Losses(itc, itm, lm)
+
+
+def _contrastive(
+    qformer: QFormer,
+    seen: Tensor,
+    text_ids: Tensor,
+    text_mask: Tensor,
+    label_smoothing: float,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """ITC, and the similarities of this rank's images to all texts, (B, C), divided by the temperature."""
+    image_embedding = F.normalize(qformer.image_projection(seen), dim=-1)  # (B, Q, E)
+    text_embedding = F.normalize(
+        qformer.text_projection(qformer.encode_texts(text_ids, text_mask)), dim=-1
+    )  # (B, E)
+    temperature = qformer.log_temperature.exp()
+    to_text = image_text_similarity(image_embedding, ranks.gather(text_embedding)) / temperature  # (B, C)
+    if ranks.size == 1:
+        to_image = to_text.T
+    else:  # C = size * B: all images for the texts of this rank
+        to_image = image_text_similarity(ranks.gather(image_embedding), text_embedding).T / temperature
+    target = _own_pairs(len(seen), ranks, to_text.device)
+    itc = 0.5 * (
+        F.cross_entropy(to_text, target, label_smoothing=label_smoothing)
+        + F.cross_entropy(to_image, target, label_smoothing=label_smoothing)
+    )
+    return itc, to_text
+
+
+def _matching(
+    qformer: QFormer,
+    features: Tensor,
+    image: list[Tensor | None],
+    text_ids: Tensor,
+    text_mask: Tensor,
+    similarity: Tensor,
+    generator: torch.Generator | None,
+    ranks: Ranks,
+) -> Tensor:
+    """ITM: the pair itself, its text with a wrong image, its image with a wrong text, in one batch of 3 B."""
+    batch = len(features)
+    own = torch.arange(batch, device=similarity.device)
+    target = _own_pairs(batch, ranks, similarity.device)
+    other_image = hard_negatives(similarity.T, generator)[target]  # (B,) for each text
+    other_text = hard_negatives(similarity, generator)[target]  # (B,) for each image
+    all_ids, all_mask = ranks.gather_padded(text_ids), ranks.gather_padded(text_mask)  # (C, T)
+    if ranks.size == 1:
+        images = torch.cat([own, other_image, own])
+        image3 = [None if layer is None else layer.index_select(0, images) for layer in image]
+    else:  # images of other ranks come as features, which are smaller than all layers' keys and values
+        wrong = qformer.project_image(ranks.gather(features).index_select(0, other_image))
+        image3 = [
+            None if mine is None or other is None else torch.cat([mine, other, mine])
+            for mine, other in zip(image, wrong, strict=True)
+        ]
+    texts = torch.cat([target, target, other_text])
+    fused = qformer.encode_pairs(
+        image3, all_ids.index_select(0, texts), all_mask.index_select(0, texts)
+    )  # (3 B, Q, D)
+    matches = torch.arange(3 * batch, device=fused.device) < batch
+    return F.cross_entropy(qformer.matching_head(fused).mean(1), matches.long())
+
+
+def _generation(
+    qformer: QFormer,
+    cache: list[KeyValue],
+    text_ids: Tensor,
+    text_mask: Tensor,
+    decode_id: int,
+    label_smoothing: float,
+) -> Tensor:
+    """Image-grounded LM: the text after the queries, whose keys and values are in the cache."""
+    decoder_ids = torch.cat([torch.full_like(text_ids[:, :1], decode_id), text_ids[:, 1:]], 1)
+    logits = qformer.decode_texts(cache, decoder_ids, text_mask)  # (B, T, V)
+    labels = text_ids.masked_fill(~text_mask, -100)
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=label_smoothing
+    )
+
+
+def _own_pairs(batch: int, ranks: Ranks, device: torch.device) -> Tensor:
+    """(B,) numbers of this rank's pairs in the joint batch."""
+    return torch.arange(batch, device=device) + ranks.index * batch
+
+
+def image_text_similarity(image: Tensor, text: Tensor) -> Tensor:
+    """Best cosine over the queries: unit vectors (B, Q, E) of images and (C, E) of texts -> (B, C)."""
+    return (image @ text.T).amax(1)
+
+
+@torch.no_grad()
+def hard_negatives(similarity: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """For each row of (B, B) similarities another column, sampled with probability softmax + 1e-4.
+
+    The diagonal, the true pair, is never drawn.
+
+    Returns:
+        (B,) int64.
+    """
+    weights = similarity.float().softmax(1) + 1e-4
+    weights.fill_diagonal_(0)
+    return torch.multinomial(weights, 1, generator=generator)[:, 0]
+
+
+class Stage1Model(nn.Module):
+    """BLIP-2's first stage: LayerNorm on the image features and a Q-Former with its text branch, no LLM.
+
+    Args:
+        connector: a Q-Former whose ``vocab_size`` has room for one id more than the tokenizer: [DEC].
+        class_id: the token put in front of each text, whose output stands for it ([CLS]).
+        objectives: the losses that are computed.
+    """
+
+    def __init__(
+        self,
+        connector: QFormer,
+        feature_width: int,
+        class_id: int,
+        objectives: Sequence[Objective] = OBJECTIVES,
+    ) -> None:
+        super().__init__()
+        self.objectives = tuple(objectives)
+        self.norm = nn.LayerNorm(feature_width)
+        self.connector = connector
+        self.class_id = class_id
+        self.decode_id = connector.config.vocab_size - 1
+
+    def losses(
+        self,
+        features: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        generator: torch.Generator | None = None,
+        ranks: Ranks = ALONE,
+    ) -> Stage1Losses:
+        """ITC, ITM and image-grounded LM loss of a batch; arguments as of `CaptionModel.loss`."""
+        ids, mask = self._with_class(text_ids, text_mask)
+        return stage1_losses(
+            self.connector,
+            self.norm(features),
+            ids,
+            mask,
+            self.decode_id,
+            generator=generator,
+            ranks=ranks,
+            objectives=self.objectives,
+        )
+
+    def loss(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Sum of the losses."""
+        return self.losses(features, text_ids, text_mask).total
+
+    def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """As `loss`."""
+        return self.loss(features, text_ids, text_mask)
+
+    def embed_images(self, features: Tensor) -> Tensor:
+        """(B, N, D_in) -> (B, Q, E) unit vectors of the contrastive space."""
+        queries = self.connector(self.norm(features))
+        return F.normalize(self.connector.image_projection(queries), dim=-1)
+
+    def embed_texts(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """(B, T) ids -> (B, E) unit vectors of the contrastive space."""
+        summary = self.connector.encode_texts(*self._with_class(text_ids, text_mask))
+        return F.normalize(self.connector.text_projection(summary), dim=-1)
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """(B, Q, E) and (C, E) -> (B, C), the best of the queries (BLIP-2)."""
+        return image_text_similarity(images, texts)
+
+    def _with_class(self, text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pad(text_ids, (1, 0), value=self.class_id), F.pad(text_mask, (1, 0), value=True)

@@ -50,17 +50,16 @@ from evlgen.errors import UserError
 from evlgen.model import (
     CaptionModel,
     Model,
-    RepresentModel,
     build_model,
     feature_width,
     init_from_stage1,
     parameter_counts,
     save_trained,
 )
-from evlgen.qformer import add_present, check_objectives
 from evlgen.runtime.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.runtime.files import disk_errors, remove_leftovers, write_atomic
+from evlgen.stage1 import Stage1Model, add_present, check_objectives
 from evlgen.throughput import peak_flops, training_flops
 
 __all__ = ["Progress", "Stop", "TrainingData", "learning_rate", "load_training_data", "train"]
@@ -418,7 +417,7 @@ def _begin(
     model.to(device).train()
     if ranks.is_first:
         log.info("parameters: %s", ", ".join(f"{part} {n:,}" for part, n in parameter_counts(model).items()))
-    if isinstance(model, RepresentModel):
+    if isinstance(model, Stage1Model):
         log.info("losses: %s", ", ".join(model.objectives))
     if isinstance(model, CaptionModel):
         if config.optim.llm_placement == "shard" and ranks.size > 1:

@@ -59,7 +59,7 @@ class Converted:
 
     Attributes:
         connector: the configuration it fits, with the vocabulary of a stage 1.
-        stage: ``caption``: state of a `CaptionModel`; ``represent``: of a `RepresentModel`.
+        stage: ``caption``: state of a `CaptionModel`; ``represent``: of a `Stage1Model`.
         tensors: that state, float32 at least.
         temporal: the temporal modules of a video model, called as in its image encoder
             (``blocks.0.temporal_merge.alpha``); empty for an image model.

@@ -31,7 +31,8 @@ from evlgen.cost import (
     utilisation,
 )
 from evlgen.errors import UserError
-from evlgen.qformer import OBJECTIVES, QFormer, stage1_losses
+from evlgen.qformer import QFormer
+from evlgen.stage1 import OBJECTIVES, stage1_losses
 from evlgen.tomeformer import TomeFormer
 
 

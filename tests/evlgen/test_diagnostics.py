@@ -118,7 +118,7 @@ def test_validation_losses_are_those_of_the_model():
 def test_validation_repeats_and_leaves_everything_as_it_was():
     for model in (
         tiny.caption_model(dataclasses.replace(tiny.TOMEFORMER, dropout=0.5, metric="random")),
-        tiny.represent_model(),
+        tiny.stage1_model(),
     ):
         model.train()
         state = torch.get_rng_state()
@@ -129,7 +129,7 @@ def test_validation_repeats_and_leaves_everything_as_it_was():
 
 
 def test_losses_left_out_are_not_validated():
-    model, pool = tiny.represent_model(), tiny.pairs("val", 10)
+    model, pool = tiny.stage1_model(), tiny.pairs("val", 10)
     whole = subject.validate(model, pool, batch_size=4)
     assert list(whole) == ["val_loss", "val_itc", "val_itm", "val_lm", "retrieval@1"]
     model.objectives = ("itc", "lm")
@@ -167,7 +167,7 @@ def test_a_trained_model_has_a_gap_and_is_conditioned(tmp_path):
 
 
 def test_retrieval_counts_both_directions():
-    model, pool = tiny.represent_model(), tiny.pairs("val", 4)
+    model, pool = tiny.stage1_model(), tiny.pairs("val", 4)
     images, texts = torch.eye(4)[:, None, :], torch.eye(4)
     swapped = texts[[1, 0, 2, 3]]  # two of four right, in both directions
 

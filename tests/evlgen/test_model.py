@@ -378,7 +378,7 @@ def test_the_prompt_is_read_once_for_all_beams():
 
 
 def test_stage1_puts_a_class_token_in_front_and_decodes_from_an_id_that_no_word_has():
-    model = tiny.represent_model()
+    model = tiny.stage1_model()
     vocabulary = model.connector.config.vocab_size - 1
     ids, mask = texts([5, 3])
     seen = {}
@@ -392,7 +392,7 @@ def test_stage1_puts_a_class_token_in_front_and_decodes_from_an_id_that_no_word_
 
 
 def test_stage1_loss_is_the_sum_of_three_and_reaches_every_parameter():
-    model = tiny.represent_model()
+    model = tiny.stage1_model()
     ids, mask = texts([5, 3, 4])
     batch = (tiny.features(3), ids, mask)
     parts = model.losses(*batch, generator=torch.Generator().manual_seed(0))
@@ -422,7 +422,7 @@ def test_what_is_saved_is_what_is_trained(tmp_path):
 
 
 def test_stage2_starts_from_the_queries_of_stage1(tmp_path):
-    first, second = tiny.represent_model(), tiny.caption_model(tiny.QFORMER)
+    first, second = tiny.stage1_model(), tiny.caption_model(tiny.QFORMER)
     with torch.no_grad():
         for p in first.parameters():
             p.add_(0.5)

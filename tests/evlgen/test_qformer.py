@@ -21,7 +21,8 @@ from transformers.models.bert.modeling_bert import BertLMPredictionHead
 from evlgen.config import Objective, QFormerConfig
 from evlgen.errors import UserError
 from evlgen.interop.convert import qformer_names
-from evlgen.qformer import OBJECTIVES, QFormer, hard_negatives, image_text_similarity, stage1_losses
+from evlgen.qformer import QFormer
+from evlgen.stage1 import OBJECTIVES, hard_negatives, image_text_similarity, stage1_losses
 
 TINY = QFormerConfig(
     encoder_width=10,
@@ -129,22 +130,22 @@ def test_queries_alone(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -
 def test_queries_and_text(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     features, ids, mask = batch
     expected, _ = run_reference(qformer, features, ids, mask, "all")
-    fused = qformer.fuse(qformer.project_image(features), ids, mask)
+    fused = qformer.encode_pairs(qformer.project_image(features), ids, mask)
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-10)
 
 
 def test_text_alone(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     features, ids, mask = batch
     _, text = run_reference(qformer, features, ids, mask, "separate")
-    torch.testing.assert_close(qformer.read(ids, mask), text[:, 0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(qformer.encode_texts(ids, mask), text[:, 0], rtol=0, atol=1e-10)
 
 
 def test_text_after_queries(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     features, ids, mask = batch
     queries, text = run_reference(qformer, features, ids, mask, "causal")
-    seen, cache = qformer.see(qformer.project_image(features), len(features))
+    seen, cache = qformer.encode_images(qformer.project_image(features), len(features))
     torch.testing.assert_close(seen, queries, rtol=0, atol=1e-10)
-    logits = qformer.write(cache, ids, mask)
+    logits = qformer.decode_texts(cache, ids, mask)
     torch.testing.assert_close(logits[mask], reference_logits(qformer, text)[mask], rtol=0, atol=1e-10)
 
 
@@ -212,7 +213,7 @@ def test_losses_left_out(
 
         return call
 
-    for name in ("see", "read", "fuse", "write"):
+    for name in ("encode_images", "encode_texts", "encode_pairs", "decode_texts"):
         monkeypatch.setattr(qformer, name, counting(name))
     losses = stage1_losses(
         qformer,
@@ -223,7 +224,11 @@ def test_losses_left_out(
         generator=torch.Generator().manual_seed(3),
         objectives=objectives,
     )
-    needs = {"itc": {"see", "read"}, "itm": {"fuse"}, "lm": {"see", "write"}}
+    needs = {
+        "itc": {"encode_images", "encode_texts"},
+        "itm": {"encode_pairs"},
+        "lm": {"encode_images", "decode_texts"},
+    }
     assert passes == set().union(*(needs[name] for name in objectives))
     for name in OBJECTIVES:
         if name not in objectives:
@@ -273,10 +278,10 @@ def test_wrong_objectives_are_named(qformer: QFormer, batch: tuple[Tensor, Tenso
 def test_lm_does_not_look_ahead(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     features, ids, _ = batch
     mask = torch.ones_like(ids, dtype=torch.bool)
-    _, cache = qformer.see(qformer.project_image(features), len(features))
+    _, cache = qformer.encode_images(qformer.project_image(features), len(features))
     changed = ids.clone()
     changed[:, 5] = (ids[:, 5] + 1) % 29
-    before, after = qformer.write(cache, ids, mask), qformer.write(cache, changed, mask)
+    before, after = qformer.decode_texts(cache, ids, mask), qformer.decode_texts(cache, changed, mask)
     assert before[:, :5].equal(after[:, :5])
     assert not torch.isclose(before[:, 5:], after[:, 5:]).all(-1).any()
 
@@ -285,8 +290,8 @@ def test_lm_looks_at_the_image(qformer: QFormer, batch: tuple[Tensor, Tensor, Te
     """Through the queries alone, and the gradient goes back the same way."""
     features, ids, mask = batch
     features.requires_grad_()
-    _, cache = qformer.see(qformer.project_image(features), len(features))
-    qformer.write(cache, ids, mask)[:, 0].square().sum().backward()
+    _, cache = qformer.encode_images(qformer.project_image(features), len(features))
+    qformer.decode_texts(cache, ids, mask)[:, 0].square().sum().backward()
     assert features.grad is not None
     assert (features.grad.abs().sum(-1) > 0).all()
     assert qformer.queries.grad is not None
@@ -296,12 +301,14 @@ def test_lm_looks_at_the_image(qformer: QFormer, batch: tuple[Tensor, Tensor, Te
 def test_matching_sees_text_and_image(qformer: QFormer, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     features, ids, mask = batch
     image = qformer.project_image(features)
-    fused = qformer.fuse(image, ids, mask)
+    fused = qformer.encode_pairs(image, ids, mask)
     changed = ids.clone()
     changed[:, 2] = (ids[:, 2] + 1) % 29  # the last token of the shortest text
-    assert not torch.isclose(fused, qformer.fuse(image, changed, mask)).all(-1).any()
+    assert not torch.isclose(fused, qformer.encode_pairs(image, changed, mask)).all(-1).any()
     assert (
-        not torch.isclose(fused, qformer.fuse(qformer.project_image(features + 1), ids, mask)).all(-1).any()
+        not torch.isclose(fused, qformer.encode_pairs(qformer.project_image(features + 1), ids, mask))
+        .all(-1)
+        .any()
     )
 
 
@@ -324,7 +331,8 @@ def test_contrastive_pass_keeps_the_two_apart(qformer: QFormer, batch: tuple[Ten
     def similarities(features: Tensor, ids: Tensor) -> Tensor:
         image = qformer.image_projection(qformer(features))
         return image_text_similarity(
-            F.normalize(image, dim=-1), F.normalize(qformer.text_projection(qformer.read(ids, mask)), dim=-1)
+            F.normalize(image, dim=-1),
+            F.normalize(qformer.text_projection(qformer.encode_texts(ids, mask)), dim=-1),
         )
 
     before = similarities(features, ids)
@@ -421,7 +429,7 @@ def test_load_bert() -> None:
     with torch.no_grad():  # Q-Former has no token types
         bert.bert.embeddings.token_type_embeddings.weight.zero_()
     hidden = bert.bert(ids).last_hidden_state
-    torch.testing.assert_close(qformer.read(ids, mask), hidden[:, 0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(qformer.encode_texts(ids, mask), hidden[:, 0], rtol=0, atol=1e-10)
     torch.testing.assert_close(
         reference_logits(qformer, hidden)[..., :27], bert(ids).logits, rtol=0, atol=1e-10
     )

@@ -281,7 +281,7 @@ def test_stage2_starts_from_stage1(tmp_path):
 def test_stage1_with_losses_left_out(tmp_path):
     """ITC and ITM do not move the head of the LM; parts of an accumulation add up; the log says which."""
     base = tiny.run_config(connector=tiny.QFORMER, stage="represent", steps=4, eval_every=2)
-    before = tiny.represent_model().state_dict()
+    before = tiny.stage1_model().state_dict()
     for accumulate in (1, 2):
         config = dataclasses.replace(
             base, objectives=("itc", "itm"), optim=dataclasses.replace(base.optim, accumulate=accumulate)

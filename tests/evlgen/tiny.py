@@ -21,8 +21,8 @@ from evlgen.config import (
     TomeFormerConfig,
 )
 from evlgen.data.pairs import PairPool, TrainingData, encode_texts
-from evlgen.model import CaptionModel, Model, RepresentModel, build_connector
-from evlgen.qformer import OBJECTIVES
+from evlgen.model import CaptionModel, Model, build_connector
+from evlgen.stage1 import OBJECTIVES, Stage1Model
 
 COLOURS = ("red", "blue", "green", "pink")
 SHAPES = ("ball", "star", "boat", "tree")
@@ -100,17 +100,17 @@ def caption_model(
     return CaptionModel(build_connector(connector), frozen, WIDTH).to(dtype)
 
 
-def represent_model(objectives: Sequence[Objective] = OBJECTIVES) -> RepresentModel:
+def stage1_model(objectives: Sequence[Objective] = OBJECTIVES) -> Stage1Model:
     vocabulary = len(word_tokenizer([WORDS]))
     torch.manual_seed(2)
     connector = build_connector(QFORMER, vocabulary + 1)
-    return RepresentModel(connector, WIDTH, 1, objectives)  # type: ignore[arg-type]
+    return Stage1Model(connector, WIDTH, 1, objectives)  # type: ignore[arg-type]
 
 
 def model_of(config: RunConfig) -> Model:
     if config.stage == "caption":
         return caption_model(config.connector)
-    return represent_model(config.objectives)
+    return stage1_model(config.objectives)
 
 
 def features(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,8 @@ import pytest
 
 from evlgen.config import EvalConfig, OptimConfig, QFormerConfig
 from evlgen.data.pairs import load_training_data
-from evlgen.model import RepresentModel, build_model
+from evlgen.model import build_model
+from evlgen.stage1 import Stage1Model
 from evlgen.training import train
 from experiments import table1
 from sweeps import local, requirements, run, worker
@@ -214,7 +215,7 @@ def test_stage_1_of_blip_2_reads_with_the_words_of_bert(place: Path, monkeypatch
     assert bert.convert_ids_to_tokens(first.tolist())[:3] == ["a", "red", "ball"]
     assert first[-1] == bert.sep_token_id
     model = build_model(config)
-    assert isinstance(model, RepresentModel)
+    assert isinstance(model, Stage1Model)
     assert (model.class_id, model.decode_id) == (bert.cls_token_id, len(bert))
     (place / "stage1").mkdir()
     found = train(config, place / "stage1", data, model=model)

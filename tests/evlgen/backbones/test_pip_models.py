@@ -25,7 +25,8 @@ from evlgen.backbones.language import build_language, closing_newline, text_read
 from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig
 from evlgen.data.pairs import encode_texts
 from evlgen.errors import UserError
-from evlgen.model import RepresentModel, build_connector, build_model
+from evlgen.model import build_connector, build_model
+from evlgen.stage1 import Stage1Model
 from evlgen.tomeformer import TomeFormer
 from tests.evlgen import folders
 
@@ -224,7 +225,7 @@ def test_stage_1_reads_and_writes_with_the_words_of_its_bert(tmp_path):
     bert = write_bert(tmp_path)
     config = represent(connector=dataclasses.replace(QFORMER, init=str(tmp_path)))
     model = build_model(config).double().eval()
-    assert isinstance(model, RepresentModel)
+    assert isinstance(model, Stage1Model)
     tokenizer, end_id = text_tokenizer(text_reader(config))
     assert (model.class_id, end_id, model.decode_id) == (2, 3, len(WORDS))
 
@@ -242,7 +243,7 @@ def test_stage_1_reads_and_writes_with_the_words_of_its_bert(tmp_path):
     with torch.no_grad():
         embeddings.token_type_embeddings.weight.zero_()  # BLIP-2's text has no types
         hidden = bert.bert(text, attention_mask=seen).last_hidden_state
-        torch.testing.assert_close(qformer.read(text, seen), hidden[:, 0], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(qformer.encode_texts(text, seen), hidden[:, 0], rtol=1e-10, atol=1e-10)
         logits = F.linear(
             qformer.generation_norm(F.gelu(qformer.generation_dense(hidden))),
             qformer.words.weight,
@@ -281,7 +282,7 @@ def test_a_bert_is_found_among_the_weights(tmp_path, monkeypatch):
     bert = write_bert(tmp_path / "bert-base-uncased")
     monkeypatch.setenv("EVLGEN_WEIGHTS", str(tmp_path))
     model = build_model(represent(language="bert-base-uncased"))  # random weights, BERT's words all the same
-    assert isinstance(model, RepresentModel)
+    assert isinstance(model, Stage1Model)
     assert (model.class_id, model.decode_id) == (2, len(WORDS))
     connector = build_connector(dataclasses.replace(QFORMER, init="bert-base-uncased"))
     expected = bert.bert.encoder.layer[1].output.dense.weight.float()
@@ -302,7 +303,7 @@ def test_a_bert_in_a_wheel(tmp_path, monkeypatch, cache):
 
     config = represent(connector=dataclasses.replace(QFORMER, init="minilm-l6"))
     model = build_model(config)
-    assert isinstance(model, RepresentModel)
+    assert isinstance(model, Stage1Model)
     words = bert.bert.embeddings.word_embeddings.weight.float()
     assert torch.equal(model.connector.words.weight[:-1], words)
     assert text_tokenizer("minilm-l6")[1] == 3

@@ -29,12 +29,12 @@ from evlgen.errors import UserError
 from evlgen.interop.convert import Layout, checkpoint_names, convert, main, read_run_config
 from evlgen.model import (
     CaptionModel,
-    RepresentModel,
     build_connector,
     init_from_stage1,
     load_trained,
 )
 from evlgen.qformer import QFormer
+from evlgen.stage1 import Stage1Model
 from tests.evlgen import tiny
 
 TOMEFORMER = dataclasses.replace(tiny.TOMEFORMER, r=0)
@@ -235,7 +235,7 @@ def test_lavis_stage1(tmp_path: Path) -> None:
     assert isinstance(converted.connector, QFormerConfig)
     connector = build_connector(converted.connector, VOCABULARY)
     assert isinstance(connector, QFormer)
-    model = RepresentModel(connector, tiny.WIDTH, 1).double().eval()
+    model = Stage1Model(connector, tiny.WIDTH, 1).double().eval()
     load_trained(model, tmp_path / "out" / "connector.safetensors")
 
     features, ids = tiny.features(3, torch.float64), torch.randint(1, VOCABULARY, (3, 6))
@@ -250,12 +250,12 @@ def test_lavis_stage1(tmp_path: Path) -> None:
         seen = reference(q, encoder_hidden_states=image).last_hidden_state
         close(model.embed_images(features), nn.functional.normalize(vision_proj(seen), dim=-1))
         read = reference(text, query_length=0).last_hidden_state
-        close(connector.read(ids, mask), read[:, 0])
+        close(connector.encode_texts(ids, mask), read[:, 0])
         close(connector.text_projection(read), text_proj(read))
         both = torch.cat([q, text], 1)
         fused = reference(both, query_length=4, encoder_hidden_states=image).last_hidden_state
         close(
-            connector.matching_head(connector.fuse(connector.project_image(image), ids, mask)),
+            connector.matching_head(connector.encode_pairs(connector.project_image(image), ids, mask)),
             itm(fused[:, :4]),
         )
         sees = torch.ones(10, 10).tril().bool()
@@ -264,8 +264,8 @@ def test_lavis_stage1(tmp_path: Path) -> None:
             ~sees, torch.finfo(torch.float64).min
         )
         written = reference(both, query_length=4, attention_mask=bias, encoder_hidden_states=image)
-        _, cache = connector.see(connector.project_image(image), 3)
-        close(connector.write(cache, ids, mask), head(written.last_hidden_state[:, 4:]))
+        _, cache = connector.encode_images(connector.project_image(image), 3)
+        close(connector.decode_texts(cache, ids, mask), head(written.last_hidden_state[:, 4:]))
         assert float(connector.log_temperature.exp()) == pytest.approx(0.04, rel=1e-12)
 
         second = caption_model(QFORMER)

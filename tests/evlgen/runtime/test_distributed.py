@@ -183,7 +183,7 @@ def test_accumulation_has_loss_and_gradient_of_the_joint_batch():
 def test_stage_1_takes_negatives_from_the_part():
     """The loss of two parts is what two batches of half the size have, not that of the whole."""
     config = changed(REPRESENT, accumulate=2)
-    model = tiny.represent_model().double()
+    model = tiny.stage1_model().double()
     itc = []
     for part in parts_of(config, ALONE):
         generator = torch.Generator().manual_seed(0)
