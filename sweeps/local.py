@@ -1,7 +1,10 @@
 """A pool of warm processes on this machine: torch is imported once in each, and one that dies is replaced.
 
-A worker that gets SIGTERM or SIGUSR2 ends at its next good moment (`stopping`): SLURM sends these before it
-takes a node away.
+A worker that gets SIGTERM or SIGUSR2 stops as soon as it can save its work (`stopping`): SLURM sends these
+before it takes a node away.
+
+A worker may start processes of its own, to decode images for example. It leads a process group with them, and
+the whole group is killed when the worker ends, when the pool is closed, and when the launcher is gone.
 """
 
 from __future__ import annotations
@@ -55,16 +58,16 @@ _number = 0
 
 
 class Stopped(Exception):
-    """A task ended because it was told to; it can be taken up again."""
+    """A task was asked to stop and has saved its work; it can be resumed."""
 
 
 def stopping() -> bool:
-    """Whether this worker was told to stop: save what there is and raise `Stopped`."""
+    """Whether this worker was asked to stop: save the work and raise `Stopped`."""
     return _stopping.is_set()
 
 
 def number() -> int:
-    """This worker's in its pool, from 0; also of the one that replaces a worker that has died."""
+    """This worker's place in its pool, from 0; a worker that replaces a dead one takes over its place."""
     return _number
 
 
@@ -76,7 +79,7 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
     """
     unknown = {need for task in tasks for need in task.needs} - {task.key for task in tasks}
     if unknown:
-        raise ValueError(f"tasks need what nobody does: {', '.join(sorted(unknown))}")
+        raise ValueError(f"tasks need others that are not given: {', '.join(sorted(unknown))}")
     outcome: dict[str, str] = {}
     waiting = sorted(tasks, key=lambda t: -t.cost)
     pool = [_start(number) for number in range(min(workers, max(1, len(tasks))))]
@@ -90,8 +93,8 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
             for worker in pool:
                 if worker.task is not None:
                     continue
-                ready = (t for t in waiting if all(outcome.get(need) == "done" for need in t.needs))
-                worker.task = next(ready, None)
+                possible = (t for t in waiting if all(outcome.get(need) == "done" for need in t.needs))
+                worker.task = next(possible, None)
                 if worker.task is not None:
                     waiting.remove(worker.task)
                     with contextlib.suppress(OSError):  # it has just ended, as will be seen below
@@ -100,19 +103,18 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
             busy = [w for w in pool if w.task is not None]
             if not busy:
                 continue
-            for pipe in wait([w.pipe for w in busy], timeout=0.5):
-                worker = next(w for w in pool if w.pipe is pipe)
-                assert worker.task is not None
+            ready = wait([w.pipe for w in busy], timeout=0.5)
+            for worker in busy:
+                if worker.pipe not in ready and (worker.process.is_alive() or worker.pipe.poll()):
+                    continue
                 try:
-                    kind, detail = worker.pipe.recv()
+                    # A child of a dead worker may hold the other end, so that no end of file would come.
+                    kind, detail = worker.pipe.recv() if worker.pipe in ready else _ended(worker)
                 except (EOFError, OSError):  # OSError if it died before it had read its task
-                    worker.process.join()
-                    code = worker.process.exitcode or 0
-                    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                    kind, detail = ("failed", f"its process died ({name})") if code else ("stopped", None)
-                    if code:
-                        pool[pool.index(worker)] = replacement = _start(worker.number)
-                        replacement.task, worker = worker.task, replacement
+                    kind, detail = _ended(worker)
+                if kind == "failed" and worker.process.exitcode is not None:
+                    pool[pool.index(worker)] = replacement = _start(worker.number)
+                    replacement.task, worker = worker.task, replacement
                 assert worker.task is not None
                 event(kind, worker.task.key, detail)
                 if kind in ("done", "failed", "stopped"):
@@ -123,15 +125,38 @@ def execute(tasks: list[Task], workers: int, event: Event) -> dict[str, str]:
                     waiting.clear()
     finally:
         for worker in pool:
-            worker.process.kill()
-            worker.process.join()
+            _close(worker)
     return outcome
+
+
+def _ended(worker: _Worker) -> tuple[str, str | None]:
+    """What became of the task of a worker that is gone, in the form of a worker's message."""
+    worker.process.join()
+    _kill_group(worker)
+    code = worker.process.exitcode or 0
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return ("failed", f"its process died ({name})") if code else ("stopped", None)
+
+
+def _close(worker: _Worker) -> None:
+    """End a worker and all processes that it has started."""
+    if worker.process.exitcode is None:  # else its process id may be another's by now
+        worker.process.kill()
+        worker.process.join()
+        _kill_group(worker)
+
+
+def _kill_group(worker: _Worker) -> None:
+    """End the children of a worker that has just ended; its number stays theirs while there are any."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # none are left
+        os.killpg(worker.process.pid, signal.SIGKILL)
 
 
 def _start(number: int) -> _Worker:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, os.getpid(), number), daemon=True)
+    # Not daemonic: daemonic processes may not have children. `_die_with` and `_close` end it instead.
+    process = context.Process(target=_serve, args=(theirs, os.getpid(), number))
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: none may kill it before it can listen
     try:
         process.start()
@@ -141,24 +166,26 @@ def _start(number: int) -> _Worker:
     return _Worker(process, ours, number)
 
 
-def _serve(pipe: Connection, parent: int, number: int) -> None:
-    """Life of a worker: import torch, then one task after the other until the launcher is gone."""
+def _serve(pipe: Connection, launcher: int, number: int) -> None:
+    """Life of a worker: one task after the other until the launcher is gone."""
     global _number
     _number = number
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends its workers
-    for number in STOP_SIGNALS:
+    os.setpgrp()  # also keeps Ctrl-C in a terminal from the worker's children: the launcher ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signal_number in STOP_SIGNALS:
         # Of the ranks of one run the first decides where all of them stop.
         first = os.environ.get("RANK", "0") == "0"
-        signal.signal(number, (lambda *_: _stopping.set()) if first else signal.SIG_IGN)
+        signal.signal(signal_number, (lambda *_: _stopping.set()) if first else signal.SIG_IGN)
+    os.register_at_fork(after_in_child=_restore_signals)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_die_with, args=(launcher,), daemon=True).start()
     while not stopping():
         if not pipe.poll(0.2):
             continue
         try:
             function, arguments = pipe.recv()
         except EOFError:
-            return
+            break
         module, _, name = function.partition(":")
         try:
             getattr(importlib.import_module(module), name)(
@@ -169,9 +196,17 @@ def _serve(pipe: Connection, parent: int, number: int) -> None:
             pipe.send(("stopped", None))
         except Exception:
             pipe.send(("failed", traceback.format_exc()))
+    for child in multiprocessing.active_children():  # a task may have left some, which must not hold it up
+        child.kill()
 
 
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
+def _restore_signals() -> None:
+    """In a forked child of a worker: SIGTERM ends it as its parent expects."""
+    for signal_number in STOP_SIGNALS:
+        signal.signal(signal_number, signal.SIG_DFL)
+
+
+def _die_with(launcher: int) -> None:
+    while os.getppid() == launcher:
         time.sleep(0.5)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # this process and its children

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import signal
 import time
@@ -25,6 +27,25 @@ def fail(tell: Tell, message: str) -> None:
 
 def die(tell: Tell) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_children(tell: Tell, folder: str, then: str) -> None:
+    """Starts processes as decoders are started (fork) and as others are (spawn), and says who they are."""
+    children = []
+    for method in ("fork", "spawn"):
+        child = multiprocessing.get_context(method).Process(target=time.sleep, args=(600,))
+        child.start()
+        children.append(child)
+    (Path(folder) / "children.json").write_text(json.dumps([child.pid for child in children]))
+    tell("started")
+    if then == "die":
+        die(tell)
+    if then == "stay":
+        time.sleep(600)
+    for child in children:
+        child.terminate()
+        child.join(30)
+        assert child.exitcode == -signal.SIGTERM
 
 
 def sleep(tell: Tell, seconds: float) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sweeps.local import Task, execute
+from tests.sweeps.cluster import until
 
 HERE = Path(__file__).parent
 
@@ -80,9 +84,64 @@ def test_a_stop_ends_the_running_task_and_begins_nothing_more(tmp_path: Path) ->
 
 
 def test_a_need_that_nobody_meets_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nobody does: stage 1"):
+    with pytest.raises(ValueError, match="not given: stage 1"):
         execute([Task("stage 2", "x:y", (), needs=("stage 1",))], 1, lambda *_: None)
 
 
 def test_no_tasks() -> None:
     assert execute([], 2, lambda *_: None) == {}
+
+
+def test_a_task_may_start_processes_and_end_them(tmp_path: Path) -> None:
+    task = Task("parent", "runner_tasks:start_children", (str(tmp_path), "end them"))
+    events: list[Any] = []
+    assert execute([task], 1, lambda *event: events.append(event)) == {"parent": "done"}, events
+    assert not alive(tmp_path)
+
+
+def test_the_children_of_a_worker_that_dies_die_with_it(tmp_path: Path) -> None:
+    tasks = [
+        Task("parent", "runner_tasks:start_children", (str(tmp_path), "die"), cost=2),
+        Task("next", "runner_tasks:write", (str(tmp_path / "next"), "b")),
+    ]
+
+    def event(kind: str, key: str, detail: Any) -> None:
+        if (kind, key) == ("start", "next"):
+            until(lambda: not alive(tmp_path), 10)  # a kill takes a moment
+
+    assert execute(tasks, 1, event) == {"parent": "failed", "next": "done"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_and_their_children_die_with_their_launcher(tmp_path: Path, number: int) -> None:
+    script = (
+        "from sweeps.local import Task, execute\n"
+        f"task = Task('parent', 'runner_tasks:start_children', ({str(tmp_path)!r}, 'stay'))\n"
+        "if __name__ == '__main__':\n"
+        "    execute([task], 1, print)\n"
+    )
+    (tmp_path / "launcher.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
+    launcher = subprocess.Popen(
+        [sys.executable, str(tmp_path / "launcher.py")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until((tmp_path / "children.json").exists, 60)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(family) >= 3  # the worker and its two children
+    launcher.send_signal(number)
+    launcher.wait(30)
+    until(lambda: not alive(tmp_path), 20)
+    assert not psutil.wait_procs(family, timeout=20)[1]
+
+
+def alive(folder: Path) -> list[int]:
+    """Those of the processes in ``children.json`` that still run."""
+    found = json.loads((folder / "children.json").read_text())
+    return [
+        pid
+        for pid in found
+        if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
