@@ -13,7 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, nearest
 
 Schedule = int | tuple[int, ...]
 Objective = Literal["itc", "itm", "lm"]
@@ -278,18 +278,34 @@ def with_value(config: RunConfig, key: str, text: str) -> RunConfig:
     Raises:
         UserError: unknown key (the message lists those that exist) or a text of the wrong type.
     """
-    return typing.cast(RunConfig, _replace(config, key.split("."), text, key))
+    return typing.cast(RunConfig, _replace(config, key.split("."), text, key, config))
 
 
-def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
+def _keys(node: Any) -> list[str]:
+    """Dotted keys of all fields that hold a value."""
+    keys = []
+    for field_ in dataclasses.fields(node):
+        value = getattr(node, field_.name)
+        group = _keys(value) if dataclasses.is_dataclass(value) else []
+        keys += [f"{field_.name}.{key}" for key in group] or [field_.name]
+    return keys
+
+
+def _similar(key: str, root: Any) -> str:
+    keys = _keys(root)
+    ends = [one for one in keys if one.endswith(f".{key}")]
+    return f"; did you mean {ends[0]}?" if ends else nearest(key, keys)
+
+
+def _replace(node: Any, path: list[str], text: str, key: str, root: Any) -> Any:
     names = [f.name for f in dataclasses.fields(node)]
     if path[0] not in names:
-        raise UserError(f"--set {key}: no such key; there are: {', '.join(names)}")
+        raise UserError(f"--set {key}: no such key; there are: {', '.join(names)}{_similar(key, root)}")
     old = getattr(node, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(old):
             raise UserError(f"--set {key}: {path[0]} has no fields of its own")
-        return dataclasses.replace(node, **{path[0]: _replace(old, path[1:], text, key)})
+        return dataclasses.replace(node, **{path[0]: _replace(old, path[1:], text, key, root)})
     if dataclasses.is_dataclass(old):
         inner = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(old))
         raise UserError(f"--set {key}: is a group; set one of {inner}")
