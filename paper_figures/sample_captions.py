@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from evlgen.data import worlds
+from evlgen.data.base import World
 from evlgen.data.images import UnreadableImage
-from evlgen.data.worlds import World
 from evlgen.errors import UserError
 from evlgen.runtime.files import write_atomic
 from evlgen.runtime.paths import ROOT, results_folder

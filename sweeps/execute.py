@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.config import RunConfig, from_json
-from evlgen.evaluation.metrics import CaptionScorer, RunPredictions, score_runs
+from evlgen.evaluation.caption_scores import CaptionScorer
+from evlgen.evaluation.scores import RunPredictions, score_runs
 from evlgen.runs import store
 from evlgen.runtime import paths
 from sweeps import local

@@ -42,7 +42,7 @@ from rich.table import Table
 from analysis.search import Outcome, write_search
 from evlgen.config import TomeFormerConfig, to_json
 from evlgen.errors import UserError
-from evlgen.evaluation.metrics import CaptionScorer
+from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.runs import store
 from evlgen.runtime import paths
 from experiments.scales import NAMES as SCALES

@@ -181,9 +181,11 @@ def show_captions(prefix: str) -> None:
 
 def _show_said(folders: Mapping[str, Path], count: int) -> None:
     """Captions and answers of runs by label, set by set; those that say nothing yet are left out."""
-    from evlgen.data import worlds  # imports numpy, which a look at the state does not need
+    # These import numpy, which a look at the state does not need.
+    from evlgen.data import worlds
+    from evlgen.data.base import World
 
-    said: dict[tuple[str, str], tuple[worlds.World, dict[str, Mapping[str, str]]]] = {}
+    said: dict[tuple[str, str], tuple[World, dict[str, Mapping[str, str]]]] = {}
     for label, folder in folders.items():
         stored, path = store.read_json(folder / "config.json"), folder / "predictions.json"
         if stored is None or not path.exists():

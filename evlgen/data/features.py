@@ -28,9 +28,9 @@ from filelock import FileLock
 
 from evlgen.backbones.vision import FrozenVision, build_vision
 from evlgen.data import worlds
+from evlgen.data.base import World
 from evlgen.data.images import CROP_RATIO, CROP_SCALE, UnreadableImage, augmented, resized, uniform
 from evlgen.data.sampling import CROP
-from evlgen.data.worlds import World
 from evlgen.errors import UserError
 from evlgen.runtime.files import sha256_of, write_atomic
 from evlgen.runtime.paths import cache_folder

@@ -19,8 +19,8 @@ from evlgen.backbones.language import text_reader, text_tokenizer
 from evlgen.backbones.vision import build_vision
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data import features, worlds
+from evlgen.data.base import World
 from evlgen.data.sampling import CAPTION, VIEW, hashed, pairs_of_step
-from evlgen.data.worlds import World
 from evlgen.errors import UserError
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from evlgen.backbones.vision import FrozenVision
+from evlgen.data.base import World
 from evlgen.data.images import Pixels, UnreadableImage, augmented
 from evlgen.data.pairs import Batch, Texts
 from evlgen.data.readers.json_lists import UnreadableCaption
 from evlgen.data.sampling import CAPTION, hashed, shuffled
-from evlgen.data.worlds import World
 from evlgen.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """What a trained run says: captions and answers on the evaluation sets, written to ``predictions.json``.
 
-Scores are computed elsewhere, for many runs at once (`evlgen.evaluation.metrics.score_runs`). The file is::
+Scores are computed elsewhere, for many runs at once (`evlgen.evaluation.scores.score_runs`). The file is::
 
     {"captions": {set: {image id: caption}}, "answers": {set: {question id: answer}}}
 
@@ -147,7 +147,9 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
     captioner = load_captioner(config, folder)
     encoder = build_vision(config.vision)
     world = worlds.of(config.data)
-    images = features.images_of(world, pool or world.pool_of("coco"), indices, encoder.image_size)
+    images = features.images_of(
+        world, pool or world.pool_of(world.caption_sets[0]), indices, encoder.image_size
+    )
     stored = encoder.encode(images).to(torch.float16).numpy()
     return caption_all(captioner, config, stored, np.arange(len(indices)))
 

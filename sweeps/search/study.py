@@ -34,7 +34,7 @@ from evlgen.backbones.vision import build_vision
 from evlgen.config import RunConfig, TomeFormerConfig
 from evlgen.cost import connector_macs
 from evlgen.errors import UserError
-from evlgen.evaluation.metrics import CaptionScorer
+from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.merging import merge_schedule, token_counts
 from evlgen.runs import store
 from evlgen.runtime import paths

@@ -9,7 +9,7 @@ import pytest
 
 from evlgen.config import RunConfig
 from evlgen.evaluation import decoding
-from evlgen.evaluation.metrics import CaptionScorer
+from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.runs import store
 from experiments.scales import blip2, evlgen
 from sweeps import execute

@@ -29,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("RUNS", "RESULTS", "CACHE", "DATA"):
         monkeypatch.setenv(f"EVLGEN_{name}", str(tmp_path / name.lower()))
     monkeypatch.setenv("EVLGEN_DECODERS", "0")
-    monkeypatch.setattr("evlgen.evaluation.metrics.find_java", lambda: None)  # METEOR takes its time to start
+    monkeypatch.setattr("evlgen.evaluation.java.find_java", lambda: None)  # METEOR takes its time to start
     return tmp_path
 
 
@@ -182,14 +182,14 @@ def test_one_s_own_folder_is_trained_on_with_and_without_a_cache(
             "data.cache": cache,
             "data.views": 2,
             "data.pools": [["mine", 20]],
-            "evaluation.sets": [["coco", 2], ["vqav2", 5]],
+            "evaluation.sets": [["captions", 2], ["questions", 5]],
             "evaluation.validation": 2,
             "optim.steps": 2,
         }
         command = ["table1", "--scale", "paper", "--rows", "EVLGen, 104M, 250K", *arguments(place, **changes)]
         assert run.main(command) == 0
     results = [json.loads(path.read_text())["metrics"] for path in place.glob("runs/*/result.json")]
-    assert [(m["coco/images"], "vqav2" in m) for m in results] == [(2, True)] * 2
+    assert [(m["captions/images"], "questions" in m) for m in results] == [(2, True)] * 2
 
 
 def test_stage_1_of_blip_2_reads_with_the_words_of_bert(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,13 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from evlgen.data.images import Pixels, UnreadableImage, decode
-from evlgen.data.readers.json_lists import MISSING, UnreadableCaption, read_bytes, read_image, told
+from evlgen.data.readers.json_lists import (
+    MISSING,
+    UnreadableCaption,
+    nonempty_captions,
+    read_bytes,
+    read_image,
+)
 from evlgen.errors import UserError
 from evlgen.runtime.files import write_atomic
 
@@ -72,7 +78,7 @@ class Shards:
             found = json.loads(text)["caption"] if is_json else text
         except (*MISSING, ValueError, KeyError, TypeError) as error:
             raise UnreadableCaption(f"{path}: no caption can be read at byte {offset} ({error!r})") from error
-        return told(found, f"{path}, text at byte {offset}")
+        return nonempty_captions(found, f"{path}, text at byte {offset}")
 
 
 class Lists:
@@ -98,7 +104,7 @@ class Lists:
 
     def captions(self, index: int) -> list[str]:
         """See `evlgen.data.readers.json_lists.Reader`."""
-        return told(self._entry(index).get("caption"), self._where(index))
+        return nonempty_captions(self._entry(index).get("caption"), self._where(index))
 
     def _where(self, index: int) -> str:
         number, offset, _ = self.index[index].tolist()

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from evlgen.data.base import EvalSet, Question, World
 from evlgen.data.images import Pixels, UnreadableImage
-from evlgen.data.readers.json_lists import Asked, read_image
+from evlgen.data.readers.json_lists import read_image
 from evlgen.data.sampling import SHUFFLE, hashed
-from evlgen.data.worlds import World
 from evlgen.errors import UserError
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -33,12 +33,17 @@ _HELD_OUT = 200  # of the training images with captions, the last ones
 _ANNOTATORS = 10  # one answer stands for ten alike, as VQA accuracy wants it: it is exact match then
 
 
-def world() -> World:
-    """See `evlgen.data.worlds`."""
+EVAL_SETS = (
+    EvalSet("easy_captions", "easy-VQA's shapes", "caption", "easy_test"),
+    EvalSet("easy_vqa", "easy-VQA", "question", "easy_questions", ("vqa_accuracy",), by_answer_type=True),
+)
+
+
+def world(first_pool: str = "") -> World:
+    """See `evlgen.data.base.World`."""
     return World(
         name="easy-vqa",
-        caption_sets={"easy_captions": "easy_test"},
-        question_sets={"easy_vqa": "easy_questions"},
+        eval_sets=EVAL_SETS,
         validation="easy_val",
         flips=True,
         count=lambda pool: len(read(pool).images),
@@ -46,7 +51,7 @@ def world() -> World:
         image=_image,
         captions=lambda pool, index: [read(pool).captions[index]],
         references=lambda pool, index: [read(pool).captions[index]],
-        question=lambda kind, index: read("easy_questions").asked[index],
+        question=lambda name, index: read("easy_questions").questions[index],
         missing=missing,
     )
 
@@ -58,11 +63,11 @@ class Pool:
     version: str
     images: tuple[Path, ...]
     captions: tuple[str, ...] = ()
-    asked: tuple[Asked, ...] = ()
+    questions: tuple[Question, ...] = ()
 
 
 def missing(pools: Sequence[str]) -> list[str]:
-    """See `evlgen.data.worlds.World`."""
+    """See `evlgen.data.base.World`."""
     return [] if importlib.util.find_spec("easy_vqa") else [INSTALL]
 
 
@@ -85,10 +90,12 @@ def read(pool: str) -> Pool:
         order = np.argsort(hashed(SHUFFLE, 0, np.arange(len(questions), dtype=np.uint64)), kind="stable")
         chosen = [questions[i] for i in order]
         asked = tuple(
-            Asked(text, (answer,) * _ANNOTATORS, "yes/no" if answer in ("yes", "no") else "other")
+            Question(text, (answer,) * _ANNOTATORS, "yes/no" if answer in ("yes", "no") else "other")
             for text, answer, _ in chosen
         )
-        return Pool(version, tuple(folder / "images" / f"{image}.png" for _, _, image in chosen), asked=asked)
+        return Pool(
+            version, tuple(folder / "images" / f"{image}.png" for _, _, image in chosen), questions=asked
+        )
     captions = described(questions)
     kept = sorted(captions)
     if pool != "easy_test":

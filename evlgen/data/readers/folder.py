@@ -5,8 +5,8 @@ the same file belong together. A line of ``questions.jsonl``: ``{"file": "a.jpg"
 "..."}``, or ``"answers"`` with a list of what several people answered. Files are relative to the folder.
 
 ``"split"`` (``train``, ``val`` or ``test``) in a line says what the image is for. Where no line has one, a
-tenth of the images is held out for the validation loss and a tenth to score, and all questions are asked. The
-captioning set is called ``coco`` and the question set ``vqav2``, since they are in the roles of these.
+tenth of the images is held out for the validation loss and a tenth to score, and all questions are asked.
+The evaluation sets are called ``captions`` and ``questions``: their scores compare with no paper's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evlgen.data.readers.json_lists import Asked, Listed, clean_caption, data_folder
-from evlgen.data.worlds import World
+from evlgen.data.base import EvalSet, Question, World
+from evlgen.data.readers.json_lists import ImageList, clean_caption, data_folder
 from evlgen.errors import UserError
 
 CAPTIONS, QUESTIONS = "captions.jsonl", "questions.jsonl"
@@ -28,32 +28,42 @@ SPLITS = ("train", "val", "test")
 _ANNOTATORS = 10  # fewer answers stand for ten in equal shares, as VQA accuracy wants it
 
 
-def world(name: str) -> World:
-    """See `evlgen.data.worlds`.
+def world(first_pool: str = "") -> World:
+    """See `evlgen.data.base.World`.
 
     A pool is called like its folder; ``NAME/val``, ``NAME/test`` and ``NAME/questions`` are its other parts.
 
     Args:
-        name: of the folder whose held-out images are evaluated on.
+        first_pool: the folder whose held-out images are evaluated on.
     """
+    name = first_pool
     return World(
         name="folder",
-        caption_sets={"coco": f"{name}/test"},
-        question_sets={"vqav2": f"{name}/questions"},
+        eval_sets=(
+            EvalSet(
+                "captions",
+                "own images",
+                "caption",
+                f"{name}/test",
+                ("captions", "distinct"),
+                meteor=True,
+            ),
+            EvalSet("questions", "own questions", "question", f"{name}/questions", ("vqa_accuracy",)),
+        ),
         validation=f"{name}/val",
         flips=True,
         count=lambda pool: len(read(pool)),
         version=lambda pool: read(pool).version,
         image=lambda pool, index: read(pool).image(index),
-        captions=lambda pool, index: [clean_caption(text) for text in read(pool).said[index]],
+        captions=lambda pool, index: [clean_caption(text) for text in read(pool).captions(index)],
         references=lambda pool, index: read(pool).captions(index),
-        question=lambda kind, index: read(f"{name}/questions").asked[index],
+        question=lambda kind, index: read(f"{name}/questions").questions[index],
         missing=missing,
     )
 
 
 def missing(pools: Sequence[str]) -> list[str]:
-    """See `evlgen.data.worlds.World`."""
+    """See `evlgen.data.base.World`."""
     root = os.environ.get("EVLGEN_DATA", "")
     if not root:
         return [
@@ -70,7 +80,7 @@ def _file_of(pool: str) -> str:
     return f"{name}/{QUESTIONS if what == 'questions' else CAPTIONS}"
 
 
-def read(pool: str) -> Listed:
+def read(pool: str) -> ImageList:
     """A pool from the files that are there now.
 
     Raises:
@@ -80,7 +90,7 @@ def read(pool: str) -> Listed:
 
 
 @functools.lru_cache(maxsize=32)
-def _read(pool: str, root: Path) -> Listed:
+def _read(pool: str, root: Path) -> ImageList:
     name, _, what = pool.partition("/")
     path = root / _file_of(pool)
     if what == "questions":
@@ -88,10 +98,14 @@ def _read(pool: str, root: Path) -> Listed:
     captions: dict[str, list[str]] = {}
     split: dict[str, str] = {}
     for number, line in _lines(path):
-        told = line.get("captions", [line.get("caption")])
-        if not isinstance(told, list) or not told or not all(isinstance(t, str) and t.strip() for t in told):
+        texts = line.get("captions", [line.get("caption")])
+        if (
+            not isinstance(texts, list)
+            or not texts
+            or not all(isinstance(t, str) and t.strip() for t in texts)
+        ):
             raise UserError(f"{path}, line {number}: needs a 'caption', or 'captions' with a list of them")
-        captions.setdefault(line["file"], []).extend(told)
+        captions.setdefault(line["file"], []).extend(texts)
         if "split" in line:
             split[line["file"]] = line["split"]
     wanted = what or "train"
@@ -101,12 +115,15 @@ def _read(pool: str, root: Path) -> Listed:
         raise UserError(
             f"{path}: no image in the split {wanted!r}; add some, or leave 'split' out of all lines"
         )
-    said = tuple(tuple(captions[file]) for file in files)
-    return Listed(_version(path), tuple(f"{name}/{file}" for file in files), said)
+    return ImageList(
+        _version(path),
+        tuple(f"{name}/{file}" for file in files),
+        tuple(tuple(captions[file]) for file in files),
+    )
 
 
-def _questions(path: Path, name: str) -> Listed:
-    files, asked, splits = [], [], {}
+def _questions(path: Path, name: str) -> ImageList:
+    files, questions, splits = [], [], {}
     for number, line in _lines(path):
         answers = line.get("answers", [line.get("answer")])
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
@@ -115,14 +132,14 @@ def _questions(path: Path, name: str) -> Listed:
             raise UserError(f"{path}, line {number}: needs a 'question'")
         many = [answers[i % len(answers)] for i in range(max(_ANNOTATORS, len(answers)))]
         files.append(line["file"])
-        asked.append(Asked(line["question"], tuple(many)))
+        questions.append(Question(line["question"], tuple(many)))
         if "split" in line:
             splits[line["file"]] = line["split"]
     kept = [i for i, file in enumerate(files) if not splits or splits.get(file) == "test"]
-    return Listed(
+    return ImageList(
         _version(path),
         tuple(f"{name}/{files[i]}" for i in kept),
-        asked=tuple(asked[i] for i in kept),
+        questions=tuple(questions[i] for i in kept),
     )
 
 

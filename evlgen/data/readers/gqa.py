@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from evlgen.data.readers.json_lists import Asked, Listed, entries, file_version, read_json
+from evlgen.data.base import Question
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, read_json
 from evlgen.errors import UserError
 
 
-def read(name: str, images: str) -> Listed:
+def read(name: str, images: str) -> ImageList:
     """All questions in the order of the file.
 
     Args:
@@ -19,9 +20,9 @@ def read(name: str, images: str) -> Listed:
     content = read_json(name)
     if not isinstance(content, dict):
         raise UserError(f"{name}: another format: no object with a question under each id")
-    asked = entries(list(content.values()), name, "imageId", "question", "answer")
-    return Listed(
+    listed = entries(list(content.values()), name, "imageId", "question", "answer")
+    return ImageList(
         file_version(name),
-        tuple(f"{images}/{entry['imageId']}.jpg" for entry in asked),
-        asked=tuple(Asked(entry["question"], (entry["answer"],)) for entry in asked),
+        tuple(f"{images}/{entry['imageId']}.jpg" for entry in listed),
+        questions=tuple(Question(entry["question"], (entry["answer"],)) for entry in listed),
     )

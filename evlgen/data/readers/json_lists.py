@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from evlgen.data.base import Question
 from evlgen.data.images import Pixels, UnreadableImage, decode
 from evlgen.errors import UserError
 
@@ -137,7 +138,7 @@ def read_image(path: Path) -> Pixels:
     return decode(content, str(path))
 
 
-def told(captions: object, where: str) -> list[str]:
+def nonempty_captions(captions: object, where: str) -> list[str]:
     """The captions in a text or a list of texts, without empty ones.
 
     Args:
@@ -160,15 +161,6 @@ def clean_caption(text: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- pools
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question on an image; see `evlgen.data.worlds.Question`."""
-
-    text: str
-    answers: tuple[str, ...]
-    answer_type: str = "other"
 
 
 class Reader(Protocol):
@@ -209,26 +201,26 @@ def _files_version(root: Path, files: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Listed:
+class ImageList:
     """A pool whose entries fit into memory.
 
     Attributes:
-        lists: hash of the files that say which images there are (`file_version`).
+        list_version: hash of the files that say which images there are (`file_version`).
         files: of the images, one for each entry, relative to ``EVLGEN_DATA``.
-        said: captions of each image, of a captioning set.
-        asked: the question on each image, of a question set.
+        image_captions: captions of each image, of a captioning set.
+        questions: the question on each image, of a question set.
     """
 
-    lists: str
+    list_version: str
     files: tuple[str, ...]
-    said: tuple[tuple[str, ...], ...] = ()
-    asked: tuple[Asked, ...] = ()
+    image_captions: tuple[tuple[str, ...], ...] = ()
+    questions: tuple[Question, ...] = ()
 
     @functools.cached_property
     def version(self) -> str:
         """See `Reader`: by the lists, and by sizes and times of all images."""
         return hashlib.sha256(
-            f"{self.lists} {_files_version(data_folder(), self.files)}".encode()
+            f"{self.list_version} {_files_version(data_folder(), self.files)}".encode()
         ).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -240,4 +232,4 @@ class Listed:
 
     def captions(self, index: int) -> list[str]:
         """See `Reader`."""
-        return list(self.said[index])
+        return list(self.image_captions[index])

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from evlgen.data.readers.json_lists import Listed, entries, file_version, part, read_json
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, part, read_json
 
 
-def read(name: str, images: str, splits: Collection[str]) -> Listed:
+def read(name: str, images: str, splits: Collection[str]) -> ImageList:
     """The images of some splits, in the order of the file, with all their captions.
 
     Args:
@@ -24,7 +24,7 @@ def read(name: str, images: str, splits: Collection[str]) -> Listed:
     """
     listed = entries(part(read_json(name), name, "images"), name, "filename", "split", "sentences")
     chosen = [image for image in listed if image["split"] in splits and image["sentences"]]
-    return Listed(
+    return ImageList(
         file_version(name),
         tuple("/".join(filter(None, (images, i.get("filepath"), i["filename"]))) for i in chosen),
         tuple(tuple(sentence["raw"] for sentence in image["sentences"]) for image in chosen),

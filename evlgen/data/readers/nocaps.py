@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from evlgen.data.readers.json_lists import Listed, entries, file_version, part, read_json
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, part, read_json
 
 
-def read(name: str, images: str, domain: str) -> Listed:
+def read(name: str, images: str, domain: str) -> ImageList:
     """The images of a domain, in the order of the file, with their captions.
 
     Args:
@@ -21,13 +21,13 @@ def read(name: str, images: str, domain: str) -> Listed:
         UserError: the file is missing, damaged or of another format.
     """
     content = read_json(name)
-    said: dict[object, list[str]] = {}
+    captions: dict[object, list[str]] = {}
     for entry in entries(part(content, name, "annotations"), name, "image_id", "caption"):
-        said.setdefault(entry["image_id"], []).append(entry["caption"])
+        captions.setdefault(entry["image_id"], []).append(entry["caption"])
     listed = entries(part(content, name, "images"), name, "id", "file_name", "domain")
-    chosen = [i for i in listed if i["domain"].split("-")[0] == domain and i["id"] in said]
-    return Listed(
+    chosen = [i for i in listed if i["domain"].split("-")[0] == domain and i["id"] in captions]
+    return ImageList(
         file_version(name),
         tuple(f"{images}/{image['file_name']}" for image in chosen),
-        tuple(tuple(said[image["id"]]) for image in chosen),
+        tuple(tuple(captions[image["id"]]) for image in chosen),
     )

@@ -7,20 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from evlgen.data.base import PAPER_SETS, Question, World
 from evlgen.data.readers import capfilt, gqa, karpathy, nocaps, vqa
-from evlgen.data.readers.json_lists import Asked, Listed, Reader, clean_caption, data_folder
-from evlgen.data.worlds import World
+from evlgen.data.readers.json_lists import ImageList, Reader, clean_caption, data_folder
 from evlgen.errors import UserError
 from evlgen.runtime.paths import cache_folder
 
-CAPTION_SETS = {
-    "coco": "coco_test",
-    "nocaps_in": "nocaps_in",
-    "nocaps_near": "nocaps_near",
-    "nocaps_out": "nocaps_out",
-    "flickr": "flickr",
-}
-QUESTION_SETS = {name: name for name in ("vqav2", "gqa", "okvqa")}
 _COCO_SPLITS = {"coco": ("train", "restval"), "coco_val": ("val",), "coco_test": ("test",)}
 
 _COCO, _COCO_IMAGES = "coco/dataset_coco.json", "coco/val2014/COCO_val2014_{:012d}.jpg"
@@ -59,12 +51,11 @@ _NEEDS = {
 }
 
 
-def world() -> World:
-    """See `evlgen.data.worlds`."""
+def world(first_pool: str = "") -> World:
+    """See `evlgen.data.base.World`."""
     return World(
         name="capfilt",
-        caption_sets=CAPTION_SETS,
-        question_sets=QUESTION_SETS,
+        eval_sets=PAPER_SETS,
         validation="coco_val",
         flips=True,
         count=lambda name: len(pool(name)),
@@ -103,11 +94,11 @@ def _pool(name: str, root: Path) -> Reader:
     return capfilt.read(root / name, cache_folder() / "pairs")
 
 
-def question(name: str, index: int) -> Asked:
+def question(name: str, index: int) -> Question:
     """The question ``index`` of a question set."""
     found = pool(name)
-    assert isinstance(found, Listed)
-    return found.asked[index]
+    assert isinstance(found, ImageList)
+    return found.questions[index]
 
 
 def missing(pools: Sequence[str]) -> list[str]:

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-from evlgen.data.readers.json_lists import Asked, Listed, entries, file_version, part, read_json
+from evlgen.data.base import Question
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, part, read_json
 from evlgen.errors import UserError
 
 
-def read(questions: str, annotations: str, images: str) -> Listed:
+def read(questions: str, annotations: str, images: str) -> ImageList:
     """All questions in the order of their file, each with its image and answers.
 
     Args:
@@ -20,25 +21,25 @@ def read(questions: str, annotations: str, images: str) -> Listed:
     Raises:
         UserError: a file is missing, damaged or of another format, or a question has no answers.
     """
-    asked = entries(
+    listed = entries(
         part(read_json(questions), questions, "questions"), questions, "question_id", "image_id", "question"
     )
-    told = entries(
+    annotated = entries(
         part(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
     )
-    answers = {entry["question_id"]: entry for entry in told}
-    for entry in asked:
+    answers = {entry["question_id"]: entry for entry in annotated}
+    for entry in listed:
         if not answers.get(entry["question_id"], {}).get("answers"):
             raise UserError(
                 f"{annotations}: has no answers to question {entry['question_id']} of {questions}"
             )
     found = []
-    for entry in asked:
+    for entry in listed:
         own = answers[entry["question_id"]]
-        given = tuple(answer["answer"] for answer in own["answers"])
-        found.append(Asked(entry["question"], given, own.get("answer_type", "other")))
-    return Listed(
+        humans = tuple(answer["answer"] for answer in own["answers"])
+        found.append(Question(entry["question"], humans, own.get("answer_type", "other")))
+    return ImageList(
         file_version(questions, annotations),
-        tuple(images.format(entry["image_id"]) for entry in asked),
-        asked=tuple(found),
+        tuple(images.format(entry["image_id"]) for entry in listed),
+        questions=tuple(found),
     )

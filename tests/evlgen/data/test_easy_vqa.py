@@ -12,7 +12,7 @@ from evlgen.data import worlds
 from evlgen.data.pairs import load_training_data
 from evlgen.data.readers import easy_vqa as subject
 from evlgen.errors import UserError
-from evlgen.evaluation.metrics import RunPredictions, score_runs
+from evlgen.evaluation.scores import RunPredictions, score_runs
 
 TOLD = [
     ("what is the blue shape?", "circle", 0),

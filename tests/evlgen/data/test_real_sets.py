@@ -18,7 +18,7 @@ from evlgen.data.pairs import Texts
 from evlgen.data.readers import capfilt, folder, json_lists, real
 from evlgen.data.stream import Stream
 from evlgen.errors import UserError
-from evlgen.evaluation.metrics import RunPredictions, score_runs
+from evlgen.evaluation.scores import RunPredictions, score_runs
 from tests.evlgen import real_sets as true_files
 
 CAPFILT = DataConfig(world="capfilt", pools=(("laion-115m", 15), ("ccs-14m", 4), ("coco", 1)))
@@ -95,7 +95,8 @@ def test_right_captions_and_answers_score_best(world):
 
         captions = {
             name: {str(i): caption(pool, i) for i in range(world.count(pool))}
-            for name, pool in world.caption_sets.items()
+            for name in world.caption_sets
+            for pool in (world.pool_of(name),)
         }
         answers = {
             name: {
@@ -106,7 +107,7 @@ def test_right_captions_and_answers_score_best(world):
         }
         return RunPredictions(captions, answers, CAPFILT)
 
-    best, worst = score_runs([said(True), said(False)], meteor_sets=())
+    best, worst = score_runs([said(True), said(False)], meteor=False)
     for name in ("vqav2", "gqa", "okvqa"):
         assert (best[name], worst[name]) == (100, 0)
     for name in ("coco", "nocaps_near", "nocaps", "flickr"):
@@ -379,23 +380,23 @@ def test_an_own_folder_is_divided_once_and_for_all(root):
     assert [world.count(pool) for pool in pools] == [24, 3, 3]
     files = [file for pool in pools for file in folder.read(pool).files]
     assert sorted(files) == sorted(f"mine/{n}.png" for n in range(30))
-    assert world.pool_of("coco") == "mine/test"
-    assert world.count(world.pool_of("vqav2")) == 30
-    assert world.question("vqav2", 3).answers == ("pink",) * 10
+    assert world.pool_of("captions") == "mine/test"
+    assert world.count(world.pool_of("questions")) == 30
+    assert world.question("questions", 3).answers == ("pink",) * 10
     assert np.array_equal(world.image("mine/questions", 3), decode(true_files.jpeg(3, "PNG"), ""))
 
 
 def test_lines_end_where_json_lines_do(root):
     said = json.dumps({"file": "a.png", "caption": "One\u2028über two", "split": "train"}, ensure_ascii=False)
     true_files.save(root / "mine/captions.jsonl", f"{said}\r\n{said}\n".encode())
-    assert folder.read("mine").said == (("One\u2028über two",) * 2,)
+    assert folder.read("mine").image_captions == (("One\u2028über two",) * 2,)
 
 
 def test_an_own_folder_says_what_its_images_are_for(root):
     lines = [{"file": f"{n}.png", "captions": ["One.", "Two"], "split": "val"} for n in range(2)]
     true_files.lines(root / "mine/captions.jsonl", [*lines, {"file": "2.png", "caption": "Three"}])
     assert folder.read("mine/val").files == ("mine/0.png", "mine/1.png")
-    assert folder.read("mine").said == (("Three",),)
+    assert folder.read("mine").image_captions == (("Three",),)
     with pytest.raises(UserError, match="no image in the split 'test'"):
         folder.read("mine/test")
 
@@ -421,7 +422,7 @@ def test_a_wrong_line_is_named(root, line, message):
 
 def test_a_missing_own_folder_is_named(root):
     config = RunConfig(
-        data=DataConfig(world="folder", pools=(("mine", 5),)), evaluation=EvalConfig(sets=(("vqav2", 3),))
+        data=DataConfig(world="folder", pools=(("mine", 5),)), evaluation=EvalConfig(sets=(("questions", 3),))
     )
     assert worlds.problems(config) == [
         f"{root / 'mine/captions.jsonl'}: missing; docs/DATA.md says what is in it",

@@ -10,7 +10,7 @@ from evlgen.data import features
 from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
 from evlgen.evaluation import decoding as subject
-from evlgen.evaluation.metrics import RunPredictions, score_runs
+from evlgen.evaluation.scores import RunPredictions, score_runs
 from evlgen.miniworld import world as miniworld
 from evlgen.miniworld.world import PROMPT
 from evlgen.model import CaptionModel, save_trained

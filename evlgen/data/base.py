@@ -1,0 +1,140 @@
+"""What a data world is: pools of images with captions, and the sets that runs are evaluated on.
+
+A world has *pools*, sequences of images with captions that are numbered from 0, and *evaluation sets*: a
+captioning set is a pool, and the i-th question of a question set is on the i-th image of its pool. Each set
+says itself how it is scored, so that nothing else asks for its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from evlgen.errors import UserError
+
+Scorer = Literal[  # of captions, then of answers, of which a set has one
+    "captions", "distinct", "scene_truth", "vqa_accuracy", "gqa_accuracy", "okvqa_accuracy"
+]
+ENDLESS = 2**62  # images of a pool that is drawn
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on an image: ten annotators' answers (VQAv2, OK-VQA) or one (GQA)."""
+
+    text: str
+    answers: tuple[str, ...]
+    answer_type: str = "other"  # or "yes/no", "number"
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """A set of images with captions, or of questions on images, that runs are evaluated on.
+
+    Attributes:
+        name: in configurations, predictions and names of metrics (``coco``, ``vqav2``).
+        title: in heads of tables.
+        kind: what is evaluated: the captions that a run writes, or its answers to questions.
+        pool: the pool with its images; empty for a set that is made of other sets.
+        scorers: how it is scored; the names are those of `evlgen.runs.behaviour.SCORERS`.
+        meteor: whether captions get METEOR as well (2 ms a caption, more than all other scores together).
+        by_answer_type: whether the accuracy is also given for each type of answer.
+        parts: names of the captioning sets that are scored together under this name, where a run has all.
+    """
+
+    name: str
+    title: str
+    kind: Literal["caption", "question"]
+    pool: str = ""
+    scorers: tuple[Scorer, ...] = ("captions",)
+    meteor: bool = False
+    by_answer_type: bool = False
+    parts: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """Name of its main metric."""
+        return f"{self.name}/CIDEr" if self.kind == "caption" else self.name
+
+
+def captions(name: str, title: str, pool: str) -> EvalSet:
+    """A captioning set with the usual scores."""
+    return EvalSet(name, title, "caption", pool)
+
+
+# The sets of the paper: real ones and the miniworld's in their roles.
+PAPER_SETS = (
+    EvalSet("coco", "COCO", "caption", "coco_test", ("captions", "distinct"), meteor=True),
+    captions("nocaps_in", "NoCaps in-domain", "nocaps_in"),
+    captions("nocaps_near", "NoCaps near-domain", "nocaps_near"),
+    captions("nocaps_out", "NoCaps out-of-domain", "nocaps_out"),
+    EvalSet("nocaps", "NoCaps, all", "caption", parts=("nocaps_in", "nocaps_near", "nocaps_out")),
+    captions("flickr", "Flickr30K", "flickr"),
+    EvalSet("vqav2", "VQAv2", "question", "vqav2", ("vqa_accuracy",), by_answer_type=True),
+    EvalSet("gqa", "GQA", "question", "gqa", ("gqa_accuracy",)),
+    EvalSet("okvqa", "OK-VQA", "question", "okvqa", ("okvqa_accuracy",)),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """A data world, as functions of pool and index.
+
+    Attributes:
+        eval_sets: what runs can be evaluated on.
+        validation: the pool of the held-out pairs.
+        flips: whether a mirrored image still is what its captions say.
+        count: pool -> number of its images.
+        version: pool -> what changes whenever its images do; part of the names of cached features.
+        image: pool, index -> (H, W, 3) uint8.
+        captions: pool, index -> captions to train with, or for the validation loss; at least one.
+        references: pool, index -> captions that people wrote, to score with.
+        question: question set, index -> the question.
+        missing: pools -> a line for each file that they need and that is not there, with the fix.
+    """
+
+    name: str
+    eval_sets: tuple[EvalSet, ...]
+    validation: str
+    flips: bool
+    count: Callable[[str], int]
+    version: Callable[[str], str]
+    image: Callable[[str, int], npt.NDArray[np.uint8]]
+    captions: Callable[[str, int], list[str]]
+    references: Callable[[str, int], list[str]]
+    question: Callable[[str, int], Question]
+    missing: Callable[[Sequence[str]], list[str]]
+
+    @property
+    def caption_sets(self) -> list[str]:
+        """Names of the captioning sets."""
+        return [one.name for one in self.eval_sets if one.pool and one.kind == "caption"]
+
+    @property
+    def question_sets(self) -> list[str]:
+        """Names of the question sets."""
+        return [one.name for one in self.eval_sets if one.pool and one.kind == "question"]
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of all sets that a configuration can ask for."""
+        return [*self.caption_sets, *self.question_sets]
+
+    def eval_set(self, name: str) -> EvalSet:
+        """The evaluation set called ``name``.
+
+        Raises:
+            UserError: there is none.
+        """
+        for one in self.eval_sets:
+            if one.name == name and one.pool:
+                return one
+        raise UserError(f"no set {name!r} in the world {self.name!r}; there are: {', '.join(self.sets)}")
+
+    def pool_of(self, name: str) -> str:
+        """The pool with the images of an evaluation set; raises as `eval_set`."""
+        return self.eval_set(name).pool

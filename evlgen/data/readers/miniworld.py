@@ -1,0 +1,46 @@
+"""The miniworld as a data world: its pools, and the paper's evaluation sets drawn in their roles."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from evlgen.data.base import ENDLESS, PAPER_SETS, EvalSet, Question, World
+from evlgen.miniworld import world as miniworld
+
+
+def world(first_pool: str = "") -> World:
+    """See `evlgen.data.base.World`."""
+    return World(
+        name="miniworld",
+        eval_sets=tuple(map(_drawn, PAPER_SETS)),
+        validation="coco_val",
+        flips=False,  # its captions say what is left and what is right
+        count=_count,
+        version=lambda pool: miniworld.version(),
+        image=lambda pool, index: miniworld.pool(pool).image(index),
+        captions=_captions,
+        references=_captions,
+        question=_question,
+        missing=lambda pools: [],
+    )
+
+
+def _drawn(eval_set: EvalSet) -> EvalSet:
+    """Of drawn images it is known what a caption says rightly."""
+    if eval_set.name != "coco":
+        return eval_set
+    return dataclasses.replace(eval_set, scorers=(*eval_set.scorers, "scene_truth"))
+
+
+def _count(pool: str) -> int:
+    miniworld.pool(pool)  # there is such a pool
+    return ENDLESS
+
+
+def _captions(pool: str, index: int) -> list[str]:
+    return miniworld.pool(pool).captions(index)
+
+
+def _question(name: str, index: int) -> Question:
+    drawn = miniworld.question(name, index)
+    return Question(drawn.text, drawn.answers, drawn.answer_type)

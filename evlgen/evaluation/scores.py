@@ -1,0 +1,182 @@
+"""The scores of runs, from what they said and what people say (`score_runs`).
+
+A world declares how each of its sets is scored (`evlgen.data.base.EvalSet.scorers`). Every scorer has a
+whole number in `evlgen.runs.behaviour.SCORERS`, by which a record says how its scores were made. Raise it
+when a score changes; `tests/golden/test_scorers.py` fails otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from evlgen.config import DataConfig
+from evlgen.data import worlds
+from evlgen.data.base import EvalSet, Scorer, World
+from evlgen.errors import UserError
+from evlgen.evaluation.answer_scores import exact_match, lemmatize, soft_accuracy
+from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer
+from evlgen.evaluation.java import one_line
+from evlgen.evaluation.scene_truth import scene_truth
+
+SHUFFLED = "_shuffled"  # suffix of a question set whose questions were asked with the images shuffled
+
+_ACCURACY: Mapping[Scorer, Callable[[str, Sequence[str]], float]] = {
+    "vqa_accuracy": soft_accuracy,
+    "okvqa_accuracy": functools.partial(soft_accuracy, normalize=lemmatize),
+    "gqa_accuracy": exact_match,
+}
+
+
+@dataclass(frozen=True)
+class RunPredictions:
+    """What one run says, as in its ``predictions.json``.
+
+    Attributes:
+        captions: captioning set -> image id -> caption.
+        answers: question set -> question id -> answer; under ``<set>_shuffled`` the answers to the same
+            questions on another image.
+        data: what the run reads; its world has the references and the right answers.
+    """
+
+    captions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def scorers_of(predictions: RunPredictions) -> list[Scorer]:
+    """Names of the scorers that `score_runs` uses on a run, sorted.
+
+    Raises:
+        UserError: a set that the world does not have.
+    """
+    world = worlds.of(predictions.data)
+    used = [_declared(world, name, "caption") for name, captions in predictions.captions.items() if captions]
+    used += [
+        _declared(world, name.removesuffix(SHUFFLED), "question")
+        for name, answers in predictions.answers.items()
+        if answers
+    ]
+    return sorted({scorer for one in used for scorer in one.scorers})
+
+
+def score_runs(
+    predictions: Sequence[RunPredictions], scorer: CaptionScorer | None = None, meteor: bool = True
+) -> list[dict[str, float]]:
+    """The scores of each run on its world's evaluation sets, all captions of all runs in one batch.
+
+    Keys: ``<set>/CIDEr``, ``/BLEU-4``, ``/ROUGE-L`` and ``/images`` for each captioning set, and for those
+    that are made of others (``nocaps``: the three domains scored together, where a run has all three);
+    ``<set>/METEOR`` for sets that want it; ``distinct_captions``, the share of distinct captions;
+    ``<set>/objects_right`` and ``/colours_right`` (`evlgen.evaluation.scene_truth`, of drawn scenes only);
+    ``<set>``, the accuracy of a question set, and ``<set>/questions``; ``<set>/yes-no``, ``/number`` and
+    ``/other`` by type of answer; the accuracies of ``<set>_shuffled``; ``ptb_tokenizer``, 1 or 0 (no Java).
+    All but the numbers of examples and the last are percentages (CIDEr: times 100).
+
+    Args:
+        scorer: for captions; by default one of its own.
+        meteor: False leaves METEOR out of all sets.
+
+    Raises:
+        UserError: a set or an id that the world does not have.
+    """
+    references = functools.cache(_references)
+    jobs: list[CaptionJob] = []
+    places: list[tuple[int, str]] = []  # of each job: run, name of the set
+    results: list[dict[str, float]] = [{} for _ in predictions]
+    for run, prediction in enumerate(predictions):
+        world = worlds.of(prediction.data)
+        given = {name: captions for name, captions in prediction.captions.items() if captions}
+        for eval_set in [_declared(world, name, "caption") for name in given]:
+            results[run].update(_scores_by_image(eval_set, given[eval_set.name], world))
+        for eval_set in _scored_together(world, given):
+            texts = {
+                (part, image): text
+                for part in eval_set.parts or (eval_set.name,)
+                for image, text in given[part].items()
+            }
+            jobs.append(
+                CaptionJob(
+                    {"/".join(key): references(prediction.data, *key) for key in texts},
+                    {"/".join(key): text for key, text in texts.items()},
+                    meteor=meteor and eval_set.meteor,
+                )
+            )
+            places.append((run, eval_set.name))
+            results[run][f"{eval_set.name}/images"] = float(len(texts))
+        for name, answers in prediction.answers.items():
+            if answers:
+                results[run].update(_score_answers(name, answers, world))
+    if jobs:
+        with contextlib.ExitStack() as stack:
+            used = scorer or stack.enter_context(CaptionScorer())
+            for (run, name), scores in zip(places, used.score(jobs), strict=True):
+                results[run].update({f"{name}/{metric}": score for metric, score in scores.items()})
+                results[run]["ptb_tokenizer"] = float(used.tokenizer == "ptb")
+    return results
+
+
+def _scored_together(world: World, given: Mapping[str, object]) -> list[EvalSet]:
+    """The captioning sets that a run has captions of, and those that are made of several of them."""
+    made = [one for one in world.eval_sets if one.parts and all(part in given for part in one.parts)]
+    return [*(world.eval_set(name) for name in given), *made]
+
+
+def _scores_by_image(eval_set: EvalSet, captions: Mapping[str, str], world: World) -> dict[str, float]:
+    """The scores of a captioning set that need no references."""
+    scores: dict[str, float] = {}
+    if "distinct" in eval_set.scorers:
+        distinct = {one_line(text).lower() for text in captions.values()}
+        scores["distinct_captions"] = 100 * len(distinct) / len(captions)
+    if "scene_truth" in eval_set.scorers:
+        count = world.count(eval_set.pool)
+        truth = scene_truth({_index(i, count): text for i, text in captions.items()}, eval_set.pool)
+        scores |= {f"{eval_set.name}/{name}": value for name, value in truth.items()}
+    return scores
+
+
+def _score_answers(name: str, answers: Mapping[str, str], world: World) -> dict[str, float]:
+    """Mean accuracy on a question set and, where it is declared so, for each type of answer."""
+    eval_set = _declared(world, name.removesuffix(SHUFFLED), "question")
+    (scorer,) = eval_set.scorers
+    accuracy = _ACCURACY[scorer]
+    count = world.count(eval_set.pool)
+    groups: dict[str, list[float]] = {}
+    for number, answer in answers.items():
+        question = world.question(eval_set.name, _index(number, count))
+        score = accuracy(answer, question.answers)
+        groups.setdefault(name, []).append(score)
+        if eval_set.by_answer_type:
+            groups.setdefault(f"{name}/{question.answer_type.replace('/', '-')}", []).append(score)
+    scores = {group: 100 * sum(values) / len(values) for group, values in groups.items()}
+    if name == eval_set.name:
+        scores[f"{name}/questions"] = float(len(answers))
+    return scores
+
+
+def _references(data: DataConfig, name: str, image: str) -> tuple[str, ...]:
+    """Reference captions of an image of an evaluation set."""
+    world = worlds.of(data)
+    pool = world.pool_of(name)
+    return tuple(world.references(pool, _index(image, world.count(pool))))
+
+
+def _declared(world: World, name: str, kind: Literal["caption", "question"]) -> EvalSet:
+    """The evaluation set that predictions name, which must be of this kind."""
+    names, what = (
+        (world.caption_sets, "captioning") if kind == "caption" else (world.question_sets, "question")
+    )
+    if name not in names:
+        raise UserError(f"predictions: no {what} set {name!r}; there are: {', '.join(names)}")
+    return world.eval_set(name)
+
+
+def _index(name: str, count: int) -> int:
+    if not (name.isascii() and name.isdigit()):
+        raise UserError(f"predictions: id {name!r} is not a number")
+    if int(name) >= count:
+        raise UserError(f"predictions: id {name}: the set has {count} examples")
+    return int(name)
