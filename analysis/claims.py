@@ -44,9 +44,8 @@ from evlgen.errors import UserError, exit_code
 from evlgen.runs import store
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
-from experiments.base import seeded
+from experiments.base import seeded, shape
 from experiments.scales import NAMES, get
-from sweeps.plan import shape
 
 Verdict = Literal["holds", "does not hold", "undecided", "not tested"]
 Store = Mapping[str, Found]

@@ -18,9 +18,8 @@ from evlgen.errors import UserError, exit_code
 from evlgen.runs import store
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
-from experiments import COUNTED, EXPERIMENTS
+from experiments import COUNTED, EXPERIMENTS, load
 from experiments.base import seeded
-from sweeps.plan import load
 
 # Of a run's provenance.json, what many runs share.
 ENVIRONMENT = (

@@ -14,10 +14,9 @@ from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import store
 from evlgen.runtime import paths
-from experiments import CLAIMED
-from experiments.base import Experiment, seeded
+from experiments import CLAIMED, load
+from experiments.base import Experiment, seeded, shape
 from experiments.scales import get
-from sweeps.plan import load, shape
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _result(folder: Path) -> dict[str, Any] | None:
 
 
 def step_operations(scale: str) -> dict[tuple[object, ...], float]:
-    """GFLOP of a whole training step for one sample by `sweeps.plan.shape`, from table 5's CSV.
+    """GFLOP of a whole training step for one sample by `experiments.base.shape`, from table 5's CSV.
 
     Empty if that table is not made; counting anew would need torch.
     """

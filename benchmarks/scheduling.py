@@ -22,10 +22,11 @@ if __package__ in (None, ""):
 from evlgen.config import RunConfig, to_json
 from evlgen.runs import store
 from evlgen.runtime import paths
+from experiments import load
 from experiments.base import seeded
 from experiments.scales import evlgen
 from sweeps import local
-from sweeps.plan import feature_tasks, load, run_task, unique_runs
+from sweeps.plan import feature_tasks, run_task, unique_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = 10_000

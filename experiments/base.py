@@ -51,3 +51,8 @@ def seeded(config: RunConfig, seed: int) -> RunConfig:
     """The run with another seed, the stage it starts from as well."""
     first = None if config.init_from is None else seeded(config.init_from, seed)
     return dataclasses.replace(config, seed=seed, init_from=first)
+
+
+def shape(config: RunConfig) -> tuple[object, ...]:
+    """What the cost of one sample in training depends on; equal for runs whose samples cost the same."""
+    return config.connector, config.stage, config.objectives, config.language

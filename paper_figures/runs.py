@@ -15,10 +15,10 @@ from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import store
 from evlgen.runtime import paths
+from experiments import load as load_experiment
 from experiments.base import Row, seeded
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
-from sweeps.plan import load as load_experiment
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.runs import store
 from evlgen.runtime import paths
+from experiments import load
 from experiments.scales import NAMES as SCALES
 from sweeps import leases, local, requirements
 from sweeps import plan as planning
 from sweeps.display import Display, console
-from sweeps.plan import feature_needs, load, measured_rates
+from sweeps.plan import feature_needs, measured_rates
 from sweeps.run import answered
 from sweeps.search.spaces import MERGE_SPACES, Target, is_stage1, merge_target, parts, rate_targets
 from sweeps.search.study import (

@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import glob
-import importlib
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from evlgen.config import RunConfig, from_json, with_value
+from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
 from evlgen.runs import store
 from evlgen.runtime import paths
-from experiments import EXPERIMENTS
-from experiments.base import Experiment, seeded
-from experiments.scales import NAMES as SCALES
+from experiments.base import Experiment, seeded, shape
 from sweeps import local
 
-# What ``--set`` changes in the stage that a run starts from as well: data, image features, and what a machine
-# has room for. A rate or a number of updates is of one stage alone.
-_OF_BOTH_STAGES = {
-    *("vision", "optim.batch_size", "optim.precision", "optim.accumulate", "optim.gradient_checkpointing"),
-}
 _OTHERS = 300  # complete runs of other experiments that are looked at, to learn what runs cost
-
-
-def load(name: str, scale: str, changes: tuple[str, ...] = (), rows: str = "") -> Experiment:
-    """The experiment at a scale, the rows that ``--rows`` names, every run changed as ``--set`` says.
-
-    Raises:
-        UserError: unknown experiment, scale, key or value.
-    """
-    if name not in EXPERIMENTS:
-        raise UserError(f"experiment {name!r}: no such experiment; there are: {', '.join(EXPERIMENTS)}")
-    if scale not in SCALES:
-        raise UserError(f"scale {scale!r}: no such scale; there are: {', '.join(SCALES)}")
-    experiment: Experiment = importlib.import_module(EXPERIMENTS[name]).build(scale)
-    kept = tuple(row for row in experiment.rows if rows.lower() in row.label.lower())
-    if not kept:
-        labels = "; ".join(row.label for row in experiment.rows)
-        raise UserError(f"--rows {rows}: no row's label has this in it; there are: {labels}")
-    experiment = dataclasses.replace(experiment, rows=kept)
-    for change in changes:
-        key, separator, value = change.partition("=")
-        if not separator:
-            raise UserError(f"--set {change}: give key=value")
-        experiment = dataclasses.replace(
-            experiment,
-            rows=tuple(
-                dataclasses.replace(row, config=_changed(row.config, key, value)) for row in experiment.rows
-            ),
-        )
-    return experiment
-
-
-def _changed(config: RunConfig, key: str, value: str) -> RunConfig:
-    config = with_value(config, key, value)
-    if config.init_from is None or not (key in _OF_BOTH_STAGES or key.startswith("data.")):
-        return config
-    return dataclasses.replace(config, init_from=_changed(config.init_from, key, value))
 
 
 def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:
@@ -152,11 +107,6 @@ def expected_cost(config: RunConfig) -> float:
     """Rough cost in samples; a stage that others wait for goes first."""
     samples = config.optim.steps * config.optim.batch_size
     return samples * (3.0 if config.stage == "represent" else 1.0)
-
-
-def shape(config: RunConfig) -> tuple[object, ...]:
-    """What a sample's cost depends on."""
-    return config.connector, config.stage, config.objectives, config.language
 
 
 def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict[tuple[object, ...], float]:

@@ -22,15 +22,13 @@ from rich.table import Table
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import archive
 from evlgen.runtime import paths
-from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER
+from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER, load
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import reporting, requirements
-from sweeps.plan import load, unique_runs
+from sweeps.plan import unique_runs
 from sweeps.slurm import queue as slurm
 from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, table_seeds, wait
-
-__all__ = ["load", "main", "unique_runs"]
 
 console = Console()
 
@@ -61,7 +59,7 @@ class Arguments:
     dry_run: bool = False
     """say what would run and what it would cost, and stop"""
     rows: str = ""
-    """only rows whose label has this in it"""
+    """only rows whose label contains this"""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """key=value, changes a field of every run (optim.lr=1e-3); may be given again; data, vision, batch size,
     precision, accumulate and gradient_checkpointing also of the stage that it starts from"""

@@ -18,9 +18,8 @@ from analysis.results import Found, read, step_operations
 from analysis.significance import Question, compare, differences, settle
 from evlgen.runs import store
 from evlgen.runtime import paths
-from experiments import table1
+from experiments import load, table1
 from experiments.base import Experiment, Row, seeded
-from sweeps.plan import load
 
 BLIP2 = "BLIP-2, two stages, 104M, 250K + 80K"
 NOISE = (0.0, 0.2, -0.2, 0.1, -0.1)  # percent, of five seeds

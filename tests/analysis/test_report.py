@@ -17,10 +17,10 @@ from analysis import claims, provenance, report
 from analysis.tables import write_tables
 from evlgen.errors import UserError
 from evlgen.runs import store
+from experiments import load
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import NAMES
 from sweeps import merge_search
-from sweeps.plan import load
 
 EVIL = '<script>document.title="evil"</script> & "quoted" | <b>'
 PHONE = {"width": 360, "height": 740}

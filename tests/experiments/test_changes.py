@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.plan import load
+from experiments import load
 
 
 @pytest.mark.parametrize(

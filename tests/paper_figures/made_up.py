@@ -9,8 +9,8 @@ from pathlib import Path
 
 from evlgen.config import RunConfig
 from evlgen.runs import store
+from experiments import load
 from experiments.base import Row, seeded
-from sweeps.plan import load
 
 SECONDS = {"tomeformer": 0.13, "qformer": 0.11}
 CAPTION = "a big orange star on the right side of a green house and a blue house on a snowy field"

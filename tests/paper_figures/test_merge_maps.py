@@ -9,10 +9,10 @@ from evlgen.errors import UserError
 from evlgen.evaluation import merge_maps
 from evlgen.runs import store
 from evlgen.runtime.arrays import write_arrays
+from experiments import load
 from experiments.base import seeded
 from paper_figures import merge_maps as subject
 from paper_figures import runs, style
-from sweeps.plan import load
 
 METRICS = {
     f"{measure}{suffix}": value

@@ -10,10 +10,10 @@ from evlgen.errors import UserError
 from evlgen.evaluation.soft_prompts import geometry
 from evlgen.runs import store
 from evlgen.runtime.arrays import write_arrays
+from experiments import load
 from experiments.base import seeded
 from paper_figures import runs
 from paper_figures import soft_prompts as subject
-from sweeps.plan import load
 
 
 @pytest.fixture(autouse=True)

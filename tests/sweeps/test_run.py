@@ -194,7 +194,7 @@ def test_failed_run_is_reported_and_others_finish(sandbox: Sandbox) -> None:
         (["table2", "--set", "connector.r=4"], "--set connector.r: no such key"),
         (["table2", "--seeds", "0"], "--seeds 0: at least 1"),
         (["table2", "--executor", "cloud"], "--executor cloud: no such executor; there are: local, slurm"),
-        (["table2", "--rows", "GPT"], "--rows GPT: no row's label has this in it"),
+        (["table2", "--rows", "GPT"], "--rows GPT: no row's label contains this"),
         (["show", "zzz"], "show zzz: no run in "),
         (["show", "table1"], "make it with `python sweeps/run.py table1"),
     ],

@@ -12,10 +12,10 @@ from evlgen.config import to_json
 from evlgen.errors import UserError
 from evlgen.runs import store
 from evlgen.runtime import paths
+from experiments import load
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import blip2, evlgen, get
 from sweeps import reporting, run, sweep
-from sweeps.plan import load
 from sweeps.slurm import queue as slurm
 from sweeps.sweep import Sweep, conclude
 

@@ -14,13 +14,14 @@ import pytest
 from evlgen.runtime import paths
 from evlgen.config import to_json
 from evlgen.errors import UserError
+from experiments import load
 from experiments.base import Experiment, Row
 from experiments.scales import blip2
 from sweeps import run
 from evlgen.runs import archive
 from sweeps import leases
 from evlgen.runs import store
-from sweeps.plan import load, unique_runs
+from sweeps.plan import unique_runs
 from sweeps.reporting import show_plan
 from sweeps.sweep import Sweep, run_here, unfinished
 

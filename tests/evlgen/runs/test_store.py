@@ -15,12 +15,12 @@ from evlgen import training
 from evlgen.config import to_json
 from evlgen.data import features
 from evlgen.errors import UserError
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, load
 from experiments.base import seeded
 from experiments.scales import blip2, evlgen
 from sweeps import leases
 from evlgen.runs import store
-from sweeps.run import load, unique_runs
+from sweeps.plan import unique_runs
 
 
 def test_code_fingerprint_sees_what_decides() -> None:
