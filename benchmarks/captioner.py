@@ -35,10 +35,11 @@ from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.backbones.language import FrozenLanguage, closing_newline, mini_tokenizer
 from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, FrozenVision, normalised
 from evlgen.config import QFormerConfig, TomeFormerConfig
+from evlgen.connectors import build_connector
 from evlgen.data.pairs import PairPool, encode_texts, plain_batch
 from evlgen.data.stream import Part
 from evlgen.miniworld.world import pool
-from evlgen.model import CaptionModel, build_connector
+from evlgen.model import CaptionModel
 from evlgen.runtime.cpu import prepare_worker
 from evlgen.runtime.files import write_atomic
 from experiments.scales import get

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from benchmarks.machine import DTYPES, describe, gemm_peak, now, peak_memory_mib
 from benchmarks.reference import ReferenceQFormer, ReferenceTomeFormer
 from evlgen.config import ConnectorConfig, OptimConfig, QFormerConfig, TomeFormerConfig
+from evlgen.connector_base import Connector
+from evlgen.connectors import build_connector
 from evlgen.cost import image_features, step_cost
-from evlgen.model import Connector, build_connector
 from evlgen.runtime.cpu import prepare_worker
 from evlgen.runtime.files import write_atomic
 from evlgen.training import autocast, build_optimizer

@@ -77,6 +77,11 @@ class QFormerConfig:
     dropout: float = 0.1
     init: str = "random"
 
+    @property
+    def input_width(self) -> int:
+        """``encoder_width``, under the name that the other connectors have for it."""
+        return self.encoder_width
+
 
 @dataclass(frozen=True)
 class LinearConfig:

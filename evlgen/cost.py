@@ -31,8 +31,9 @@ from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.backbones.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
 from evlgen.backbones.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_config
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
+from evlgen.connector_base import Connector
+from evlgen.connectors import build_connector
 from evlgen.errors import UserError
-from evlgen.model import Connector, build_connector, feature_width
 from evlgen.qformer import QFormer
 from evlgen.stage1 import OBJECTIVES, stage1_losses
 
@@ -214,7 +215,7 @@ def meta_connector(config: ConnectorConfig) -> Connector:
 
 def image_features(config: ConnectorConfig, tokens: int) -> Tensor:
     """Features of one image on the meta device, (1, tokens, D_in)."""
-    return torch.empty(1, tokens, feature_width(config), device="meta")
+    return torch.empty(1, tokens, config.input_width, device="meta")
 
 
 # ---------------------------------------------------------------------------------------------- stage 1

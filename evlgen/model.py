@@ -8,7 +8,6 @@ training mode of a model here are those of the trained parts alone, so nothing c
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,36 +22,24 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
 from evlgen.backbones.language import (
-    MINI_BERT,
     FrozenLanguage,
-    bert_folder,
     build_language,
     text_reader,
     text_tokenizer,
 )
-from evlgen.backbones.pretrained import read_config, read_state, tensors_hash
-from evlgen.backbones.vision import weights_file
+from evlgen.backbones.pretrained import tensors_hash
 from evlgen.config import (
-    ConnectorConfig,
     EvalConfig,
-    LinearConfig,
-    PerceiverConfig,
-    PoolConfig,
     QFormerConfig,
     RunConfig,
-    TomeFormerConfig,
 )
-from evlgen.connectors.linear import LinearConnector
-from evlgen.connectors.perceiver import PerceiverResampler
-from evlgen.connectors.pool import PoolConnector
+from evlgen.connector_base import Connector
+from evlgen.connectors import build_connector
 from evlgen.errors import UserError
 from evlgen.miniworld.world import PROMPT
 from evlgen.qformer import QFormer
 from evlgen.runtime.files import write_atomic
 from evlgen.stage1 import Stage1Model
-from evlgen.tomeformer import TomeFormer
-
-Connector = TomeFormer | QFormer | LinearConnector | PoolConnector | PerceiverResampler
 
 
 class CaptionModel(nn.Module):
@@ -287,7 +274,7 @@ def build_model(config: RunConfig) -> Model:
     Raises:
         UserError: the stage does not fit the connector, or something has a name that does not exist.
     """
-    width = feature_width(config.connector)
+    width = config.connector.input_width
     if config.stage == "caption":
         return CaptionModel(build_connector(config.connector), build_language(config.language), width)
     if not isinstance(config.connector, QFormerConfig):
@@ -297,69 +284,6 @@ def build_model(config: RunConfig) -> Model:
     assert isinstance(connector, QFormer)
     class_id = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
     return Stage1Model(connector, width, int(class_id), config.objectives)
-
-
-def feature_width(config: ConnectorConfig) -> int:
-    """Width of the image features that a connector takes."""
-    return config.encoder_width if isinstance(config, QFormerConfig) else config.input_width
-
-
-def build_connector(config: ConnectorConfig, vocab_size: int = 0) -> Connector:
-    """Connector with random weights, or with BERT's where ``init`` names them.
-
-    Args:
-        config: its ``vocab_size`` is not used: whether there is a text branch depends on the stage alone.
-        vocab_size: of the Q-Former's text branch; 0 leaves it out.
-
-    Raises:
-        UserError: a config value is wrong, or the weights that ``init`` names cannot be had or do not fit.
-    """
-    if isinstance(config, LinearConfig | PoolConfig | PerceiverConfig) and config.init != "random":
-        raise UserError(
-            f"connector.init {config.init!r}: a {config.kind} connector has no BERT in it; set it to random"
-        )
-    if isinstance(config, LinearConfig):
-        return LinearConnector(config)
-    if isinstance(config, PoolConfig):
-        return PoolConnector(config)
-    if isinstance(config, PerceiverConfig):
-        return PerceiverResampler(config)
-    if isinstance(config, TomeFormerConfig):
-        connector: TomeFormer | QFormer = TomeFormer(config)
-    else:
-        connector = QFormer(dataclasses.replace(config, vocab_size=vocab_size))
-    if config.init != "random":
-        connector.load_bert(_bert_weights(config.init, config.num_heads))
-    return connector
-
-
-def _bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
-    """BERT's tensors: the miniature's, a safetensors file's, or those of
-    `evlgen.backbones.language.bert_folder`.
-
-    They are taken as they are in the file, so that a checkpoint's masked LM head is among them.
-    """
-    if name == MINI_BERT:
-        return load_file(weights_file("mini-bert.safetensors"))
-    if name.endswith(".safetensors"):
-        if not Path(name).exists():
-            raise UserError(f"connector.init {name!r}: no such file")
-        return load_file(name)
-    try:
-        path = bert_folder(name)
-    except UserError as error:
-        raise UserError(f"connector.init: {error}") from error
-    config = read_config(path)
-    if config.model_type != "bert":
-        raise UserError(f"connector.init {name!r}: is no BERT but of the architecture {config.model_type!r}")
-    if config.num_attention_heads != num_heads:  # the shapes of its weights would not tell
-        raise UserError(
-            f"connector.init {name!r}: has {config.num_attention_heads} heads, the config wants num_heads = "
-            f"{num_heads}"
-        )
-    if config.hidden_act not in ("gelu", "gelu_python"):  # nor of what is computed between them
-        raise UserError(f"connector.init {name!r}: has the activation {config.hidden_act!r}, wanted 'gelu'")
-    return read_state(path)
 
 
 # ------------------------------------------------------------------------------------ saving, looking

@@ -30,6 +30,7 @@ from evlgen.bert import (
     take,
 )
 from evlgen.config import QFormerConfig
+from evlgen.connector_base import Connector
 from evlgen.errors import UserError
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, heads, N, D / heads)
@@ -46,13 +47,14 @@ class QFormerTrace:
     attention: tuple[Tensor, ...]
 
 
-class QFormer(nn.Module):
+class QFormer(Connector):
     """Image features -> one soft token a query. With ``vocab_size`` above 0 also the text branch of stage 1.
 
     Raises:
         UserError: a config value is wrong.
     """
 
+    config: QFormerConfig
     layers: Sequence[QFormerLayer]
 
     def __init__(self, config: QFormerConfig) -> None:
@@ -190,6 +192,15 @@ class QFormer(nn.Module):
         if length > len(self.positions):
             raise UserError(f"max_positions = {len(self.positions)}: the text has {length} tokens")
         return self.dropout(self.norm(self.words(text_ids) + self.positions[:length]))
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """The blocks of each layer; between them queries, keys and values are kept."""
+        blocks = (
+            block
+            for layer in self.layers
+            for block in (layer.attention, layer.cross, layer.feed_forward, layer.text_feed_forward)
+        )
+        return [block for block in blocks if block is not None]
 
     def load_bert(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy the weights of a transformers ``BertModel``, as BLIP-2 does.

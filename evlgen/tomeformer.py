@@ -22,6 +22,7 @@ from evlgen.bert import (
     take,
 )
 from evlgen.config import TomeFormerConfig
+from evlgen.connector_base import Connector
 from evlgen.errors import UserError
 from evlgen.merging import (
     Matching,
@@ -48,13 +49,14 @@ class TomeFormerTrace:
     attention: tuple[Tensor, ...]
 
 
-class TomeFormer(nn.Module):
+class TomeFormer(Connector):
     """Image features -> a short soft prompt (PAPER: 257 -> 29 tokens with BERT-base and r = 19).
 
     Raises:
         UserError: a config value is wrong.
     """
 
+    config: TomeFormerConfig
     layers: Sequence[TomeFormerLayer]
 
     def __init__(self, config: TomeFormerConfig) -> None:
@@ -137,6 +139,10 @@ class TomeFormer(nn.Module):
             return position_matching(x, r, self.config.class_token)
         metric = key.detach().mean(1) if self.config.metric == "keys" else x.detach()
         return bipartite_soft_matching(metric, r, self.config.class_token)
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """Attention and feed-forward of each layer; between them queries, keys and values are kept."""
+        return [block for layer in self.layers for block in (layer.attention, layer.feed_forward)]
 
     def load_bert(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy the weights of a transformers ``BertModel`` (all but word embeddings and pooler).

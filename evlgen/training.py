@@ -31,10 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from evlgen.backbones.language import forget_languages
 from evlgen.backbones.vision import build_vision
-from evlgen.bert import CrossAttention, FeedForward, SelfAttention
 from evlgen.config import OptimConfig, RunConfig, to_json
-from evlgen.connectors.linear import LinearConnector
-from evlgen.connectors.perceiver import PerceiverLayer
 from evlgen.data.pairs import (
     Batch,
     TrainingData,
@@ -51,7 +48,6 @@ from evlgen.model import (
     CaptionModel,
     Model,
     build_model,
-    feature_width,
     init_from_stage1,
     parameter_counts,
     save_trained,
@@ -395,7 +391,7 @@ def _check(
     if optim.precision == "fp16" and device.type != "cuda":
         raise UserError("optim.precision fp16: needs a GPU; use bf16 or fp32")
     check_objectives(config.objectives)
-    wanted, width = feature_width(config.connector), data.validation.features.shape[-1]
+    wanted, width = config.connector.input_width, data.validation.features.shape[-1]
     if wanted != width:
         raise UserError(f"connector: takes image features of width {wanted}, {config.vision} gives {width}")
     if len(data.validation) < 2:
@@ -437,12 +433,8 @@ def untrained_model(config: RunConfig) -> Model:
 
 
 def _blocks(model: Model) -> list[nn.Module]:
-    """What gradient checkpointing computes twice: the connector's blocks and the language model's layers.
-
-    Of a connector's layer, what lies between the blocks is kept: queries, keys, values, and what is merged.
-    """
-    kinds = (SelfAttention, CrossAttention, FeedForward, PerceiverLayer, LinearConnector)
-    blocks = [module for module in model.modules() if isinstance(module, kinds)]
+    """What gradient checkpointing computes twice: the connector's blocks and the language model's layers."""
+    blocks = list(model.connector.recomputed_blocks())
     return blocks + (transformer_layers(model.language.model) if isinstance(model, CaptionModel) else [])
 
 

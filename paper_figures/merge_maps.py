@@ -38,7 +38,7 @@ KINDS = {
     "_untrained_random": ("random groups", style.GREY),
     "_untrained_grid": ("grid", style.PALETTE[3]),
     "_untrained": ("before training", style.PALETTE[5]),
-    "": ("after training", style.COLOURS["EVLGen"]),
+    "": ("after training", style.colour("EVLGen")),
 }
 # Strong and pale by turns, without the greys; the largest groups get the pale ones.
 _PAIRED = np.delete(plt.get_cmap("tab20")(np.arange(20))[:, :3], (14, 15), axis=0)  # (18, 3)

@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.statistics import Interval, mean_interval
 from evlgen.config import RunConfig
+from evlgen.connectors import look_of
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import store
 from evlgen.runtime import paths
@@ -131,11 +132,7 @@ def missing(runs: Iterable[Run], experiment: str = "") -> list[str]:
 
 def connector(config: RunConfig) -> str:
     """What figures call the connector of a run, and how it was trained."""
-    if config.connector.kind == "tomeformer":
-        return "EVLGen"
-    if config.connector.kind == "qformer":
-        return "BLIP-2, single stage" if config.init_from is None else "BLIP-2, two stages"
-    return config.connector.kind
+    return look_of(config).name
 
 
 def value(run: Run, metric: str) -> float | None:

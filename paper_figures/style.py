@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.statistics import mean_interval
+from evlgen.connectors import LOOKS
 from evlgen.runtime.files import write_atomic
 from evlgen.runtime.paths import results_folder
 from paper_figures.runs import Run, interval
@@ -33,24 +34,6 @@ COLUMN, PAGE = 3.3, 6.9  # inches: a column of a paper with two, and both
 SMALL = 6.5  # points: legends, notes and other small print
 PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 GREY, MISSING = "#6E6E6E", "#B00000"
-COLOURS: dict[str, str] = {
-    "EVLGen": "#0072B2",
-    "BLIP-2, two stages": "#D55E00",
-    "BLIP-2, single stage": "#E69F00",
-    "linear": "#009E73",
-    "MLP": "#56B4E9",
-    "average pooling": "#CC79A7",
-    "perceiver": "#000000",
-}
-MARKERS: dict[str, str] = {
-    "EVLGen": "o",
-    "BLIP-2, two stages": "s",
-    "BLIP-2, single stage": "^",
-    "linear": "D",
-    "MLP": "v",
-    "average pooling": "P",
-    "perceiver": "X",
-}
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside colour, for print in grey
 LABELS = {
     "coco/CIDEr": "COCO CIDEr",
@@ -105,12 +88,12 @@ def apply() -> None:
 
 def colour(connector: str) -> str:
     """Of a connector; grey for one that has none of its own."""
-    return COLOURS.get(connector, GREY)
+    return LOOKS[connector].colour if connector in LOOKS else GREY
 
 
 def marker(connector: str) -> str:
     """As `colour`, for marks."""
-    return MARKERS.get(connector, "*")
+    return LOOKS[connector].marker if connector in LOOKS else "*"
 
 
 def point(axis: Axes, x: float, seeds: Sequence[float], colour: str, mark: str, flat: bool = False) -> None:

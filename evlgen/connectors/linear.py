@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evlgen.config import LinearConfig
+from evlgen.connector_base import Connector
 from evlgen.errors import UserError
 
 
-class LinearConnector(nn.Module):
+class LinearConnector(Connector):
     """All but the last of ``num_layers`` linear layers, a GELU behind each of them.
 
     The last one is the projection of `evlgen.model.CaptionModel`: with a single layer nothing is done here.
@@ -28,6 +29,7 @@ class LinearConnector(nn.Module):
         UserError: a config value is wrong.
     """
 
+    config: LinearConfig
     layers: Sequence[nn.Linear]
 
     def __init__(self, config: LinearConfig) -> None:
@@ -42,6 +44,10 @@ class LinearConnector(nn.Module):
         self.config = config
         widths = [config.input_width, *[config.width] * (config.num_layers - 1)]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))  # type: ignore[assignment]
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """All of it."""
+        return [self]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, D_in) image features -> (B, N, D) soft tokens."""

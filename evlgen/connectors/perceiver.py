@@ -18,16 +18,18 @@ from torch import Tensor, nn
 
 from evlgen.bert import check_heads, init_bert, join_heads, split_heads
 from evlgen.config import PerceiverConfig
+from evlgen.connector_base import Connector
 from evlgen.errors import UserError
 
 
-class PerceiverResampler(nn.Module):
+class PerceiverResampler(Connector):
     """Image features -> one soft token a latent.
 
     Raises:
         UserError: a config value is wrong.
     """
 
+    config: PerceiverConfig
     layers: Sequence[PerceiverLayer]
 
     def __init__(self, config: PerceiverConfig) -> None:
@@ -43,6 +45,10 @@ class PerceiverResampler(nn.Module):
         self.layers = nn.ModuleList(PerceiverLayer(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width)
         self.apply(init_bert)
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """The layers, whole."""
+        return list(self.layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, D_in) image features -> (B, num_latents, D) soft tokens.

@@ -6,18 +6,21 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from evlgen.config import PoolConfig
+from evlgen.connector_base import Connector
 from evlgen.errors import UserError
 
 
-class PoolConnector(nn.Module):
+class PoolConnector(Connector):
     """The square of patches averaged to ``rows`` x ``columns``, the class token in front as it is.
 
     Raises:
         UserError: a config value is wrong.
     """
+
+    config: PoolConfig
 
     def __init__(self, config: PoolConfig) -> None:
         super().__init__()

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from evlgen.backbones.pretrained import read_state
 from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig, from_json, to_json
+from evlgen.connectors import build_connector
 from evlgen.errors import UserError, exit_code
-from evlgen.model import build_connector, feature_width
 from evlgen.runtime.files import sha256_of, write_atomic
 from evlgen.training import CONNECTOR
 
@@ -232,7 +232,7 @@ def _shapes(connector: ConnectorConfig, language_width: int) -> dict[str, tuple[
     with torch.device("meta"):
         vocab_size = connector.vocab_size if isinstance(connector, QFormerConfig) else 0
         inside = build_connector(connector, vocab_size).state_dict()
-    width = feature_width(connector)
+    width = connector.input_width
     shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
     shapes |= {f"connector.{name}": tuple(tensor.shape) for name, tensor in inside.items()}
     if not vocab_size:

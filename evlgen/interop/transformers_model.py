@@ -57,9 +57,10 @@ from evlgen.backbones.language import ENCODER_DECODERS, PLAIN_HEADS, FrozenLangu
 from evlgen.backbones.pretrained import first_mismatch, read_state
 from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, ClipViT, MiniViT, MiniViTConfig, build_vision
 from evlgen.config import TomeFormerConfig, from_json, to_json
+from evlgen.connectors import build_connector
 from evlgen.errors import UserError
 from evlgen.interop.convert import CONFIG, read_run_config
-from evlgen.model import CaptionModel, build_connector, evaluating, feature_width, load_trained
+from evlgen.model import CaptionModel, evaluating, load_trained
 from evlgen.training import CONNECTOR
 
 _ENCODERS: dict[str, tuple[Any, Any]] = {
@@ -164,7 +165,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.caption_model = CaptionModel(
             build_connector(dataclasses.replace(connector, init="random")),
             self._frozen_language(),
-            feature_width(connector),
+            connector.input_width,
         )
         start = None
         if writes_apart:
@@ -436,9 +437,9 @@ def from_run(
             f"{folder}: a run of the stage {run.stage!r} has no language model; take one that captions"
         )
     vision, language = build_vision(run.vision), build_language(run.language)
-    if feature_width(run.connector) != vision.width:
+    if run.connector.input_width != vision.width:
         raise UserError(
-            f"{folder}: connector: takes image features of width {feature_width(run.connector)}, "
+            f"{folder}: connector: takes image features of width {run.connector.input_width}, "
             f"{run.vision} gives {vision.width}"
         )
     connector = dataclasses.replace(run.connector, init="random")  # its weights are in the file

@@ -14,7 +14,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from evlgen.config import EvalConfig, LinearConfig, RunConfig, Schedule, TomeFormerConfig
+from evlgen.config import EvalConfig, RunConfig, Schedule, TomeFormerConfig
+from evlgen.connectors import row_of
 from evlgen.errors import UserError
 from evlgen.merging import merge_limit, merge_schedule, token_counts
 from experiments.base import Experiment
@@ -162,15 +163,6 @@ def largest_r(layers: int, tokens: int, class_token: bool = True) -> int:
 # ---------------------------------------------------------------------------------------- learning rates
 
 
-_CONNECTORS = {
-    "tomeformer": "TomeFormer",
-    "qformer": "Q-Former",
-    "linear": "linear",
-    "pool": "average pooling",
-    "perceiver": "perceiver",
-}
-
-
 def parts(experiment: Experiment) -> dict[str, RunConfig]:
     """The distinct parts of an experiment that are trained: of the rows that share one, the longest run.
 
@@ -180,9 +172,7 @@ def parts(experiment: Experiment) -> dict[str, RunConfig]:
     found: dict[str, RunConfig] = {}
     for row in experiment.rows:
         config = row.config
-        name = _CONNECTORS[config.connector.kind]
-        if isinstance(config.connector, LinearConfig) and config.connector.num_layers > 1:
-            name = "MLP"
+        name = row_of(config.connector).title
         names = [f"{name}, stage 2 of two", f"{name}, stage 1 of two"]
         for part in [f"{name}, single stage"] if config.init_from is None else names:
             if part not in found or found[part].optim.steps < config.optim.steps:

@@ -22,6 +22,7 @@ from evlgen.config import (
     from_json,
     to_json,
 )
+from evlgen.connectors import build_connector
 from evlgen.errors import UserError
 from evlgen.miniworld.world import PROMPT
 from evlgen.model import CaptionModel
@@ -133,7 +134,7 @@ def test_loss_and_captions_equal_those_of_transformers_blip2():
     """The whole way: LayerNorm, Q-Former, projection, soft prompt, BOS, text, beam search."""
     frozen = tiny.language("opt", "after_prompt", torch.float64)
     torch.manual_seed(2)
-    connector = subject.build_connector(tiny.QFORMER, vocab_size=20)  # its text branch is not used
+    connector = build_connector(tiny.QFORMER, vocab_size=20)  # its text branch is not used
     model = CaptionModel(connector, frozen, tiny.WIDTH).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -382,7 +383,7 @@ def test_stage1_puts_a_class_token_in_front_and_decodes_from_an_id_that_no_word_
     vocabulary = model.connector.config.vocab_size - 1
     ids, mask = texts([5, 3])
     seen = {}
-    model.connector.read = lambda i, m: seen.update(ids=i, mask=m) or torch.zeros(2, 16)  # type: ignore[assignment]
+    model.connector.encode_texts = lambda i, m: seen.update(ids=i, mask=m) or torch.zeros(2, 16)
     model.embed_texts(ids, mask)
     assert torch.equal(seen["ids"][:, 0], torch.tensor([1, 1]))
     assert torch.equal(seen["ids"][:, 1:], ids)
@@ -468,16 +469,16 @@ def test_connector_starts_from_bert_weights(tmp_path):
     path = tmp_path / "bert.safetensors"
     save_file(bert.state_dict(), path)
     for config in (tiny.TOMEFORMER, tiny.QFORMER):
-        connector = subject.build_connector(dataclasses.replace(config, init=str(path)))
+        connector = build_connector(dataclasses.replace(config, init=str(path)))
         ours = connector.layers[1].feed_forward.up.weight
         assert torch.equal(ours, bert.encoder.layer[1].intermediate.dense.weight)
     with pytest.raises(UserError, match=r"nowhere\.safetensors"):
-        subject.build_connector(dataclasses.replace(tiny.TOMEFORMER, init="nowhere.safetensors"))
+        build_connector(dataclasses.replace(tiny.TOMEFORMER, init="nowhere.safetensors"))
 
 
 def test_text_branch_depends_on_the_stage_alone():
     config = dataclasses.replace(tiny.QFORMER, vocab_size=50)
-    names = [name for name, _ in subject.build_connector(config).named_parameters()]
+    names = [name for name, _ in build_connector(config).named_parameters()]
     assert not any("text" in name or "words" in name for name in names)
 
 
@@ -487,7 +488,7 @@ def test_text_branch_depends_on_the_stage_alone():
 def test_a_run_with_any_connector_has_a_json_form(connector):
     config = RunConfig(connector=connector, objectives=("lm",))
     assert from_json(to_json(config)) == config
-    assert subject.feature_width(connector) == tiny.WIDTH
+    assert connector.input_width == tiny.WIDTH
 
 
 def test_stage1_needs_a_qformer():

@@ -20,8 +20,9 @@ from evlgen.config import (
     RunConfig,
     TomeFormerConfig,
 )
+from evlgen.connectors import build_connector
 from evlgen.data.pairs import PairPool, TrainingData, encode_texts
-from evlgen.model import CaptionModel, Model, build_connector
+from evlgen.model import CaptionModel, Model
 from evlgen.stage1 import OBJECTIVES, Stage1Model
 
 COLOURS = ("red", "blue", "green", "pink")

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
+from evlgen.connectors import LOOKS
 from paper_figures import runs, style
 from tests.paper_figures import made_up
 
@@ -80,6 +81,7 @@ def test_a_point_has_its_mean_its_interval_and_every_seed() -> None:
 
 
 def test_connectors_have_colours_and_marks_of_their_own() -> None:
-    assert len(set(style.COLOURS.values())) == len(style.COLOURS)
-    assert len(set(style.MARKERS.values())) == len(style.MARKERS)
-    assert set(style.COLOURS) == set(style.MARKERS)
+    assert len({style.colour(name) for name in LOOKS}) == len(LOOKS)
+    assert len({style.marker(name) for name in LOOKS}) == len(LOOKS)
+    assert style.colour("EVLGen") == "#0072B2"
+    assert style.colour("none of ours") == style.GREY

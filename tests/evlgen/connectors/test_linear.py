@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from evlgen.config import LinearConfig
+from evlgen.connectors import build_connector
 from evlgen.connectors.linear import LinearConnector
 from evlgen.cost import connector_macs, full_macs, image_features, meta_connector, trained_part
 from evlgen.errors import UserError
-from evlgen.model import build_connector
 from tests.evlgen import tiny
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evlgen.config import PerceiverConfig, TomeFormerConfig
+from evlgen.connectors import build_connector
 from evlgen.connectors.perceiver import PerceiverResampler
 from evlgen.cost import connector_macs, count_parameters, full_macs, image_features, meta_connector
 from evlgen.errors import UserError
-from evlgen.model import build_connector
 
 TINY = PerceiverConfig(
     input_width=10, width=12, num_layers=3, num_heads=3, intermediate=20, max_positions=9, num_latents=4

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from evlgen.config import PoolConfig
+from evlgen.connectors import build_connector
 from evlgen.connectors.pool import PoolConnector
 from evlgen.cost import connector_macs, full_macs, image_features, trained_part
 from evlgen.errors import UserError
-from evlgen.model import build_connector
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,11 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig, to_json
+from evlgen.connectors import build_connector
 from evlgen.errors import UserError
 from evlgen.interop.convert import Layout, checkpoint_names, convert, main, read_run_config
 from evlgen.model import (
     CaptionModel,
-    build_connector,
     init_from_stage1,
     load_trained,
 )

@@ -1,0 +1,49 @@
+"""Reads the weights of the BERT that a connector starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from evlgen.backbones.language import MINI_BERT, bert_folder
+from evlgen.backbones.pretrained import read_config, read_state
+from evlgen.backbones.vision import weights_file
+from evlgen.errors import UserError
+
+
+def bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
+    """The tensors of a BERT: the miniature's, a safetensors file's, or those of a folder.
+
+    They are taken as they are in the file, so that a checkpoint's masked LM head is among them.
+
+    Args:
+        name: ``mini-bert``, a path ending in ``.safetensors``, or a name that
+            `evlgen.backbones.language.bert_folder` knows.
+        num_heads: attention heads that the connector has.
+
+    Raises:
+        UserError: there are no such weights, or they are not those of a BERT with as many heads and GELU.
+    """
+    if name == MINI_BERT:
+        return load_file(weights_file("mini-bert.safetensors"))
+    if name.endswith(".safetensors"):
+        if not Path(name).exists():
+            raise UserError(f"connector.init {name!r}: no such file")
+        return load_file(name)
+    try:
+        path = bert_folder(name)
+    except UserError as error:
+        raise UserError(f"connector.init: {error}") from error
+    config = read_config(path)
+    if config.model_type != "bert":
+        raise UserError(f"connector.init {name!r}: is no BERT but of the architecture {config.model_type!r}")
+    if config.num_attention_heads != num_heads:  # the shapes of its weights would not tell
+        raise UserError(
+            f"connector.init {name!r}: has {config.num_attention_heads} heads, the config wants num_heads = "
+            f"{num_heads}"
+        )
+    if config.hidden_act not in ("gelu", "gelu_python"):  # nor of what is computed between them
+        raise UserError(f"connector.init {name!r}: has the activation {config.hidden_act!r}, wanted 'gelu'")
+    return read_state(path)
