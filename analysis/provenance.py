@@ -18,7 +18,7 @@ from evlgen.errors import UserError, exit_code
 from evlgen.runs import store
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
-from experiments import COUNTED, EXPERIMENTS, load
+from experiments import EXPERIMENTS, load
 from experiments.base import seeded
 
 # Of a run's provenance.json, what many runs share.
@@ -113,9 +113,9 @@ def from_store(scale: str, seeds: dict[str, int]) -> Provenance:
     environments: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
     for name in EXPERIMENTS:
-        if name in COUNTED or not paths.runs_folder().exists():
-            continue
         experiment = load(name, scale)
+        if experiment.count is not None or not paths.runs_folder().exists():
+            continue
         for row in experiment.rows:
             for seed in range(max(experiment.seeds, seeds.get(name, 0))):
                 config = seeded(row.config, seed)
@@ -155,7 +155,7 @@ def seeds_of_tables(scale: str) -> dict[str, int]:
     found = {}
     for name in EXPERIMENTS:
         path = paths.results_folder() / name / scale / "table.csv"
-        if path.exists() and name not in COUNTED:
+        if path.exists() and load(name).count is None:
             with path.open(newline="", encoding="utf-8") as file:
                 seeds = [line.get("n_seeds") or "" for line in csv.DictReader(file)]
             found[name] = max((int(number) for number in seeds if number.isdigit()), default=0)

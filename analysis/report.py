@@ -32,7 +32,7 @@ from analysis.tables import COLUMNS, title
 from evlgen.errors import UserError, exit_code
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
-from experiments import COUNTED, DEFAULT_SCALE, EXPERIMENTS
+from experiments import EXPERIMENTS, load
 from experiments.scales import NAMES as SCALES
 
 FIGURE_SCRIPTS = paths.ROOT / "paper_figures"
@@ -209,8 +209,9 @@ def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
     """
     names = []
     for name in EXPERIMENTS:
-        usual = DEFAULT_SCALE.get(name, scale)
-        own = (usual, "paper") if name in COUNTED else (usual,)
+        experiment = load(name)
+        usual = scale if experiment.default_scale == "mini" else experiment.default_scale
+        own = (usual,) if experiment.count is None else (usual, "paper")
         there = [one for one in own if (results / name / one / "table.csv").exists()]
         names += [(name, one) for one in there or [usual]]
     others = sorted(path.parent.parent.name for path in results.glob(f"*/{scale}/table.csv"))
@@ -221,7 +222,8 @@ def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
 def _chapter(results: Path, named: tuple[str, str], scale: str, ids: Ids) -> Chapter:
     name, own = named
     path = results / name / own / "table.csv"
-    other = "" if own == DEFAULT_SCALE.get(name, "mini") else f" --scale {own}"
+    default = load(name).default_scale if name in EXPERIMENTS else "mini"
+    other = "" if own == default else f" --scale {own}"
     command = f"python sweeps/run.py {name}{other}"
     chapter_id = ids.new(name, own if own != scale else "")
     if not path.exists():

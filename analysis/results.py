@@ -14,7 +14,7 @@ from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import store
 from evlgen.runtime import paths
-from experiments import CLAIMED, load
+from experiments import load
 from experiments.base import Experiment, seeded, shape
 from experiments.scales import get
 
@@ -78,7 +78,7 @@ def read(name: str, scale: str, seeds: int | None = None) -> Found:
         UserError: no such experiment or scale.
     """
     experiment = load(name, scale)
-    wanted = seeds or (get(scale).claim_seeds if name in CLAIMED else experiment.seeds)
+    wanted = seeds or (get(scale).claim_seeds if experiment.claimed else experiment.seeds)
     results = {
         row.label: [_result(store.run_folder(seeded(row.config, seed))) for seed in range(wanted)]
         for row in experiment.rows

@@ -1,52 +1,53 @@
-"""What the paper ran: one file a table."""
+"""What the paper ran: one file a table, named like its experiment, with ``build(scale) -> Experiment``."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, nearest
 from experiments.base import Experiment
 from experiments.changes import changed
 
-EXPERIMENTS: dict[str, str] = {
-    "table1": "experiments.table1",
-    "table2": "experiments.table2",
-    "table5": "experiments.table5",
-    "budgets": "experiments.budgets",
-    "merge_schedules": "experiments.merge_schedules",
-    "data_fractions": "experiments.data_fractions",
-    "two_stage": "experiments.two_stage",
-    "collapse": "experiments.collapse",
-    "encoders": "experiments.encoders",
-    "baselines": "experiments.baselines",
-    "initialisation": "experiments.initialisation",
-    "soft_tokens": "experiments.soft_tokens",
-    "learning_rates": "experiments.learning_rates",
-    "bridge": "experiments.bridge",
-}
-# Experiments that train nothing: beside `build` their module has `count`, which gives the whole table.
-COUNTED = ("table5",)
-# The paper in order, and what its claims need beside: `sweeps/run.py all`. With those that claims rest on.
-PAPER = tuple(name for name in EXPERIMENTS if name not in ("learning_rates", "bridge"))
-CLAIMED = ("table1", "table2", "budgets", "encoders")
-# The scale that an experiment is for, where it is another than `mini`.
-DEFAULT_SCALE = {"bridge": "bridge"}
+# In the order in which they are listed, run and reported.
+EXPERIMENTS = (
+    "table1",
+    "table2",
+    "table5",
+    "budgets",
+    "merge_schedules",
+    "data_fractions",
+    "two_stage",
+    "collapse",
+    "encoders",
+    "baselines",
+    "initialisation",
+    "soft_tokens",
+    "learning_rates",
+    "bridge",
+)
 
 
-def load(name: str, scale: str, changes: tuple[str, ...] = (), rows: str = "") -> Experiment:
-    """The experiment called ``name`` at a scale.
+def load(name: str, scale: str = "", changes: tuple[str, ...] = (), rows: str = "") -> Experiment:
+    """The experiment called ``name``; it takes milliseconds and does not import torch.
 
     Args:
-        changes: of every run, each as ``--set`` takes them: ``optim.lr=1e-3``.
-        rows: keep only rows whose label contains this, in whatever case; empty: all.
+        scale: empty: the experiment's default scale.
+        changes: made to every run, each as ``--set`` takes them: ``optim.lr=1e-3``.
+        rows: keep only rows whose label contains this, in either case; empty: all.
 
     Raises:
         UserError: unknown experiment, scale, key or value, or no such row.
     """
     if name not in EXPERIMENTS:
-        raise UserError(f"experiment {name!r}: no such experiment; there are: {', '.join(EXPERIMENTS)}")
-    experiment: Experiment = importlib.import_module(EXPERIMENTS[name]).build(scale)
+        known = ", ".join(EXPERIMENTS)
+        raise UserError(
+            f"experiment {name!r}: no such experiment; there are: {known}{nearest(name, EXPERIMENTS)}"
+        )
+    build = importlib.import_module(f"experiments.{name}").build
+    experiment: Experiment = build(scale or "mini")
+    if not scale and experiment.default_scale != "mini":
+        experiment = build(experiment.default_scale)
     kept = tuple(row for row in experiment.rows if rows.lower() in row.label.lower())
     if not kept:
         labels = "; ".join(row.label for row in experiment.rows)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from evlgen.config import RunConfig
+from experiments.cost_tables import Counted
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,13 @@ class Experiment:
     Attributes:
         metrics: the columns of the table.
         seeds: how many seeds each row gets by default.
+        notes: what a reader of the table must know, below it.
         examples: how many images of each captioning set are shown with the rows' captions after a sweep.
+        count: makes the tables of an experiment that trains nothing, at a scale; None: its rows are trained.
+        claimed: claims rest on it: `run.py all` gives each row the scale's ``claim_seeds``.
+        pictured: of how many seeds `run.py pack` keeps captions, soft prompts and merge maps.
+        in_all: whether `run.py all` has it.
+        default_scale: the scale at which it is run where none is named.
     """
 
     name: str
@@ -45,6 +52,11 @@ class Experiment:
     seeds: int
     notes: str = ""
     examples: int = 0
+    count: Callable[[Experiment, str], Counted] | None = None
+    claimed: bool = False
+    pictured: int = 0
+    in_all: bool = True
+    default_scale: str = "mini"
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:

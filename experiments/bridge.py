@@ -43,8 +43,17 @@ def build(scale: str) -> Experiment:
         )
         for label, connector, config in runs
     )
-    notes = "One seed and a short training: differences between rows say little."
-    return Experiment("bridge", "Small real models", rows, METRICS, get(scale).seeds, notes, examples=4)
+    return Experiment(
+        "bridge",
+        "Small real models",
+        rows,
+        METRICS,
+        get(scale).seeds,
+        notes="One seed and a short training: differences between rows say little.",
+        examples=4,
+        in_all=False,
+        default_scale="bridge",
+    )
 
 
 def on_easy_vqa(config: RunConfig) -> RunConfig:

@@ -36,9 +36,8 @@ def build(scale: str) -> Experiment:
         )
         for share in TWO_STAGES
     ]
-    return Experiment(
-        "budgets", "Quality against the cost of training", tuple(rows), METRICS, get(scale).seeds
-    )
+    title = "Quality against the cost of training"
+    return Experiment("budgets", title, tuple(rows), METRICS, get(scale).seeds, claimed=True)
 
 
 def _two_stages(share: float) -> str:

@@ -26,7 +26,8 @@ def build(scale: str) -> Experiment:
             values = {"connector": connector, "encoder": encoder}
             against = f"{connector}, {chosen.vision}"
             rows.append(Row(f"{connector}, {encoder}", config, values=values, against=against))
-    return Experiment("encoders", "Another image encoder", tuple(rows), METRICS, chosen.seeds)
+    title = "Another image encoder"
+    return Experiment("encoders", title, tuple(rows), METRICS, chosen.seeds, claimed=True)
 
 
 def with_encoder(config: RunConfig, encoder: str, width: int) -> RunConfig:

@@ -80,7 +80,7 @@ def build(scale: str) -> Experiment:
             rows.append((part, _row(part, config, "random", rate, warmup)))
     rows.sort(key=lambda row: row[0])
     title = "Search of learning rates, warm-ups and initial weights"
-    return Experiment("learning_rates", title, tuple(row for _, row in rows), METRICS, 1)
+    return Experiment("learning_rates", title, tuple(row for _, row in rows), METRICS, 1, in_all=False)
 
 
 def with_setting(config: RunConfig, init: str, lr: float, warmup: float | None = None) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ from rich.table import Table
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import archive
 from evlgen.runtime import paths
-from experiments import CLAIMED, COUNTED, DEFAULT_SCALE, EXPERIMENTS, PAPER, load
+from experiments import EXPERIMENTS, load
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
 from sweeps import reporting, requirements
@@ -32,7 +31,6 @@ from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, state
 
 console = Console()
 
-PICTURED = {"table1": 99, "table2": 1}  # experiments of whose runs there are pictures, and of how many seeds
 EXAMPLES = 8  # images whose captions are shown
 ALL = "all"  # every experiment of the paper, and the claims that they decide
 # That take an experiment
@@ -134,7 +132,7 @@ def _dispatch(arguments: Arguments) -> int:
         raise UserError(f"--seeds {arguments.seeds}: at least 1 is needed")
     if not name and arguments.command not in ("status", "show"):
         raise UserError(f"{arguments.command}: of what? There are: {', '.join((*EXPERIMENTS, ALL))}")
-    names = PAPER if name == ALL else (name,) if name else tuple(EXPERIMENTS)
+    names = _of_all() if name == ALL else (name,) if name else EXPERIMENTS
     if not name:
         names = tuple(one for one in names if (one, arguments.scale) != ("table2", "bridge"))  # it refuses
     # Planned before any is executed: a mistake in a flag must not show after an hour.
@@ -145,6 +143,10 @@ def _dispatch(arguments: Arguments) -> int:
         judge(sweeps[0].scale, arguments)
     # 1, some runs failed, says more than 3, some are queued
     return 1 if 1 in codes else max(codes)
+
+
+def _of_all() -> tuple[str, ...]:
+    return tuple(name for name in EXPERIMENTS if load(name).in_all)
 
 
 def judge(scale: str, arguments: Arguments) -> None:
@@ -158,10 +160,10 @@ def judge(scale: str, arguments: Arguments) -> None:
 
 
 def _sweep(name: str, arguments: Arguments, everything: bool) -> Sweep:
-    scale = arguments.scale or DEFAULT_SCALE.get(name, "mini")
+    scale = arguments.scale or load(name).default_scale
     experiment = load(name, scale, arguments.set, arguments.rows)
     seeds = arguments.seeds or experiment.seeds
-    if everything and name in CLAIMED and not arguments.seeds:
+    if everything and experiment.claimed and not arguments.seeds:
         seeds = get(scale).claim_seeds
     return Sweep(experiment, scale, seeds, bool(arguments.set or arguments.rows))
 
@@ -169,7 +171,7 @@ def _sweep(name: str, arguments: Arguments, everything: bool) -> Sweep:
 def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     """Do with one experiment what the command says; exit code."""
     experiment, command = sweep.experiment, arguments.command
-    if experiment.name in COUNTED and command != "show":
+    if experiment.count is not None and command != "show":
         count(sweep, arguments)
     elif command == "show":
         reporting.print_table(sweep.scale, experiment.name)
@@ -204,7 +206,7 @@ def pack(sweep: Sweep) -> None:
     experiment, path = sweep.experiment, archive.path_of(sweep.table, sweep.scale)
     seeds = table_seeds(sweep)
     runs = unique_runs(experiment, seeds)
-    pictured = unique_runs(experiment, min(seeds, PICTURED.get(experiment.name, 0)))
+    pictured = unique_runs(experiment, min(seeds, experiment.pictured))
     packed = archive.pack(path, list(runs), list(pictured))
     where = f"{os.path.relpath(path)}, {path.stat().st_size / 2**20:.1f} MiB" if packed else "no file"
     console.print(f"{experiment.name}: {len(packed)} of {len(runs)} runs in {where}")
@@ -253,8 +255,8 @@ def count(sweep: Sweep, arguments: Arguments) -> None:
     from analysis.cost_tables import write_counts
     from analysis.timings import training_times
 
-    module = importlib.import_module(EXPERIMENTS[experiment.name])
-    counted, measured = module.count(experiment, sweep.scale), training_times(sweep.scale)
+    assert experiment.count is not None
+    counted, measured = experiment.count(experiment, sweep.scale), training_times(sweep.scale)
     write_counts(counted, folder, () if measured is None else (measured,))
     reporting.print_table(sweep.scale, sweep.table)
     console.print(f"table in {os.path.relpath(folder)}/")
@@ -264,7 +266,7 @@ def list_experiments() -> int:
     """Name and title of each experiment."""
     table = Table("experiment", "title", "rows")
     for name in EXPERIMENTS:
-        experiment = load(name, "mini")
+        experiment = load(name)
         table.add_row(name, experiment.title, str(len(experiment.rows)))
     console.print(table)
     console.print(f"scales: {', '.join(SCALES)}")

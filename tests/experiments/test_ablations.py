@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 import pytest
 
@@ -11,25 +10,19 @@ from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig
 from evlgen.cost import run_cost
 from evlgen.errors import UserError
 from evlgen.merging import merge_schedule, token_counts
-from experiments import CLAIMED, COUNTED, EXPERIMENTS, PAPER
-from experiments.base import Experiment
+from experiments import EXPERIMENTS, load
 from experiments.collapse import fewest
 from experiments.data_fractions import with_fraction
 from experiments.merge_schedules import spread
 from experiments.scales import NAMES, blip2, blip2_split, blip2_stage1, evlgen, get
 
-TRAINED = [name for name in EXPERIMENTS if name not in COUNTED]
+TRAINED = [name for name in EXPERIMENTS if load(name).count is None]
 AT_SCALES = [(name, scale) for name in TRAINED for scale in NAMES if (name, scale) != ("table2", "bridge")]
-
-
-def build(name: str, scale: str) -> Experiment:
-    experiment: Experiment = importlib.import_module(EXPERIMENTS[name]).build(scale)
-    return experiment
 
 
 @pytest.mark.parametrize(("name", "scale"), AT_SCALES)
 def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
-    rows = build(name, scale).rows
+    rows = load(name, scale).rows
     assert len({row.label for row in rows}) == len(rows)
     if name != "learning_rates":  # a setting in force is a row of several searches
         assert len({row.config for row in rows}) == len(rows)
@@ -46,7 +39,7 @@ def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
 @pytest.mark.parametrize(("scale", "rate"), [("mini", 1e-3), ("bridge", 1e-4), ("paper", 1e-4)])
 def test_initial_weights_have_their_own_rate(scale: str, rate: float) -> None:
     chosen = get(scale)
-    rows = [row for name in ("initialisation", "collapse") for row in build(name, scale).rows]
+    rows = [row for name in ("initialisation", "collapse") for row in load(name, scale).rows]
     other = [row for row in rows if f"from {chosen.bert}" in row.label or "from random" in row.label]
     kept = [row for row in other if row.config.connector.init == chosen.init["tomeformer"]]
     assert (len(other), len(kept)) == (8, 2)
@@ -57,7 +50,7 @@ def test_initial_weights_have_their_own_rate(scale: str, rate: float) -> None:
 
 def test_berts_weights_have_the_warm_up_that_was_found_for_them() -> None:
     (row,) = (
-        row for row in build("collapse", "mini").rows if row.label == "BLIP-2, single stage, from mini-bert"
+        row for row in load("collapse", "mini").rows if row.label == "BLIP-2, single stage, from mini-bert"
     )
     assert (row.config.optim.lr, row.config.optim.warmup_lr, row.config.optim.warmup_steps) == (
         1e-3,
@@ -67,7 +60,7 @@ def test_berts_weights_have_the_warm_up_that_was_found_for_them() -> None:
 
 
 def test_longer_rows_of_collapse_are_those_of_other_rows() -> None:
-    rows = {row.label: row for row in build("collapse", "mini").rows}
+    rows = {row.label: row for row in load("collapse", "mini").rows}
     longer = [row for row in rows.values() if row.values["factor"] == "budget"]
     assert len(longer) == 2 * 6
     for row in longer:
@@ -92,13 +85,13 @@ def test_longer_rows_of_collapse_are_those_of_other_rows() -> None:
     ],
 )
 def test_other_depths_merge_evenly_where_they_can(scale: str, schedules: list[object]) -> None:
-    deep = [row.config.connector for row in build("collapse", scale).rows if row.values["factor"] == "depth"]
+    deep = [row.config.connector for row in load("collapse", scale).rows if row.values["factor"] == "depth"]
     assert [one.r for one in deep if isinstance(one, TomeFormerConfig)] == schedules
 
 
 @pytest.mark.parametrize(("name", "scale"), AT_SCALES)
 def test_rows_are_compared_with_rows_that_there_are(name: str, scale: str) -> None:
-    rows = {row.label: row for row in build(name, scale).rows}
+    rows = {row.label: row for row in load(name, scale).rows}
     for row in rows.values():
         if row.against:
             base = rows[row.against]
@@ -127,13 +120,13 @@ def test_rows_are_compared_with_rows_that_there_are(name: str, scale: str) -> No
     ],
 )
 def test_what_a_row_is_compared_with(name: str, label: str, against: str) -> None:
-    (row,) = (row for row in build(name, "mini").rows if row.label == label)
+    (row,) = (row for row in load(name, "mini").rows if row.label == label)
     assert row.against == against
 
 
 def test_table2_needs_two_language_models() -> None:
     with pytest.raises(UserError, match=r"^table2: needs two language models; scale bridge has one$"):
-        build("table2", "bridge")
+        load("table2", "bridge")
 
 
 @pytest.mark.parametrize(
@@ -145,14 +138,27 @@ def test_table2_needs_two_language_models() -> None:
     ],
 )
 def test_search_of_rates_is_about_those_of_the_scale(scale: str, bert: str, rates: list[float]) -> None:
-    rows = [row for row in build("learning_rates", scale).rows if row.label.startswith("EVLGen")]
+    rows = [row for row in load("learning_rates", scale).rows if row.label.startswith("EVLGen")]
     assert sorted({row.config.optim.lr for row in rows}) == rates
     assert {row.config.connector.init for row in rows} == {"random", bert}
 
 
-def test_lists_name_experiments() -> None:
-    assert set(CLAIMED) <= set(PAPER) < set(EXPERIMENTS)
-    assert PAPER[:2] == ("table1", "table2")
+def test_experiments_say_what_they_are() -> None:
+    experiments = {name: load(name) for name in EXPERIMENTS}
+    assert [name for name, one in experiments.items() if one.count] == ["table5"]
+    claimed = [name for name, one in experiments.items() if one.claimed]
+    assert claimed == ["table1", "table2", "budgets", "encoders"]
+    assert all(experiments[name].in_all for name in claimed)
+    assert [name for name, one in experiments.items() if not one.in_all] == ["learning_rates", "bridge"]
+    assert {name: one.pictured for name, one in experiments.items() if one.pictured} == {
+        "table1": 99,
+        "table2": 1,
+    }
+
+
+def test_an_experiment_is_loaded_at_its_default_scale() -> None:
+    assert load("bridge") == load("bridge", "bridge") != load("bridge", "mini")
+    assert load("table1") == load("table1", "mini") != load("table1", "smoke")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_fewest_merges_all_it_can() -> None:
 def test_equal_epochs_have_updates_in_proportion() -> None:
     rows = {
         (str(row.values["connector"]), str(row.values["equal"]), float(row.values["fraction"])): row.config
-        for row in build("data_fractions", "mini").rows
+        for row in load("data_fractions", "mini").rows
     }
     whole, half = rows["EVLGen", "steps", 1.0], rows["EVLGen", "epochs", 0.5]
     assert half.optim.steps * 2 == whole.optim.steps
@@ -220,7 +226,7 @@ def test_a_stage_1_without_a_loss_costs_as_much() -> None:
         assert config.init_from is not None
         return config.init_from.optim.steps * run_cost(config.init_from).trained_macs
 
-    rows = {row.label: row.config for row in build("two_stage", "mini").rows}
+    rows = {row.label: row.config for row in load("two_stage", "mini").rows}
     for loss in ("ITC", "ITM", "LM"):
         row = rows[f"without {loss} in stage 1"]
         assert row.init_from is not None
@@ -231,12 +237,12 @@ def test_a_stage_1_without_a_loss_costs_as_much() -> None:
 
 def test_both_single_stages_have_the_same_budgets() -> None:
     steps: dict[object, list[int]] = {}
-    for row in build("budgets", "mini").rows:
+    for row in load("budgets", "mini").rows:
         steps.setdefault(row.values["connector"], []).append(row.config.optim.steps)
     assert steps["EVLGen"] == steps["BLIP-2, single stage"] == [100, 200, 300, 500, 800]
 
 
 def test_tables_share_their_runs_with_the_budgets() -> None:
-    table = {row.config for row in build("table1", "mini").rows}
-    budgets = {row.config for row in build("budgets", "mini").rows}
+    table = {row.config for row in load("table1", "mini").rows}
+    budgets = {row.config for row in load("budgets", "mini").rows}
     assert len(table & budgets) == 4

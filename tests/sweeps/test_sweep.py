@@ -84,7 +84,7 @@ def test_claims_are_judged_at_the_end_of_everything(
     """With the seeds that were run, and not where the runs are others than the claims are about."""
     asked: list[tuple[str, int | None]] = []
     monkeypatch.setattr(claims, "write", lambda scale, seeds=None: asked.append((scale, seeds)))
-    monkeypatch.setattr(run, "PAPER", ("table1", "budgets"))
+    monkeypatch.setattr(run, "_of_all", lambda: ("table1", "budgets"))
     monkeypatch.setattr(run, "_carry_out", lambda sweep, arguments: 0)
     assert run.main([*flags, "--scale", "smoke"]) == 0
     assert asked == judged
