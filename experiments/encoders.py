@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from evlgen.config import RunConfig
+from evlgen.config import QFormerConfig, RunConfig
 from experiments.base import Experiment, Row
 from experiments.scales import blip2, blip2_single_stage, evlgen, get
 
@@ -32,7 +32,7 @@ def build(scale: str) -> Experiment:
 
 def with_encoder(config: RunConfig, encoder: str, width: int) -> RunConfig:
     """The run, and the stage that it starts from, with another image encoder of that width."""
-    name = "input_width" if hasattr(config.connector, "input_width") else "encoder_width"
+    name = "encoder_width" if isinstance(config.connector, QFormerConfig) else "input_width"
     changes: dict[str, Any] = {name: width}
     first = None if config.init_from is None else with_encoder(config.init_from, encoder, width)
     connector = dataclasses.replace(config.connector, **changes)
