@@ -52,7 +52,13 @@ def load(name: str, scale: str = "", changes: tuple[str, ...] = (), rows: str = 
     if not kept:
         labels = "; ".join(row.label for row in experiment.rows)
         raise UserError(f"--rows {rows}: no row's label contains this; there are: {labels}")
-    return dataclasses.replace(
+    experiment = dataclasses.replace(
         experiment,
         rows=tuple(dataclasses.replace(row, config=changed(row.config, changes)) for row in kept),
     )
+    keys = {change.partition("=")[0] for change in changes}
+    if "data.world" in keys:
+        from experiments import other_worlds  # imports numpy, which a list of experiments does not need
+
+        experiment = other_worlds.adapt(experiment, keep_sets="evaluation.sets" in keys)
+    return experiment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -176,20 +177,25 @@ def test_one_s_own_folder_is_trained_on_with_and_without_a_cache(
 ) -> None:
     real_sets.own_folder(place / "data/mine", 24)
     monkeypatch.setattr("sweeps.local.execute", _in_this_process())
-    for cache in (True, False):
+    sets = [["captions", 2], ["questions", 5]]
+    for cache, chosen in ((True, sets), (False, None)):  # those of the world, where none are chosen
         changes = {
             "data.world": "folder",
             "data.cache": cache,
             "data.views": 2,
             "data.pools": [["mine", 20]],
-            "evaluation.sets": [["captions", 2], ["questions", 5]],
+            "evaluation.sets": chosen,
             "evaluation.validation": 2,
             "optim.steps": 2,
         }
         command = ["table1", "--scale", "paper", "--rows", "EVLGen, 104M, 250K", *arguments(place, **changes)]
         assert run.main(command) == 0
+        folder = place / "results/table1-changed/paper"
+        assert "paper:" not in (folder / "table.md").read_text()  # whose numbers are of other images
+        metrics = [line["metric"] for line in csv.DictReader((folder / "table.csv").open())]
+        assert metrics[:2] == ["questions", "captions/CIDEr"]
     results = [json.loads(path.read_text())["metrics"] for path in place.glob("runs/*/result.json")]
-    assert [(m["captions/images"], "questions" in m) for m in results] == [(2, True)] * 2
+    assert sorted((m["captions/images"], m["questions/questions"]) for m in results) == [(2, 5), (2, 24)]
 
 
 def test_stage_1_of_blip_2_reads_with_the_words_of_bert(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
