@@ -1,4 +1,4 @@
-"""TomeFormer, the connector of EVLGen: a BERT encoder over all image tokens that merges them by and by."""
+"""TomeFormer, the connector of EVLGen: a BERT encoder over all image tokens, merging them layer by layer."""
 
 from __future__ import annotations
 
@@ -49,6 +49,68 @@ class TomeFormerTrace:
     attention: tuple[Tensor, ...]
 
 
+class TomeFormerLayer(nn.Module):
+    """One layer of TomeFormer: a BERT layer that merges tokens between attention and feed-forward.
+
+    Args:
+        r: how many tokens the layer merges.
+        index: of the layer, from 0.
+    """
+
+    def __init__(self, config: TomeFormerConfig, r: int, index: int) -> None:
+        super().__init__()
+        self.config, self.r, self.index = config, r, index
+        self.attention = SelfAttention(config.width, config.num_heads, config.dropout)
+        self.feed_forward = FeedForward(config.width, config.intermediate, config.dropout)
+
+    def forward(
+        self, x: Tensor, size: Tensor, return_attention: bool = False
+    ) -> tuple[Tensor, Tensor, Matching, Tensor | None]:
+        """Self-attention, token merging, feed-forward (PAPER: the figure of the TomeFormer).
+
+        Args:
+            x: (B, N, D) tokens.
+            size: (B, N, 1), how many image tokens each of them stands for.
+            return_attention: compute the attention probabilities, for diagnostics.
+
+        Returns:
+            (B, N - r, D) tokens; their (B, N - r, 1) sizes; the matching of tokens that were merged; and the
+            (B, heads, N, N) attention probabilities, or None.
+        """
+        mask = size.log()[:, None, None, :, 0] if self.config.proportional_attention else None  # (B, 1, 1, N)
+        query, key, value = self.attention.project(x)  # each (B, heads, N, D / heads)
+        x = self.attention(x, query, key, value, mask)  # with residual and LayerNorm
+
+        matching = self.match(x, key)  # PAPER: by the keys, averaged over the heads
+        weights = size if self.config.reduce == "weighted" else None  # PAPER: None, a plain mean
+        x, size = matching.merge(x, weights), matching.add(size)
+
+        x = self.feed_forward(x)  # with residual and LayerNorm
+        return x, size, matching, attention_probabilities(query, key, mask) if return_attention else None
+
+    def match(self, x: Tensor, key: Tensor) -> Matching:
+        """Which tokens to merge.
+
+        Random matching draws anew for each image from torch's global generator while training (a checkpoint
+        restores its state). In eval mode the draws are fixed, one a layer and the same for all images: an
+        image's soft prompt does not depend on the batch it is in.
+
+        Args:
+            x: (B, N, D) after attention.
+            key: (B, heads, N, D / heads) of this attention.
+        """
+        r, class_token = self.r, self.config.class_token
+        if self.config.metric == "random":
+            if self.training:
+                return random_matching(x, r, class_token)
+            generator = torch.Generator().manual_seed(self.index)
+            return random_matching(x, r, class_token, generator, shared=True)
+        if self.config.metric == "position":
+            return position_matching(x, r, class_token)
+        metric = key.detach().mean(1) if self.config.metric == "keys" else x.detach()  # (B, N, C)
+        return bipartite_soft_matching(metric, r, class_token)
+
+
 class TomeFormer(Connector):
     """Image features -> a short soft prompt (PAPER: 257 -> 29 tokens with BERT-base and r = 19).
 
@@ -68,7 +130,9 @@ class TomeFormer(Connector):
         self.token_type = nn.Parameter(torch.randn(1, config.width) * 0.02)
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(TomeFormerLayer(config) for _ in range(config.num_layers))  # type: ignore[assignment]
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            TomeFormerLayer(config, r, index) for index, r in enumerate(self.schedule)
+        )
         self.apply(init_bert)
 
     def forward(
@@ -83,33 +147,21 @@ class TomeFormer(Connector):
             UserError: more tokens than positions, or too few for the merge schedule.
         """
         x = self.embed(features)
-        token_counts(
-            x.shape[1], self.schedule, self.config.class_token
-        )  # refuses a schedule that is too long
-        size = x.new_ones(*x.shape[:2], 1)  # image tokens that each token stands for
-        matchings, probabilities = [], []
-        for index, (layer, r) in enumerate(zip(self.layers, self.schedule, strict=True)):
-            mask = (
-                size.log()[:, None, None, :, 0] if self.config.proportional_attention else None
-            )  # (B, 1, 1, N)
-            query, key, value = layer.attention.project(x)
-            x = layer.attention(x, query, key, value, mask)
-            matching = self.match(x, key, r, index)
-            x, size = (
-                matching.merge(x, size if self.config.reduce == "weighted" else None),
-                matching.add(size),
-            )
-            x = layer.feed_forward(x)
-            if return_trace:
-                matchings.append(matching)
-                probabilities.append(attention_probabilities(query, key, mask))
+        # Refuses a schedule that merges too much.
+        token_counts(x.shape[1], self.schedule, self.config.class_token)
+        size = x.new_ones(*x.shape[:2], 1)  # each token stands for itself
+        matchings, attention = [], []
+        for layer in self.layers:
+            x, size, matching, probabilities = layer(x, size, return_trace)
+            matchings.append(matching)
+            attention.append(probabilities)
         if not return_trace:
             return x
         source = None
         for matching in matchings:
             source = matching.source(source)
         assert source is not None
-        return x, TomeFormerTrace(tuple(matchings), source, tuple(probabilities))
+        return x, TomeFormerTrace(tuple(matchings), source, tuple(attention))
 
     def embed(self, features: Tensor) -> Tensor:
         """(B, N, D_in) -> (B, N, D): projection, position and type embeddings, LayerNorm, as in BERT."""
@@ -118,27 +170,6 @@ class TomeFormer(Connector):
             raise UserError(f"max_positions = {len(self.positions)}: the image has {tokens} tokens")
         x = self.input_projection(features) + (self.positions[:tokens] + self.token_type)
         return self.dropout(self.norm(x))
-
-    def match(self, x: Tensor, key: Tensor, r: int, index: int) -> Matching:
-        """Which tokens of layer ``index`` to merge.
-
-        Random matching draws anew for each image from torch's global generator while training (a checkpoint
-        restores its state). In eval mode the draws are fixed, one a layer and the same for all images: an
-        image's soft prompt does not depend on the batch it is in.
-
-        Args:
-            x: (B, N, D) after attention.
-            key: (B, heads, N, D / heads) of this attention; their mean over the heads is the paper's metric.
-        """
-        if self.config.metric == "random":
-            if self.training:
-                return random_matching(x, r, self.config.class_token)
-            generator = torch.Generator().manual_seed(index)
-            return random_matching(x, r, self.config.class_token, generator, shared=True)
-        if self.config.metric == "position":
-            return position_matching(x, r, self.config.class_token)
-        metric = key.detach().mean(1) if self.config.metric == "keys" else x.detach()
-        return bipartite_soft_matching(metric, r, self.config.class_token)
 
     def recomputed_blocks(self) -> list[nn.Module]:
         """Attention and feed-forward of each layer; between them queries, keys and values are kept."""
@@ -162,12 +193,3 @@ class TomeFormer(Connector):
         for index, layer in enumerate(self.layers):
             load_self_attention(layer.attention, tensors, f"encoder.layer.{index}")
             load_feed_forward(layer.feed_forward, tensors, f"encoder.layer.{index}")
-
-
-class TomeFormerLayer(nn.Module):
-    """Attention and feed-forward of one layer; `TomeFormer.forward` merges between them."""
-
-    def __init__(self, config: TomeFormerConfig) -> None:
-        super().__init__()
-        self.attention = SelfAttention(config.width, config.num_heads, config.dropout)
-        self.feed_forward = FeedForward(config.width, config.intermediate, config.dropout)

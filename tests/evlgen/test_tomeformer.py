@@ -13,7 +13,8 @@ from transformers import BertConfig, BertModel
 
 from evlgen.config import TomeFormerConfig
 from evlgen.errors import UserError
-from evlgen.tomeformer import TomeFormer, TomeFormerTrace
+from evlgen.merging import bipartite_soft_matching
+from evlgen.tomeformer import TomeFormer, TomeFormerLayer, TomeFormerTrace
 
 TINY = TomeFormerConfig(
     input_width=10,
@@ -127,6 +128,27 @@ def reference(model: TomeFormer, features: Tensor) -> Tensor:
             fed.append(norm(f"{layer}.feed_forward.norm", x + update))
         tokens = fed
     return torch.stack(tokens)
+
+
+def test_a_layer_attends_merges_and_feeds_forward() -> None:
+    """The paper's figure, step by step, on the layer alone."""
+    torch.manual_seed(0)
+    layer = TomeFormerLayer(TINY, r=2, index=0).double().eval()
+    loud(layer)
+    x, size = torch.randn(2, 9, 12, dtype=torch.float64), torch.ones(2, 9, 1, dtype=torch.float64)
+    out, new_size, matching, attention = layer(x, size, return_attention=True)
+
+    query, key, value = layer.attention.project(x)
+    probabilities = (query @ key.transpose(-1, -2) / 4**0.5).softmax(-1)
+    attended = layer.attention.out((probabilities @ value).transpose(1, 2).flatten(2))
+    after = layer.attention.norm(x + attended)
+    expected = bipartite_soft_matching(key.mean(1), 2)
+    assert torch.equal(matching.destination, expected.destination)
+    torch.testing.assert_close(out, layer.feed_forward(expected.merge(after)), rtol=0, atol=1e-10)
+    torch.testing.assert_close(attention, probabilities, rtol=0, atol=1e-10)
+    assert out.shape == (2, 7, 12)
+    assert new_size.sum(1).flatten().tolist() == [9, 9]
+    assert layer(x, size)[3] is None
 
 
 def test_without_merging_it_is_bert() -> None:
