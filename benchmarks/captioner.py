@@ -38,7 +38,7 @@ from evlgen.config import QFormerConfig, TomeFormerConfig
 from evlgen.connectors import build_connector
 from evlgen.data.pairs import PairPool, encode_texts, plain_batch
 from evlgen.data.stream import Part
-from evlgen.miniworld.world import pool
+from evlgen.miniworld import pool
 from evlgen.model import CaptionModel
 from evlgen.runtime.cpu import prepare_worker
 from evlgen.runtime.files import write_atomic

@@ -36,7 +36,7 @@ from evlgen.config import (
 from evlgen.connector_base import Connector
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError
-from evlgen.miniworld.world import PROMPT
+from evlgen.miniworld import PROMPT
 from evlgen.qformer import QFormer
 from evlgen.runtime.files import write_atomic
 from evlgen.stage1 import Stage1Model

@@ -22,9 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from evlgen import miniworld
 from evlgen.errors import UserError
 from evlgen.evaluation import merge_maps
-from evlgen.miniworld import world as miniworld
 from evlgen.runtime.arrays import read_arrays
 from experiments.scales import get
 from paper_figures import runs, style

@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from evlgen.errors import UserError
-from evlgen.miniworld.world import COLOURS
+from evlgen.miniworld import COLOURS
 from evlgen.runtime.arrays import read_arrays
 from experiments.scales import get
 from paper_figures import runs, style

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evlgen.miniworld import world as miniworld
+from evlgen import miniworld
 
 Labels = npt.NDArray[np.int64]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evlgen import miniworld
 from evlgen.evaluation.java import one_line
-from evlgen.miniworld import world as miniworld
 
 
 def scene_truth(captions: Mapping[int, str], pool: str) -> dict[str, float]:

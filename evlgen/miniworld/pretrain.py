@@ -11,7 +11,7 @@ trained with whole captions in the usual contrastive way. The text tower is drop
 whose plain patch embedding learns shapes far too slowly in this way (21% after 70,000 images), learns to tell
 what ``mini-vit`` tells of each patch (feature distillation).
 
-The language models learn from texts alone (:func:`evlgen.miniworld.world.document`), and start from an
+The language models learn from texts alone (:func:`evlgen.miniworld.document`), and start from an
 induction circuit (:func:`induction_start`): a model of this size takes far longer than an hour to find one by
 itself, and without it never learns which noun goes with which colour. BERT, from which the connectors start
 as the paper's do, learns from the same kind of texts by masked words.
@@ -46,6 +46,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from evlgen import miniworld
 from evlgen.backbones.language import MASK_ID, mini_bert_config, mini_model, word_tokenizer
 from evlgen.backbones.vision import (
     CLIP_MEAN,
@@ -60,8 +61,7 @@ from evlgen.backbones.vision import (
     normalised,
 )
 from evlgen.errors import UserError
-from evlgen.miniworld import world as miniworld
-from evlgen.miniworld.world import Scene, Thing
+from evlgen.miniworld import Scene, Thing
 from evlgen.runtime.cpu import prepare_worker
 
 Encode = Callable[[Tensor], Tensor]
@@ -251,7 +251,7 @@ def pretrain_vision(tokenizer: PreTrainedTokenizerFast, setup: VisionPretraining
         images, phrases, owner, captions = [], [], [], []
         for place, index in enumerate(indices):
             scene = pool.scene(index)
-            rng = miniworld._rng("contrast", setup.seed, index)
+            rng = miniworld.random_stream("contrast", setup.seed, index)
             images.append(miniworld.render(scene))
             captions.append(miniworld.caption(scene, rng))
             groups = _contrast_phrases(scene, rng, setup.negatives)
@@ -629,7 +629,7 @@ def language_card(model: nn.Module, tokenizer: PreTrainedTokenizerFast, count: i
     pool = miniworld.pool("probe")
     losses: dict[str, list[float]] = {"alone": [], "notes": [], "other notes": []}
     for index in range(count):
-        rng = miniworld._rng("card", index)
+        rng = miniworld.random_stream("card", index)
         scene = pool.scene(index)
         text = miniworld.caption(scene, rng)
         heads = {
@@ -650,8 +650,8 @@ def language_card(model: nn.Module, tokenizer: PreTrainedTokenizerFast, count: i
         for first in range(0, count, 100):
             prompts, blind, answers = [], [], []
             for index in range(first, first + 100):
-                rng = miniworld._rng("card", kind, index)
-                scene, asked = miniworld._asked(kind, 1_000_000 + index)
+                rng = miniworld.random_stream("card", kind, index)
+                scene, asked = miniworld.drawn_question(kind, 1_000_000 + index)
                 question = miniworld.PROMPT.format(asked.text)
                 other = miniworld.pool(kind).scene(2_000_000 + index)
                 prompts.append(miniworld.note(scene, rng) + "\n" + question)
@@ -695,7 +695,7 @@ def _noun_binding(model: Any, tokenizer: PreTrainedTokenizerFast, count: int) ->
     pool = miniworld.pool("probe")
     right = asked = 0
     for index in range(count):
-        rng = miniworld._rng("binding", index)
+        rng = miniworld.random_stream("binding", index)
         scene = pool.scene(index)
         head = miniworld.note(scene, rng) + "\n"
         start = len(tokenizer(head)["input_ids"])
@@ -774,7 +774,7 @@ def retrieval_card(model: Contrast, tokenizer: PreTrainedTokenizerFast, count: i
     scenes = [pool.scene(10_000 + i) for i in range(count)]
     pixels = _pixels([miniworld.render(s) for s in scenes])
     features = model.eval().vision(pixels)
-    rngs = [miniworld._rng("retrieval", i) for i in range(count)]
+    rngs = [miniworld.random_stream("retrieval", i) for i in range(count)]
     captions = _word_ids(vocabulary, [miniworld.caption(s, r) for s, r in zip(scenes, rngs, strict=True)])
     phrases = _word_ids(
         vocabulary, [_spell(_facts_of(s.things[0]), r) for s, r in zip(scenes, rngs, strict=True)]
@@ -929,7 +929,7 @@ def card_page(cards: dict[str, Any]) -> str:
         "# The miniature's foundation models",
         "",
         "Trained from nothing by `python sweeps/run.py foundation` on data that no experiment uses (the",
-        "pool `foundation` and the documents of `evlgen/miniworld/world.py`), then frozen. Stored in fp16.",
+        "pool `foundation` and the documents of `evlgen/miniworld/pools.py`), then frozen. Stored in fp16.",
         "Figures are measured on the stored weights, with unseen scenes and texts.",
         "",
     ]

@@ -24,7 +24,7 @@ from evlgen.config import (
 )
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError
-from evlgen.miniworld.world import PROMPT
+from evlgen.miniworld import PROMPT
 from evlgen.model import CaptionModel
 from tests.evlgen import tiny
 from tests.evlgen.test_qformer import as_transformers

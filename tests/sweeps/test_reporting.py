@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from evlgen import miniworld
 from evlgen.config import EvalConfig, RunConfig
-from evlgen.miniworld import world as miniworld
 from evlgen.runs import store
 from experiments.base import Experiment, Row
 from sweeps import reporting, run

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from evlgen import miniworld
 from evlgen.data.base import ENDLESS, PAPER_SETS, EvalSet, Question, World
-from evlgen.miniworld import world as miniworld
 
 
 def world(first_pool: str = "") -> World:

@@ -22,7 +22,7 @@ from evlgen.connectors import build_connector
 from evlgen.data.pairs import encode_texts, load_training_data
 from evlgen.diagnostics import attention_to_prompt, validate
 from evlgen.errors import UserError
-from evlgen.miniworld.world import PROMPT
+from evlgen.miniworld import PROMPT
 from evlgen.model import CaptionModel, build_model
 from tests.evlgen import folders, tiny
 from tests.evlgen.test_model import QUESTIONS, assert_batch_is_as_alone, blip2_of

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from evlgen import miniworld
 from evlgen.backbones.vision import FrozenVision, MiniViT, MiniViTConfig
 from evlgen.data import features as subject
 from evlgen.data import worlds
 from evlgen.errors import UserError
-from evlgen.miniworld import world as miniworld
 
 CONFIG = MiniViTConfig(stem_width=4, width=8, num_layers=1, num_heads=2, intermediate=16)
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evlgen import miniworld
 from evlgen.evaluation.answer_scores import exact_match, lemmatize, normalize_answer, soft_accuracy
-from evlgen.miniworld import world as miniworld
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider as ReferenceCider
 
+from evlgen import miniworld
 from evlgen.evaluation import caption_scores
 from evlgen.evaluation import java as subject
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, Cider, score_captions, split_words
 from evlgen.evaluation.java import JavaError, Meteor, one_line
-from evlgen.miniworld import world as miniworld
 
 # One process of METEOR for all tests that need it: they go to the same worker.
 needs_meteor = pytest.mark.xdist_group("meteor")

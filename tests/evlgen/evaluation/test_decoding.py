@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from evlgen import miniworld
 from evlgen.backbones.vision import FrozenVision, MiniViT, MiniViTConfig
 from evlgen.config import EvalConfig
 from evlgen.data import features
@@ -11,8 +12,7 @@ from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
 from evlgen.evaluation import decoding as subject
 from evlgen.evaluation.scores import RunPredictions, score_runs
-from evlgen.miniworld import world as miniworld
-from evlgen.miniworld.world import PROMPT
+from evlgen.miniworld import PROMPT
 from evlgen.model import CaptionModel, save_trained
 from evlgen.training import CONNECTOR, Progress
 from tests.evlgen import tiny

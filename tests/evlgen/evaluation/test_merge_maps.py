@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evlgen import miniworld
 from evlgen.evaluation import merge_maps as subject
-from evlgen.miniworld import world as miniworld
-from evlgen.miniworld.world import Scene, Thing
+from evlgen.miniworld import Scene, Thing
 
 RNG = np.random.default_rng
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from evlgen import miniworld
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.evaluation.scores import RunPredictions, score_runs, scorers_of
-from evlgen.miniworld import world as miniworld
 
 # One process of METEOR for all tests that need it: they go to the same worker.
 needs_meteor = pytest.mark.xdist_group("meteor")

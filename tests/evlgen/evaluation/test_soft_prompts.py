@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
+from evlgen import miniworld
 from evlgen.diagnostics import effective_rank
 from evlgen.evaluation import soft_prompts as subject
-from evlgen.miniworld import world as miniworld
 
 
 def test_geometry_by_hand():

@@ -10,9 +10,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from evlgen import miniworld
 from evlgen.errors import UserError
-from evlgen.miniworld import world as miniworld
-from evlgen.miniworld.world import Scene, Thing
+from evlgen.miniworld import Scene, Thing
+from evlgen.miniworld.drawing import _mask
 
 
 def things(pool: str, count: int) -> list[Thing]:
@@ -191,7 +192,7 @@ def test_picture_shows_the_scene() -> None:
 
 
 def test_every_shape_looks_different() -> None:
-    masks = {s: miniworld._mask(s, 11.0, 0.0) > 0.5 for s in miniworld.SHAPES}
+    masks = {s: _mask(s, 11.0, 0.0) > 0.5 for s in miniworld.SHAPES}
     for one, other in itertools.combinations(masks, 2):
         union = (masks[one] | masks[other]).sum()
         assert (masks[one] & masks[other]).sum() / union < 0.8, (one, other)
@@ -208,7 +209,7 @@ def test_masks_never_share_a_pixel_and_things_do_not_touch() -> None:
 
 
 def test_same_world_in_another_process() -> None:
-    code = "from evlgen.miniworld import world; print(world.version())"
+    code = "from evlgen import miniworld; print(miniworld.version())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == miniworld.version()
 

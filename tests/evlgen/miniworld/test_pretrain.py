@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertForMaskedLM, CLIPVisionModel
 
+from evlgen import miniworld
 from evlgen.backbones.language import build_language, mini_bert_config, mini_tokenizer
 from evlgen.backbones.vision import (
     CLIP_MEAN,
@@ -23,7 +24,6 @@ from evlgen.backbones.vision import (
 )
 from evlgen.errors import UserError
 from evlgen.miniworld import pretrain
-from evlgen.miniworld import world as miniworld
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_contrast_has_no_false_negatives() -> None:
     pool = miniworld.pool("foundation")
     for index in range(50):
         scene = pool.scene(index)
-        for group in pretrain._contrast_phrases(scene, miniworld._rng("t", index), 4)[:-1]:
+        for group in pretrain._contrast_phrases(scene, miniworld.random_stream("t", index), 4)[:-1]:
             assert len(group) == 5
             for phrase in group[1:]:
                 assert not any(_fits(phrase, thing) for thing in scene.things), (phrase, scene)
