@@ -33,11 +33,11 @@ from benchmarks.reference import ReferenceCaptioner
 from benchmarks.steps import pick_device, take_turns, training_step
 from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.backbones.language import FrozenLanguage, closing_newline, mini_tokenizer
-from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, FrozenVision, normalised
+from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, FrozenVision, ImageEncoder, normalised
 from evlgen.config import QFormerConfig, TomeFormerConfig
 from evlgen.connectors import build_connector
 from evlgen.data.pairs import PairPool, encode_texts, plain_batch
-from evlgen.data.stream import Part
+from evlgen.data.stream import DecodedRows
 from evlgen.miniworld import pool
 from evlgen.model import CaptionModel
 from evlgen.runtime.cpu import prepare_worker
@@ -137,7 +137,7 @@ class Case:
 # --------------------------------------------------------------------------------------- what is timed
 
 
-def pairs(case: Case) -> Part:
+def pairs(case: Case) -> DecodedRows:
     """Images of noise and captions of the miniworld, so that padding is as in a run."""
     tokenizer = mini_tokenizer()
     captions = [pool("web").captions(index)[0] for index in range(case.batch)]
@@ -145,7 +145,7 @@ def pairs(case: Case) -> Part:
     side = shapes(case.scale).vision.image_size
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(256, (case.batch, side, side, 3), dtype=torch.uint8, generator=noise)
-    return Part(images, ids, lengths)
+    return DecodedRows(images, ids, lengths)
 
 
 def build_frozen(case: Case, device: torch.device) -> tuple[FrozenVision, FrozenLanguage]:
@@ -172,7 +172,7 @@ def build_captioner(
     config: QFormerConfig | TomeFormerConfig, vision: FrozenVision, language: FrozenLanguage
 ) -> CaptionModel:
     """In training mode, on the device of the frozen parts."""
-    model = CaptionModel(build_connector(config), language, vision.width)
+    model = CaptionModel(ImageEncoder(vision), build_connector(config), language)
     return model.to(language.model.device).train()
 
 
@@ -184,31 +184,31 @@ def build_reference(case: Case) -> ReferenceCaptioner:
     return ReferenceCaptioner(sizes.vision, sizes.qformer, sizes.language, image_id, dtype).train()
 
 
-def cached_loss(model: CaptionModel, vision: FrozenVision, part: Part) -> Loss:
+def cached_loss(model: CaptionModel, vision: FrozenVision, part: DecodedRows) -> Loss:
     """The features have been computed once, as in a run with ``data.cache``; a step only reads them."""
     features = vision.encode(part.images.numpy()).to(torch.float16).numpy()
     cache = PairPool("web", features[None], part.text_ids[:, None], part.lengths[:, None])
 
     def loss() -> Tensor:
         batch = plain_batch(cache, np.arange(len(cache))).to(model.norm.weight.device)
-        value: Tensor = model(batch.features, batch.text_ids, batch.text_mask)
+        value: Tensor = model(batch.images, batch.text_ids, batch.text_mask)
         return value
 
     return loss
 
 
-def streamed_loss(model: CaptionModel, vision: FrozenVision, part: Part) -> Loss:
+def streamed_loss(model: CaptionModel, vision: FrozenVision, part: DecodedRows) -> Loss:
     """A step encodes its images, as in a run without ``data.cache``, the paper's among them."""
 
     def loss() -> Tensor:
-        batch = part.encoded(vision)
-        value: Tensor = model(batch.features, batch.text_ids, batch.text_mask)
+        batch = part.batch().to(model.norm.weight.device)
+        value: Tensor = model(batch.images, batch.text_ids, batch.text_mask)
         return value
 
     return loss
 
 
-def reference_loss(model: ReferenceCaptioner, part: Part) -> Loss:
+def reference_loss(model: ReferenceCaptioner, part: DecodedRows) -> Loss:
     """What transformers' processor makes of the pairs is made once: a step does not do it again."""
     inputs = reference_inputs(model, part)
 
@@ -219,7 +219,7 @@ def reference_loss(model: ReferenceCaptioner, part: Part) -> Loss:
     return loss
 
 
-def reference_inputs(model: ReferenceCaptioner, part: Part) -> dict[str, Tensor]:
+def reference_inputs(model: ReferenceCaptioner, part: DecodedRows) -> dict[str, Tensor]:
     """Pixels, token ids (image, beginning of sequence, text), their mask, and labels on the text alone."""
     device, config = model.blip.device, model.blip.config
     text = torch.from_numpy(part.text_ids[:, : part.lengths.max()].astype(np.int64))  # (B, T)

@@ -31,9 +31,10 @@ from evlgen.config import ConnectorConfig, OptimConfig, QFormerConfig, TomeForme
 from evlgen.connector_base import Connector
 from evlgen.connectors import build_connector
 from evlgen.cost import image_features, step_cost
+from evlgen.optimizer import build_optimizer
 from evlgen.runtime.cpu import prepare_worker
 from evlgen.runtime.files import write_atomic
-from evlgen.training import autocast, build_optimizer
+from evlgen.training import autocast
 from experiments.scales import get
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -98,7 +98,7 @@ def attention_to_prompt(
     before = llm.config._attn_implementation
     llm.set_attn_implementation("eager")  # the others do not give their probabilities
     try:
-        output = model.read(prompt, text_ids, output_attentions=True)
+        output = model.language_output(prompt, text_ids, output_attentions=True)
     finally:
         llm.set_attn_implementation(before)
     entropy, mass = [], []
@@ -140,7 +140,7 @@ def _validate_captions(model: CaptionModel, pool: PairPool, batch_size: int, see
     by_length = np.argsort(pool.lengths[:, 0], kind="stable")  # so that little of a batch is padding
     indices = [by_length[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     batches = [plain_batch(pool, index).to(device) for index in indices]
-    found = torch.cat([model.soft_prompt(batch.features).float() for batch in batches])
+    found = torch.cat([model.soft_prompt(model.encode(batch.images)).float() for batch in batches])
     prompts = found[torch.from_numpy(np.argsort(by_length)).to(device)]  # (M, N_out, D_llm), as in the pool
     other = prompts[derangement(len(prompts), seed).to(device)]
     mean = prompts.mean(0, keepdim=True)
@@ -178,11 +178,11 @@ def _validate_represent(model: Stage1Model, pool: PairPool, batch_size: int, see
     for start in range(0, len(pool), batch_size):
         batch = plain_batch(pool, np.arange(start, min(start + batch_size, len(pool)))).to(device)
         if "itc" in names:
-            images.append(model.embed_images(batch.features))
+            images.append(model.embed_images(batch.images))
             texts.append(model.embed_texts(batch.text_ids, batch.text_mask))
         size = len(batch.text_ids)
         if size > 1:  # negatives come from the batch
-            losses = model.losses(batch.features, batch.text_ids, batch.text_mask, generator)
+            losses = model.losses(batch.images, batch.text_ids, batch.text_mask, generator)
             sums += size * np.array([float(getattr(losses, name)) for name in names])
             count += size
     means: list[float] = (sums / max(count, 1)).tolist()

@@ -1,8 +1,8 @@
-"""Image features + connector + language model: what is trained, and how it captions and answers.
+"""The captioner from top to bottom: image encoder -> LayerNorm -> connector -> projection -> language model.
 
-Only the LayerNorm on the image features, the connector and the projection to the width of the language model
-are trained (PAPER). The language model is not a submodule of what is trained: parameters, state dict and
-training mode of a model here are those of the trained parts alone, so nothing can thaw it by accident.
+LayerNorm, connector and projection are trained, image encoder and language model are frozen (PAPER). The
+frozen models are not submodules: parameters, state dict and training mode of a model here are those of its
+trained parts alone, so nothing can thaw a frozen one by accident.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from evlgen.backbones.language import (
     text_tokenizer,
 )
 from evlgen.backbones.pretrained import tensors_hash
+from evlgen.backbones.vision import ImageEncoder
 from evlgen.config import (
     EvalConfig,
     QFormerConfig,
@@ -43,17 +44,18 @@ from evlgen.stage1 import Stage1Model
 
 
 class CaptionModel(nn.Module):
-    """Frozen features -> LayerNorm -> connector -> projection -> soft prompt of a frozen language model.
+    """The captioner of the paper, also BLIP-2's second stage if the connector is a Q-Former.
 
     Args:
-        connector: gives (B, N_out, D) from (B, N, D_in).
+        encoder: the frozen image encoder, (B, S, S, 3) uint8 pixels -> (B, N, D_in) features.
+        connector: (B, N, D_in) -> (B, N_out, D).
         language: the frozen language model; its parameters are set to need no gradient.
-        feature_width: D_in.
     """
 
-    def __init__(self, connector: Connector, language: FrozenLanguage, feature_width: int) -> None:
+    def __init__(self, encoder: ImageEncoder, connector: Connector, language: FrozenLanguage) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(feature_width)
+        self.encoder = encoder
+        self.norm = nn.LayerNorm(connector.config.input_width)
         self.connector = connector
         self.projection = nn.Linear(connector.config.width, language.width)
         language.model.eval().requires_grad_(False)
@@ -61,24 +63,27 @@ class CaptionModel(nn.Module):
 
     # ------------------------------------------------------------------------------------- training
 
+    def forward(self, images: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Mean cross-entropy (nats) of the text tokens, given the image (PAPER: the only loss).
+
+        Args:
+            images: (B, S, S, 3) uint8 pixels, or their cached features, (B, N, D_in) float.
+            text_ids: (B, T) int64, right-padded, each text closed by a newline.
+            text_mask: (B, T) bool, False at padding.
+        """
+        features = self.encode(images)  # (B, N, D_in)
+        prompt = self.soft_prompt(features)  # (B, N_out, D_llm)
+        return self.token_losses(prompt, text_ids, text_mask).mean()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 pixels -> (B, N, D_in) features; features from a cache pass as they are."""
+        features: Tensor = self.encoder(images)
+        return features.to(self.norm.weight.device)
+
     def soft_prompt(self, features: Tensor) -> Tensor:
         """(B, N, D_in) image features -> (B, N_out, D_llm)."""
         prompt: Tensor = self.projection(self.connector(self.norm(features)))
         return prompt
-
-    def loss(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Mean cross-entropy (nats) of the text tokens, given the image (PAPER: the only loss).
-
-        Args:
-            features: (B, N, D_in).
-            text_ids: (B, T) int64, right-padded, each text closed by a newline.
-            text_mask: (B, T) bool, False at padding.
-        """
-        return self.token_losses(self.soft_prompt(features), text_ids, text_mask).mean()
-
-    def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """As `loss`."""
-        return self.loss(features, text_ids, text_mask)
 
     def token_losses(self, prompt: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Cross-entropy (nats, float32 at least) of every text token, (K,) for K tokens in the mask.
@@ -91,39 +96,42 @@ class CaptionModel(nn.Module):
         """
         length = text_ids.shape[1]
         labelled = text_mask.flatten().nonzero()[:, 0]
-        # Of a decoder, position P - 1 + t foretells text token t; T5's writes from its first position on.
+        # A decoder predicts text token t at position P - 1 + t, T5's decoder at position t.
         with self._precision():
             if self.language.has_plain_head:
-                hidden = self.read(prompt, text_ids).last_hidden_state[:, -length:]  # (B, T, D_llm)
+                output = self.language_output(prompt, text_ids)
+                hidden = output.last_hidden_state[:, -length:]  # (B, T, D_llm)
                 hidden = hidden.flatten(0, 1).index_select(0, labelled)  # the (K, D_llm) that have a label
                 logits = self.language.model.get_output_embeddings()(hidden)
             else:
-                logits = self.read(prompt, text_ids, with_head=True).logits[:, -length:]  # (B, T, V)
+                output = self.language_output(prompt, text_ids, with_head=True)
+                logits = output.logits[:, -length:]  # (B, T, V)
                 logits = logits.flatten(0, 1).index_select(0, labelled)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.cross_entropy(logits, text_ids.flatten().index_select(0, labelled), reduction="none")
 
-    def read(self, prompt: Tensor, text_ids: Tensor, with_head: bool = False, **options: Any) -> Any:
-        """What the language model makes of a prompt (B, N_out, D_llm) and a text (B, T).
+    def language_output(
+        self, prompt: Tensor, text_ids: Tensor, with_head: bool = False, **options: Any
+    ) -> Any:
+        """Output of the language model, as `transformers` gives it; its last T positions predict the text.
 
         Args:
-            with_head: up to the logits; an encoder-decoder always gives them.
-            options: of the model's forward, such as ``output_attentions``.
-
-        Returns:
-            The output of `transformers`. Its last T positions foretell the text.
+            prompt: (B, N_out, D_llm).
+            text_ids: (B, T) int64.
+            with_head: compute the logits, too; an encoder-decoder always does.
+            options: for the model's forward, such as ``output_attentions``.
         """
         llm = self.language.model
         if self.language.is_encoder_decoder:
             shifted = F.pad(text_ids[:, :-1], (1, 0), value=llm.generation_config.decoder_start_token_id)
-            inputs, _ = self._ask(prompt, [[]] * len(prompt))
-            return llm(inputs_embeds=inputs, decoder_input_ids=shifted, use_cache=False, **options)
+            embeds, _ = self.generation_inputs(prompt, [[]] * len(prompt))
+            return llm(inputs_embeds=embeds, decoder_input_ids=shifted, use_cache=False, **options)
         body = llm if with_head else llm.base_model
-        return body(inputs_embeds=self.inputs(prompt, text_ids), use_cache=False, **options)
+        return body(inputs_embeds=self.inputs_embeds(prompt, text_ids), use_cache=False, **options)
 
-    def inputs(self, prompt: Tensor, text_ids: Tensor) -> Tensor:
-        """What a decoder reads: beginning-of-sequence token, soft prompt (P positions), text.
+    def inputs_embeds(self, prompt: Tensor, text_ids: Tensor) -> Tensor:
+        """Input embeddings of a decoder: soft prompt with beginning-of-sequence token (P positions), text.
 
         Args:
             prompt: (B, N_out, D_llm).
@@ -132,79 +140,83 @@ class CaptionModel(nn.Module):
         Returns:
             (B, P + T - 1, D_llm): the last token of the longest text predicts nothing.
         """
-        return torch.cat([self._prefix(prompt), self._embed(text_ids[:, :-1])], 1)
+        return torch.cat([self._with_bos(prompt), self._embed_tokens(text_ids[:, :-1])], 1)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Where the trained parts run in mixed precision, a language model in fp16 or bf16 keeps its own.
+        """Autocast in the dtype of a half-precision language model, where the trained parts use another one.
 
-        The two may differ: T5 overflows in fp16.
+        T5 overflows in fp16.
         """
         dtype, device = self.language.model.dtype, self.norm.weight.device.type
         if dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(device):
             return torch.autocast(device, dtype)
         return contextlib.nullcontext()
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed_tokens(self, ids: Tensor) -> Tensor:
         """(..., T) ids -> (..., T, D_llm)."""
         embedded: Tensor = self.language.model.get_input_embeddings()(ids)
         return embedded
 
-    def _prefix(self, prompt: Tensor) -> Tensor:
-        """Soft prompt and beginning-of-sequence token, where the language model wants it: (B, P, D_llm)."""
+    def _with_bos(self, prompt: Tensor) -> Tensor:
+        """(B, P, D_llm): the soft prompt with the beginning-of-sequence token, where there is one."""
         prompt = prompt.to(self.language.model.dtype)
         if self.language.bos_position == "none":
             return prompt
         bos_id = self.language.tokenizer.bos_token_id
-        bos = self._embed(torch.full((len(prompt), 1), bos_id, device=prompt.device))  # (B, 1, D_llm)
+        bos = self._embed_tokens(torch.full((len(prompt), 1), bos_id, device=prompt.device))  # (B, 1, D_llm)
         return torch.cat([bos, prompt] if self.language.bos_position == "first" else [prompt, bos], 1)
 
     # ----------------------------------------------------------------------------------- generation
 
-    def caption(self, features: Tensor, evaluation: EvalConfig) -> list[str]:
+    def caption(self, images: Tensor, evaluation: EvalConfig) -> list[str]:
         """Captions by beam search, ended by a newline (PAPER: beam 5, 8 to 30 tokens).
 
-        Lengths are in generated tokens: at least ``min_length`` in front of the newline, at most
-        ``max_length`` with it.
+        Lengths are in generated tokens: at least ``min_length`` before the newline, at most ``max_length``
+        including it.
 
         Args:
-            features: (B, N, D_in).
+            images: (B, S, S, 3) uint8 pixels, or their features, (B, N, D_in) float.
         """
         with evaluating(self):
-            soft, lengths = self.soft_prompt(features), (evaluation.min_length, evaluation.max_length)
+            prompt = self.soft_prompt(self.encode(images))
+            lengths = evaluation.min_length, evaluation.max_length
             with self._precision():
-                return self._generate(*self._ask(soft, [[]] * len(soft)), evaluation.beams, *lengths, 1.0)
+                inputs = self.generation_inputs(prompt, [[]] * len(prompt))
+                return self._generate(*inputs, evaluation.beams, *lengths, length_penalty=1.0)
 
-    def answer(self, features: Tensor, questions: Sequence[str], evaluation: EvalConfig) -> list[str]:
+    def answer(self, images: Tensor, questions: Sequence[str], evaluation: EvalConfig) -> list[str]:
         """Short answers (PAPER: "Question: {} Short answer:", beam 5, 1 to 10 tokens, length penalty 0).
 
         Args:
-            features: (B, N, D_in), one image a question.
+            images: as in `caption`, one image a question.
         """
         with evaluating(self):
             rows = self.language.tokenizer([PROMPT.format(q) for q in questions], add_special_tokens=False)
-            soft, lengths = self.soft_prompt(features), (1, evaluation.answer_max_length)
+            prompt = self.soft_prompt(self.encode(images))
+            lengths = 1, evaluation.answer_max_length
             with self._precision():
-                return self._generate(*self._ask(soft, rows["input_ids"]), evaluation.beams, *lengths, 0.0)
+                inputs = self.generation_inputs(prompt, rows["input_ids"])
+                return self._generate(*inputs, evaluation.beams, *lengths, length_penalty=0.0)
 
-    def _ask(self, prompt: Tensor, questions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """All that is read before the first word is written: (B, P + L, D_llm) and its mask (B, P + L).
+    def generation_inputs(self, prompt: Tensor, questions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """``inputs_embeds`` (B, P + L, D_llm) and ``attention_mask`` (B, P + L) for ``generate``.
 
         Args:
             prompt: (B, N_out, D_llm).
-            questions: token ids; an encoder-decoder's are closed by ``</s>``, an empty one, too (LAVIS).
+            questions: token ids. An encoder-decoder's are closed by ``</s>``, empty ones included (LAVIS).
         """
         if self.language.is_encoder_decoder:
             questions = [[*row, self.language.end_id] for row in questions]
-        return self._append_left_padded(self._prefix(prompt), questions)
+        return self._append_left_padded(self._with_bos(prompt), questions)
 
     def _append_left_padded(self, prefix: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Prefix (B, P, D) and texts, padded in front: (B, P + L, D) and their mask (B, P + L)."""
+        """Prefix (B, P, D) and texts with padding in front: (B, P + L, D) and their mask (B, P + L)."""
         device = prefix.device
         lengths = torch.tensor([len(row) for row in rows], device=device)
         longest = int(lengths.max())
         padded = [list(row) + [0] * (longest - len(row)) for row in rows]
         ids = torch.tensor(padded, dtype=torch.long, device=device)  # (B, L)
-        right = torch.cat([prefix, self._embed(ids)], 1)  # padding behind
+        right = torch.cat([prefix, self._embed_tokens(ids)], 1)  # padding behind
         place = torch.arange(right.shape[1], device=device) - (longest - lengths)[:, None]  # (B, P + L)
         source = (place % right.shape[1])[..., None].expand_as(right)  # a rotation brings it to the front
         return right.gather(1, source), (place >= 0).long()
@@ -212,13 +224,13 @@ class CaptionModel(nn.Module):
     def _generate(
         self, prompt: Tensor, mask: Tensor, beams: int, shortest: int, longest: int, length_penalty: float
     ) -> list[str]:
-        """Beam search after a prompt of embeddings (B, P, D_llm) with its mask (B, P), padding in front."""
+        """Beam search from embeddings (B, P, D_llm) and their mask (B, P), with padding in front."""
         llm, tokenizer = self.language.model, self.language.tokenizer
         options: dict[str, Any] = {}
         if not self.language.is_encoder_decoder:
             cache = options["past_key_values"] = DynamicCache(config=llm.config)
             if prompt.shape[1] > 1:
-                # The beams of an example share its prompt: it is read once, not once a beam.
+                # The beams of an example share its prompt, so it is processed once and not once a beam.
                 positions = (mask.cumsum(1) - 1).clamp(min=0)
                 llm.base_model(
                     inputs_embeds=prompt[:, :-1],
@@ -255,7 +267,7 @@ Model = CaptionModel | Stage1Model
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside, the former mode afterwards."""
+    """Eval mode and no gradients inside the context, the former mode after it."""
     training = model.training
     model.eval()
     try:
@@ -269,39 +281,39 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def build_model(config: RunConfig) -> Model:
-    """The untrained model of a run. Weights come from torch's global generator: seed it before.
+    """The untrained model of a run. Seed torch's global generator before: it draws the weights.
 
     Raises:
         UserError: the stage does not fit the connector, or something has a name that does not exist.
     """
-    width = config.connector.input_width
+    encoder = ImageEncoder(config.vision)
     if config.stage == "caption":
-        return CaptionModel(build_connector(config.connector), build_language(config.language), width)
+        return CaptionModel(encoder, build_connector(config.connector), build_language(config.language))
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
     tokenizer, _ = text_tokenizer(text_reader(config))
     connector = build_connector(config.connector, len(tokenizer) + 1)  # one id more than words: [DEC]
     assert isinstance(connector, QFormer)
     class_id = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-    return Stage1Model(connector, width, int(class_id), config.objectives)
+    return Stage1Model(encoder, connector, int(class_id), config.objectives)
 
 
-# ------------------------------------------------------------------------------------ saving, looking
+# ------------------------------------------------------------------------------------ saving and loading
 
 
 def save_trained(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the trained parts (norm, connector, projection) as safetensors, atomically.
 
     Args:
-        metadata: goes into the header as JSON under one key, ``evlgen``: the order of several keys would
-            be random, and the same weights would not give the same bytes.
+        metadata: for the header, as JSON under the one key ``evlgen``: safetensors writes several keys in
+            random order, so the same weights would not give the same bytes.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomic(path, save(tensors, metadata={"evlgen": json.dumps(dict(metadata), sort_keys=True)}))
 
 
 def load_trained(model: Model, path: Path) -> None:
-    """Read what `save_trained` wrote.
+    """Load what `save_trained` wrote.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
@@ -345,8 +357,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def parameter_counts(model: Model) -> dict[str, int]:
-    """Parameters of each part: ``norm``, ``connector``, ``projection`` (trained), ``language`` (frozen)."""
+    """Parameters of each part: ``norm``, ``connector``, ``projection`` (trained), ``language (frozen)``.
+
+    Of the image encoder only what is trained is counted: where features are cached it is not loaded at all.
+    """
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    if not counts["encoder"]:
+        del counts["encoder"]
     if isinstance(model, CaptionModel):
         counts["language (frozen)"] = sum(p.numel() for p in model.language.model.parameters())
     return counts

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evlgen.backbones.vision import ImageEncoder
 from evlgen.config import Objective
 from evlgen.errors import UserError
 from evlgen.qformer import KeyValue, QFormer
@@ -234,9 +235,10 @@ def hard_negatives(similarity: Tensor, generator: torch.Generator | None = None)
 
 
 class Stage1Model(nn.Module):
-    """BLIP-2's first stage: LayerNorm on the image features and a Q-Former with its text branch, no LLM.
+    """BLIP-2's first stage: image encoder -> LayerNorm -> Q-Former with its text branch, no LLM.
 
     Args:
+        encoder: the frozen image encoder, (B, S, S, 3) uint8 pixels -> (B, N, D_in) features.
         connector: a Q-Former whose ``vocab_size`` has room for one id more than the tokenizer: [DEC].
         class_id: the token put in front of each text, whose output stands for it ([CLS]).
         objectives: the losses that are computed.
@@ -244,31 +246,40 @@ class Stage1Model(nn.Module):
 
     def __init__(
         self,
+        encoder: ImageEncoder,
         connector: QFormer,
-        feature_width: int,
         class_id: int,
         objectives: Sequence[Objective] = OBJECTIVES,
     ) -> None:
         super().__init__()
         self.objectives = tuple(objectives)
-        self.norm = nn.LayerNorm(feature_width)
+        self.encoder = encoder
+        self.norm = nn.LayerNorm(connector.config.input_width)
         self.connector = connector
         self.class_id = class_id
         self.decode_id = connector.config.vocab_size - 1
 
     def losses(
         self,
-        features: Tensor,
+        images: Tensor,
         text_ids: Tensor,
         text_mask: Tensor,
         generator: torch.Generator | None = None,
         ranks: Ranks = ALONE,
     ) -> Stage1Losses:
-        """ITC, ITM and image-grounded LM loss of a batch; arguments as of `CaptionModel.loss`."""
+        """ITC, ITM and image-grounded LM loss of a batch.
+
+        Args:
+            images: (B, S, S, 3) uint8 pixels, or their cached features, (B, N, D_in) float.
+            text_ids: (B, T) int64, right-padded.
+            text_mask: (B, T) bool, False at padding.
+            generator: draws the hard negatives; None: torch's global one.
+            ranks: the processes whose batches give the negatives.
+        """
         ids, mask = self._with_class(text_ids, text_mask)
         return stage1_losses(
             self.connector,
-            self.norm(features),
+            self.norm(self.encode(images)),
             ids,
             mask,
             self.decode_id,
@@ -277,17 +288,18 @@ class Stage1Model(nn.Module):
             objectives=self.objectives,
         )
 
-    def loss(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Sum of the losses."""
-        return self.losses(features, text_ids, text_mask).total
+    def forward(self, images: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Sum of the losses; arguments as in `losses`."""
+        return self.losses(images, text_ids, text_mask).total
 
-    def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """As `loss`."""
-        return self.loss(features, text_ids, text_mask)
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 pixels -> (B, N, D_in) features; features from a cache pass as they are."""
+        features: Tensor = self.encoder(images)
+        return features.to(self.norm.weight.device)
 
-    def embed_images(self, features: Tensor) -> Tensor:
-        """(B, N, D_in) -> (B, Q, E) unit vectors of the contrastive space."""
-        queries = self.connector(self.norm(features))
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Pixels (B, S, S, 3) or features (B, N, D_in) -> (B, Q, E) unit vectors of the contrastive space."""
+        queries = self.connector(self.norm(self.encode(images)))
         return F.normalize(self.connector.image_projection(queries), dim=-1)
 
     def embed_texts(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:

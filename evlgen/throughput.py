@@ -71,16 +71,18 @@ def training_flops(model: Model, batch: Batch) -> float:
     """FLOPs that training on one pair of this batch needs, from a forward pass of its own over the batch.
 
     The backward pass of what is trained takes twice its forward pass, that of the frozen language model once,
-    for it has gradients of its inputs only. The frozen image encoder is not counted: its features are given.
+    for it has gradients of its inputs only. The frozen image encoder is not counted.
     """
     trained, frozen = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with evaluating(model):
         if isinstance(model, CaptionModel):
+            features = model.encode(batch.images)
             with trained:
-                prompt = model.soft_prompt(batch.features)
+                prompt = model.soft_prompt(features)
             with frozen:
                 model.token_losses(prompt, batch.text_ids, batch.text_mask)
         else:
+            features = model.encode(batch.images)
             with trained:
-                model.losses(batch.features, batch.text_ids, batch.text_mask)
+                model.losses(features, batch.text_ids, batch.text_mask)
     return (3 * trained.get_total_flops() + 2 * frozen.get_total_flops()) / len(batch.text_ids)

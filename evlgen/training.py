@@ -1,4 +1,4 @@
-"""The training loop of both stages: learning rate, precision, validation, checkpoints, log.
+"""The training loop of both stages: steps, validation, checkpoints, log.
 
 A step is a pure function of the state before it and of (config, step): which pairs it sees and what its
 dropout, random matchings and sampled negatives are comes from (seed, step) and not from a generator's past.
@@ -19,29 +19,20 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evlgen.backbones.language import forget_languages
-from evlgen.backbones.vision import build_vision
 from evlgen.config import OptimConfig, RunConfig, to_json
-from evlgen.data.pairs import (
-    Batch,
-    TrainingData,
-    draw_batch,
-    load_training_data,
-    plain_batch,
-    text_tokens,
-)
+from evlgen.data.batches import StepBatches, TrainingData
+from evlgen.data.pairs import Batch
 from evlgen.data.sampling import NOISE, WEIGHTS, hashed
-from evlgen.data.stream import Part, parts_of_steps
 from evlgen.diagnostics import validate
 from evlgen.errors import UserError
 from evlgen.model import (
@@ -52,13 +43,12 @@ from evlgen.model import (
     parameter_counts,
     save_trained,
 )
+from evlgen.optimizer import build_optimizer, learning_rate
 from evlgen.runtime.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.runtime.files import disk_errors, remove_leftovers, write_atomic
 from evlgen.stage1 import Stage1Model, add_present, check_objectives
 from evlgen.throughput import peak_flops, training_flops
-
-__all__ = ["Progress", "Stop", "TrainingData", "learning_rate", "load_training_data", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -88,31 +78,6 @@ class Stop(Exception):
     """Raised by a ``progress`` function: end the training after this step, with a checkpoint of it."""
 
 
-# ------------------------------------------------------------------------------------------ optimiser
-
-
-def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Learning rate of update ``step`` (from 0): linear warm-up, then cosine (PAPER).
-
-    ``warmup_lr`` at step 0, ``lr`` at ``warmup_steps``, and from there half a cosine down to ``min_lr``, for
-    which the turn would come at ``steps``.
-    """
-    if step < optim.warmup_steps:
-        return optim.warmup_lr + (optim.lr - optim.warmup_lr) * step / optim.warmup_steps
-    share = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
-    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: not on biases, normalisation weights, or other vectors."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
-
-
 # ----------------------------------------------------------------------------------------------- loop
 
 
@@ -128,25 +93,6 @@ class _State:
     validation: dict[str, float] = field(default_factory=dict)
 
 
-class _Stopwatch:
-    """Seconds spent on training."""
-
-    def __init__(self) -> None:
-        self._before, self._since = 0.0, time.perf_counter()
-
-    def set(self, seconds: float) -> None:
-        self._before, self._since = seconds, time.perf_counter()
-
-    def read(self) -> float:
-        return self._before + time.perf_counter() - self._since
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        seconds = self.read()
-        yield
-        self.set(seconds)
-
-
 def train(
     config: RunConfig,
     folder: Path,
@@ -155,25 +101,25 @@ def train(
     init_folder: Path | None = None,
     model: Model | None = None,
 ) -> dict[str, float]:
-    """Train a run, or what is left of it; both stages.
+    """Train a run of either stage, from its checkpoint if it has one.
 
     Writes ``metrics.jsonl``, checkpoints and, at the end, ``connector.safetensors`` (the trained parts).
 
     Where a process group is open (`evlgen.runtime.distributed.init_from_environment`), all its ranks call
-    this with
-    the same arguments and a folder that all of them see. Rank 0 writes and reports progress; all return the
-    same, once the files are there.
+    this with the same arguments and a folder that all of them see. Rank 0 writes and reports progress; all
+    return the same, once the files are there.
 
     Args:
-        folder: the run's folder; a checkpoint in it is taken up.
-        data: from `load_training_data`.
-        progress: called now and then. What it raises ends the training; `Stop` does after a checkpoint.
+        folder: the run's folder; training resumes from a checkpoint in it.
+        data: from `evlgen.data.batches.load_training_data`.
+        progress: called several times a second at most. What it raises ends the training; `Stop` ends it
+            after a checkpoint.
         init_folder: folder of the finished ``represent`` run to start from, for a config with ``init_from``.
         model: the model to train, instead of the one that ``config`` describes.
 
     Returns:
         ``steps``; ``samples``, the pairs seen in them; ``train_seconds``, over all resumptions and without
-        validation; ``resumed_from``, the step at which this call took up the work; ``trained_parameters``;
+        validation; ``resumed_from``, the step at which this call resumed; ``trained_parameters``;
         and the measurements at the end (`evlgen.diagnostics.validate`).
 
     Raises:
@@ -199,94 +145,37 @@ def _train(
     ranks: Ranks,
 ) -> dict[str, float]:
     optim = config.optim
+    checkpoints = _Checkpoints(folder, config, data, ranks)
     watch = _Stopwatch()
-    identity = {"config": json.dumps(to_json(config), sort_keys=True), "data": data.fingerprint}
-    saved = _load_newest(folder, ranks)
-    losses: list[Tensor] = []  # since the last line of the log
-    if saved is not None:
-        watch.set(_restore(state, saved, identity, folder, ranks))
-        losses = [loss.to(device) * ranks.is_first for loss in saved.get("losses", ())]
-        del saved
+    losses = checkpoints.resume(state, watch, device)
     ranks.copy_from_first(state.model)
     start = state.step
-    if ranks.is_first:
-        _cut_metrics(folder / METRICS, start)
+    with watch.paused():
+        utilisation = _Utilisation.of(config, data, state, device, ranks)
+    log_book = _Log(folder / METRICS, config, watch, utilisation, ranks, losses)
+    log_book.cut_after(start)
+    reporter = _Reporter(progress, optim.steps, log_book, ranks)
     parts = _parts(optim, ranks)
-    peak = peak_flops(device, optim.precision)
-    flops = 0.0  # of a pair
-    if peak is not None and start < optim.steps:
-        rows = max(2, optim.batch_size // (optim.accumulate * ranks.size))
-        if data.stream is None:
-            batch = draw_batch(data.pools, config.seed, start, optim.batch_size, slice(rows)).to(device)
-        else:
-            batch = plain_batch(data.validation, np.arange(rows) % len(data.validation)).to(device)
-        with watch.paused(), autocast(device, optim.precision):
-            flops = training_flops(state.model, batch)
-
-    reader = _cached_steps if data.stream is None else _streamed_steps
-    steps = reader(config, data, range(start, optim.steps), parts, device, ranks)
-    every = max(1, optim.steps // _LOG_POINTS)
-    last_loss: float | None = None
-    stop: Stop | None = None
-    logged_at = watch.read()
-    reported_at = pace = 0.0
-    while state.step < optim.steps:
-        step = state.step
-        is_last = step + 1 == optim.steps
-        is_validation = is_last or (step + 1) % optim.eval_every == 0
-        is_checkpoint = is_last or (step + 1) % optim.checkpoint_every == 0
-        # A checkpoint that was planned is at a line of the log; only one at a stop holds losses in between.
-        is_logged = is_checkpoint or is_validation or step == 0 or (step + 1) % every == 0
-
-        batches, tokens = next(steps)
-        loss, norm = _update(state, batches, tokens, config, device, ranks, wants_norm=is_logged)
-        losses.append(loss)
-
-        line: dict[str, float] = {}
-        if is_logged:
-            last_loss = float(ranks.sum(torch.stack(losses).mean()))  # waits for the device
-            if not math.isfinite(last_loss):
-                raise FloatingPointError(
-                    f"the loss is {last_loss} at step {state.step}; try a lower optim.lr than {optim.lr:g}"
-                )
-            pace = len(losses) * optim.batch_size / max(watch.read() - logged_at, 1e-9)
-            line = {
-                "step": state.step,
-                "loss": last_loss,
-                "lr": learning_rate(step, optim),
-                "grad_norm": float(norm),
-                "samples_per_second": pace,
-            }
-            if peak is not None:
-                line["mfu"] = pace * flops / (peak * ranks.size)
-            if state.scaler.is_enabled():
-                line["loss_scale"] = state.scaler.get_scale()
-                if not math.isfinite(line["grad_norm"]):  # the scaler has left this update out
-                    del line["grad_norm"]
-            losses.clear()
-            logged_at = watch.read()
-        if ranks.is_first and (is_logged or time.monotonic() - reported_at > _PROGRESS_SECONDS):
-            reported_at = time.monotonic()
-            stop = _report(progress, Progress("train", state.step, optim.steps, last_loss, pace), ranks)
-        if is_validation:
+    steps = data.source.steps(config.seed, range(start, optim.steps), optim.batch_size, parts, device, ranks)
+    for batches in steps:
+        due = _Due.at(state.step, optim)
+        loss, norm = _update(state, batches, config, device, ranks, wants_norm=due.log)
+        log_book.losses.append(loss)
+        line = log_book.line(state, norm) if due.log else {}
+        reporter.report("train", state.step, at_once=due.log)
+        if due.validation:
+            reporter.report("validate", state.step)
             with watch.paused():
-                now = Progress("validate", state.step, optim.steps, last_loss, pace)
-                stop = _report(progress, now, ranks) or stop
                 state.validation = _validate(state, data, config, device, ranks)
             line |= state.validation
-        stops: bool = ranks.broadcast(stop is not None)
-        if ranks.is_first and (line or stops):
-            _append_metrics(folder / METRICS, line, to_disk=is_checkpoint or stops)
-        if is_checkpoint or stops:
-            whole = [ranks.sum(loss.clone()) for loss in losses]  # none but at a stop between two lines
-            if ranks.is_first:
-                save_checkpoint(folder, {**_snapshot(state, watch.read(), identity, ranks), "losses": whole})
+        stops: bool = ranks.broadcast(reporter.stop is not None)
+        log_book.write(line, to_disk=due.checkpoint or stops)
+        if due.checkpoint or stops:
+            checkpoints.save(state, watch.read(), log_book.losses)
         if stops:
-            raise stop or Stop
-
+            raise reporter.stop or Stop
     if ranks.is_first:
-        config_hash = hashlib.sha256(identity["config"].encode()).hexdigest()[:16]
-        save_trained(state.model, folder / CONNECTOR, {**identity, "config_hash": config_hash})
+        checkpoints.save_weights(state.model)
     result = {
         "steps": state.step,
         "samples": state.step * optim.batch_size,
@@ -295,63 +184,8 @@ def _train(
         "trained_parameters": sum(p.numel() for p in state.model.parameters()),
         **state.validation,
     }
-    told: dict[str, float] = ranks.broadcast(result)  # nobody leaves before the files are there
-    return told
-
-
-_Step = tuple[Iterable[Batch], int | None]
-
-
-def _cached_steps(
-    config: RunConfig,
-    data: TrainingData,
-    steps: range,
-    parts: list[slice],
-    device: torch.device,
-    ranks: Ranks,
-) -> Iterator[_Step]:
-    """This rank's parts of each step's batch, and `_update`'s ``tokens``; features come from the cache."""
-    size = config.optim.batch_size
-    for step in steps:
-        batches = (draw_batch(data.pools, config.seed, step, size, rows).to(device) for rows in parts)
-        tokens = None
-        if config.optim.accumulate * ranks.size > 1:
-            tokens = text_tokens(data.pools, config.seed, step, size)
-        yield batches, tokens
-
-
-def _streamed_steps(
-    config: RunConfig,
-    data: TrainingData,
-    steps: range,
-    parts: list[slice],
-    device: torch.device,
-    ranks: Ranks,
-) -> Iterator[_Step]:
-    """As `_cached_steps`; images come decoded from other processes and are encoded in the step."""
-    assert data.stream is not None
-    encoder = build_vision(config.vision)
-
-    def encoded(part: Part) -> Batch:
-        with autocast(device, config.optim.precision):
-            return part.encoded(encoder).to(device)
-
-    for read in parts_of_steps(data.stream, config.seed, steps, config.optim.batch_size, parts):
-        tokens = None
-        if config.optim.accumulate * ranks.size > 1:
-            tokens = int(ranks.sum(torch.tensor(sum(part.tokens for part in read), device=device)))
-        yield (encoded(part) for part in read), tokens
-
-
-def _report(progress: Callable[[Progress], None], now: Progress, ranks: Ranks) -> Stop | None:
-    """Tell where the run is, on rank 0; returns the wish to stop, which is for the end of the step."""
-    if not ranks.is_first:
-        return None
-    try:
-        progress(now)
-    except Stop as stop:
-        return stop
-    return None
+    result = ranks.broadcast(result)  # nobody leaves before the files are there
+    return result
 
 
 def _parts(optim: OptimConfig, ranks: Ranks) -> list[slice]:
@@ -363,17 +197,42 @@ def _parts(optim: OptimConfig, ranks: Ranks) -> list[slice]:
     return [slice(start, start + rows) for start in starts]
 
 
+@dataclass(frozen=True)
+class _Due:
+    """What follows the update of a step.
+
+    A checkpoint that was planned is always at a line of the log, so only one at a stop holds losses since the
+    last line.
+    """
+
+    log: bool
+    validation: bool
+    checkpoint: bool
+
+    @classmethod
+    def at(cls, step: int, optim: OptimConfig) -> _Due:
+        """After update ``step`` (from 0)."""
+        done = step + 1
+        is_last = done == optim.steps
+        validation = is_last or done % optim.eval_every == 0
+        checkpoint = is_last or done % optim.checkpoint_every == 0
+        is_line = step == 0 or done % max(1, optim.steps // _LOG_POINTS) == 0
+        return cls(checkpoint or validation or is_line, validation, checkpoint)
+
+
 def _validate(
     state: _State, data: TrainingData, config: RunConfig, device: torch.device, ranks: Ranks
 ) -> dict[str, float]:
     """Validation on rank 0, while the others wait; on all if the language model is spread over them."""
-    together = config.optim.llm_placement == "shard"
-    found: dict[str, float] = {}
-    if ranks.is_first or together:
+    measured: dict[str, float] = {}
+    if ranks.is_first or config.optim.llm_placement == "shard":
         with autocast(device, config.optim.precision):
-            found = validate(state.model, data.validation)
-    told: dict[str, float] = ranks.broadcast(found)
-    return told
+            measured = validate(state.model, data.validation)
+    measured = ranks.broadcast(measured)
+    return measured
+
+
+# ---------------------------------------------------------------------------------- before the first step
 
 
 def _check(
@@ -454,38 +313,37 @@ def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
             delattr(block, "forward")
 
 
+# ------------------------------------------------------------------------------------------------- update
+
+
 def _update(
     state: _State,
-    batches: Iterable[Batch],
-    tokens: int | None,
+    batches: StepBatches,
     config: RunConfig,
     device: torch.device,
     ranks: Ranks,
     wants_norm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One update.
-
-    Args:
-        batches: this rank's parts of the step's batch.
-        tokens: text tokens of all parts of all ranks; None if there is one part and one rank.
+    """One update: forward and backward passes of all parts, then the optimiser's step.
 
     Returns:
-        This rank's share of the loss, a summand, and the norm of the gradient where it is wanted or clipped.
+        This rank's share of the loss, a summand, and the norm of the gradient, 0 unless it is wanted or
+        clipped.
     """
     optim = config.optim
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, optim)
     state.optimizer.zero_grad(set_to_none=True)
     total = None
-    for part, batch in enumerate(batches):
+    for part, batch in enumerate(batches.parts):
         key = (NOISE, config.seed, state.step, *([part] if optim.accumulate > 1 else []))
         torch.manual_seed(_seed(*key, *([ranks.index] if ranks.size > 1 else [])))
         with autocast(device, optim.precision), _recomputed(state.recomputed):
-            if tokens is None:
-                loss = state.model(batch.features, batch.text_ids, batch.text_mask)
+            if batches.tokens is None:
+                loss = state.model(batch.images, batch.text_ids, batch.text_mask)
             else:
                 negatives = torch.Generator(device).manual_seed(_seed(*key))  # the same on all ranks
-                loss = _share_of_loss(state.model, batch, tokens, optim, negatives, ranks)
+                loss = _share_of_loss(state.model, batch, batches.tokens, optim, negatives, ranks)
         state.scaler.scale(loss).backward()
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
@@ -507,8 +365,8 @@ def _share_of_loss(
     """What a part of a rank adds to the loss of the step; the sum over parts and ranks is the loss."""
     own_tokens = batch.text_mask.sum()
     if isinstance(model, CaptionModel):
-        return model(batch.features, batch.text_ids, batch.text_mask) * own_tokens / tokens
-    losses = model.losses(batch.features, batch.text_ids, batch.text_mask, negatives, ranks)
+        return model(batch.images, batch.text_ids, batch.text_mask) * own_tokens / tokens
+    losses = model.losses(batch.images, batch.text_ids, batch.text_mask, negatives, ranks)
     of_pairs = None  # a mean over pairs; that of the LM is one over tokens
     if losses.itc is not None or losses.itm is not None:
         of_pairs = add_present((losses.itc, losses.itm)) / (optim.accumulate * ranks.size)
@@ -527,83 +385,242 @@ def _seed(*key: int) -> int:
     return int(hashed(*key)[0]) >> 1
 
 
-# ------------------------------------------------------------------------------ checkpoints and log
+# ------------------------------------------------------------------------------------------- checkpoints
 
 
-def _load_newest(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
-    """The newest whole checkpoint, on every rank; rank 0 tidies up first what a kill has left.
+class _Stopwatch:
+    """Seconds spent on training, without validation, over all resumptions."""
 
-    Raises:
-        UserError: a rank does not see the checkpoint that rank 0 sees.
-    """
-    saved = None
-    if ranks.is_first:
-        for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
-            remove_leftovers(folder / name)
-        saved = load_checkpoint(folder)
-    step = ranks.broadcast(None if saved is None else saved["step"])
-    if step is not None and not ranks.is_first:
-        saved = load_checkpoint(folder)
-        if saved is None or saved["step"] != step:
+    def __init__(self) -> None:
+        self.set(0.0)
+
+    def set(self, seconds: float) -> None:
+        self._before, self._since = seconds, time.perf_counter()
+
+    def read(self) -> float:
+        return self._before + time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        seconds = self.read()
+        yield
+        self.set(seconds)
+
+
+class _Checkpoints:
+    """Checkpoints and final weights of a run. Rank 0 writes; all ranks read, and save together."""
+
+    def __init__(self, folder: Path, config: RunConfig, data: TrainingData, ranks: Ranks) -> None:
+        self.folder, self.ranks = folder, ranks
+        self.identity = {"config": json.dumps(to_json(config), sort_keys=True), "data": data.fingerprint}
+
+    def resume(self, state: _State, watch: _Stopwatch, device: torch.device) -> list[Tensor]:
+        """Load the newest checkpoint, if there is one, into state and stopwatch.
+
+        Returns:
+            The losses since the last line of the log.
+
+        Raises:
+            UserError: the checkpoint is of another config or of other data, or a rank does not see it.
+        """
+        saved = self._newest()
+        if saved is None:
+            return []
+        if any(saved[key] != value for key, value in self.identity.items()):
             raise UserError(
-                f"{folder}: rank {ranks.index} does not see the checkpoint of step {step} that rank 0 sees; "
-                "the folder must be on a file system that all machines share"
+                f"{self.folder}: has a checkpoint of another run or of other data; use an empty folder"
             )
-    return saved
+        state.model.load_state_dict(saved["model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.scaler.load_state_dict(saved["scaler"])
+        state.step, state.validation = saved["step"], saved["validation"]
+        watch.set(float(saved["train_seconds"]))
+        if self.ranks.is_first:
+            log.info("%s: resumed at step %d", self.folder, state.step)
+            if (before := saved.get("processes", 1)) != self.ranks.size:
+                log.warning(
+                    "%s: %d processes until step %d, %d from here on: pairs and loss are the same, but not "
+                    "dropout and the order of sums, so the weights will not be those of an uninterrupted run",
+                    *(self.folder, before, state.step, self.ranks.size),
+                )
+        return [loss.to(device) * self.ranks.is_first for loss in saved.get("losses", ())]
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, on every rank; rank 0 first removes what a kill has left."""
+        saved = None
+        if self.ranks.is_first:
+            for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
+                remove_leftovers(self.folder / name)
+            saved = load_checkpoint(self.folder)
+        step = self.ranks.broadcast(None if saved is None else saved["step"])
+        if step is not None and not self.ranks.is_first:
+            saved = load_checkpoint(self.folder)
+            if saved is None or saved["step"] != step:
+                raise UserError(
+                    f"{self.folder}: rank {self.ranks.index} does not see the checkpoint of step {step} that "
+                    "rank 0 sees; the folder must be on a file system that all machines share"
+                )
+        return saved
+
+    def save(self, state: _State, seconds: float, losses: Sequence[Tensor]) -> None:
+        """Write a checkpoint. Generators need not be saved: every step seeds them itself.
+
+        Args:
+            seconds: of training so far.
+            losses: this rank's, since the last line of the log; none but at a stop between two lines.
+        """
+        whole = [self.ranks.sum(loss.clone()) for loss in losses]
+        if self.ranks.is_first:
+            content = {
+                **self.identity,
+                "step": state.step,
+                "processes": self.ranks.size,
+                "train_seconds": seconds,
+                "validation": state.validation,
+                "model": state.model.state_dict(),
+                "optimizer": state.optimizer.state_dict(),
+                "scaler": state.scaler.state_dict(),
+                "losses": whole,
+            }
+            save_checkpoint(self.folder, content)
+
+    def save_weights(self, model: Model) -> None:
+        """Write the trained parts, with the config in the header."""
+        config_hash = hashlib.sha256(self.identity["config"].encode()).hexdigest()[:16]
+        save_trained(model, self.folder / CONNECTOR, {**self.identity, "config_hash": config_hash})
 
 
-def _snapshot(state: _State, seconds: float, identity: dict[str, str], ranks: Ranks) -> dict[str, Any]:
-    """What a checkpoint holds. Generators need not be saved: every step seeds them itself."""
-    return {
-        **identity,
-        "step": state.step,
-        "processes": ranks.size,
-        "train_seconds": seconds,
-        "validation": state.validation,
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scaler": state.scaler.state_dict(),
-    }
+# ---------------------------------------------------------------------------------------- log and progress
 
 
-def _restore(
-    state: _State, saved: dict[str, Any], identity: dict[str, str], folder: Path, ranks: Ranks
-) -> float:
-    """Put a checkpoint's content in place; returns the seconds that were spent until then.
+@dataclass(frozen=True)
+class _Utilisation:
+    """Of the device's arithmetic (MFU, see `evlgen.throughput`).
 
-    Raises:
-        UserError: the checkpoint is of another config or of other data.
+    Attributes:
+        peak: FLOP/s of all ranks' devices.
+        flops: that training on a pair takes.
     """
-    if any(saved[key] != value for key, value in identity.items()):
-        raise UserError(f"{folder}: has a checkpoint of another run or of other data; use an empty folder")
-    state.model.load_state_dict(saved["model"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.scaler.load_state_dict(saved["scaler"])
-    state.step, state.validation = saved["step"], saved["validation"]
-    if ranks.is_first:
-        log.info("%s: taken up at step %d", folder, state.step)
-        if (before := saved.get("processes", 1)) != ranks.size:
-            log.warning(
-                "%s: %d processes until step %d, %d from here on: pairs and loss are the same, but not "
-                "dropout and the order of sums, so the weights will not be those of an uninterrupted run",
-                *(folder, before, state.step, ranks.size),
+
+    peak: float
+    flops: float
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, data: TrainingData, state: _State, device: torch.device, ranks: Ranks
+    ) -> _Utilisation | None:
+        """None where the peak of the device is not known, or no step is left."""
+        optim, peak = config.optim, peak_flops(device, config.optim.precision)
+        if peak is None or state.step >= optim.steps:
+            return None
+        rows = max(2, optim.batch_size // (optim.accumulate * ranks.size))
+        batch = data.source.batch(config.seed, state.step, optim.batch_size, slice(rows)).to(device)
+        with autocast(device, optim.precision):
+            return cls(peak * ranks.size, training_flops(state.model, batch))
+
+
+class _Log:
+    """The lines of ``metrics.jsonl``; rank 0 writes them.
+
+    Attributes:
+        losses: this rank's shares since the last line.
+        loss: of the last line (nats), None before the first.
+        pace: samples a second between the last two lines.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        watch: _Stopwatch,
+        utilisation: _Utilisation | None,
+        ranks: Ranks,
+        losses: list[Tensor],
+    ) -> None:
+        self.path, self.optim, self.watch, self.ranks = path, config.optim, watch, ranks
+        self.utilisation, self.losses = utilisation, losses
+        self.loss: float | None = None
+        self.pace = 0.0
+        self._since = watch.read()
+
+    def line(self, state: _State, norm: Tensor) -> dict[str, float]:
+        """The line of the last update, with the mean loss since the line before; waits for the device.
+
+        Raises:
+            FloatingPointError: the loss is no longer a number.
+        """
+        optim = self.optim
+        self.loss = float(self.ranks.sum(torch.stack(self.losses).mean()))
+        if not math.isfinite(self.loss):
+            raise FloatingPointError(
+                f"the loss is {self.loss} at step {state.step}; try a lower optim.lr than {optim.lr:g}"
             )
-    return float(saved["train_seconds"])
+        self.pace = len(self.losses) * optim.batch_size / max(self.watch.read() - self._since, 1e-9)
+        line = {
+            "step": state.step,
+            "loss": self.loss,
+            "lr": learning_rate(state.step - 1, optim),
+            "grad_norm": float(norm),
+            "samples_per_second": self.pace,
+        }
+        if self.utilisation is not None:
+            line["mfu"] = self.pace * self.utilisation.flops / self.utilisation.peak
+        if state.scaler.is_enabled():
+            line["loss_scale"] = state.scaler.get_scale()
+            if not math.isfinite(line["grad_norm"]):  # the scaler has skipped this update
+                del line["grad_norm"]
+        self.losses.clear()
+        self._since = self.watch.read()
+        return line
+
+    def write(self, line: dict[str, float], to_disk: bool) -> None:
+        """Append a line, if there is something in it.
+
+        Args:
+            to_disk: do not return before it is there: a checkpoint must not outlive the lines before it.
+        """
+        if not self.ranks.is_first or not (line or to_disk):
+            return
+        with disk_errors(self.path), self.path.open("a") as file:
+            if line:
+                file.write(json.dumps(line) + "\n")
+            if to_disk:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def cut_after(self, step: int) -> None:
+        """Leave the lines up to ``step``: what came after the checkpoint will be written again."""
+        if self.ranks.is_first:
+            kept = [
+                json.dumps(line) + "\n" for line in read_metrics(self.path.parent) if line["step"] <= step
+            ]
+            write_atomic(self.path, "".join(kept).encode())
 
 
-def _append_metrics(path: Path, line: dict[str, float], to_disk: bool) -> None:
-    with disk_errors(path), path.open("a") as file:
-        if line:
-            file.write(json.dumps(line) + "\n")
-        if to_disk:  # a checkpoint must not outlive the lines before it
-            file.flush()
-            os.fsync(file.fileno())
+class _Reporter:
+    """Reports progress on rank 0.
 
+    Attributes:
+        stop: what asked for the training to end after this step, if something did.
+    """
 
-def _cut_metrics(path: Path, step: int) -> None:
-    """Leave the lines up to ``step``: what came after the checkpoint will be written again."""
-    kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
-    write_atomic(path, "".join(kept).encode())
+    def __init__(
+        self, progress: Callable[[Progress], None], steps: int, log_book: _Log, ranks: Ranks
+    ) -> None:
+        self.progress, self.steps, self.log_book, self.ranks = progress, steps, log_book, ranks
+        self.stop: Stop | None = None
+        self._reported_at = 0.0
+
+    def report(self, phase: str, step: int, at_once: bool = True) -> None:
+        """Say where the run is; not more often than every ``_PROGRESS_SECONDS`` unless ``at_once``."""
+        now = time.monotonic()
+        if not self.ranks.is_first or not (at_once or now - self._reported_at > _PROGRESS_SECONDS):
+            return
+        self._reported_at = now
+        try:
+            self.progress(Progress(phase, step, self.steps, self.log_book.loss, self.log_book.pace))
+        except Stop as stop:
+            self.stop = stop
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

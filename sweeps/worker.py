@@ -125,7 +125,7 @@ def _train(
 
     from evlgen import training
     from evlgen.data import worlds
-    from evlgen.data.pairs import load_training_data
+    from evlgen.data.batches import load_training_data
 
     first = None if init_folder is None else Path(init_folder)
     if first is not None and store.read_if_whole(first / "outcome.json") is None:

@@ -126,15 +126,14 @@ class FrozenVision:
     image_size: int = 64
 
     def encode(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, tokens, width) float32, on the CPU."""
+        """(B, S, S, 3) uint8 -> (B, tokens, width) float32, on the CPU."""
         return self.features(torch.from_numpy(images)).cpu()
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8, anywhere -> (B, tokens, width) float32, on the encoder's device."""
+        """(B, S, S, 3) uint8 on any device -> (B, tokens, width) float32, on the encoder's device."""
         device = next(self.model.parameters()).device
         return self.of_pixels(images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255)
 
-    @torch.no_grad()
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in 0..1, on the encoder's device -> (B, tokens, width) float32."""
         dtype = next(self.model.parameters()).dtype
@@ -165,13 +164,62 @@ def weights_file(name: str) -> Path:
     return path
 
 
-@functools.lru_cache(maxsize=4)
+class ImageEncoder(nn.Module):
+    """The frozen image encoder as the first part of a model; loaded when the first pixels come.
+
+    The frozen weights are not parameters of this module. Modules that are trained inside the encoder belong
+    here as submodules: they are then in the model's state dict, and features carry gradients.
+
+    Args:
+        vision: name of the encoder for `build_vision`, or the encoder itself.
+    """
+
+    def __init__(self, vision: str | FrozenVision) -> None:
+        super().__init__()
+        self._vision = vision
+
+    @property
+    def vision(self) -> FrozenVision:
+        """The encoder.
+
+        Raises:
+            UserError: as `build_vision`.
+        """
+        if isinstance(self._vision, str):
+            self._vision = build_vision(self._vision)
+        return self._vision
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, N, D_in) float of images, on the encoder's device.
+
+        Args:
+            images: (B, S, S, 3) uint8 pixels. Anything else is features from a cache, returned as they are.
+                Frozen features are rounded to fp16, as a cache holds them.
+        """
+        if images.dtype != torch.uint8:
+            return images
+        is_trained = any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(is_trained and torch.is_grad_enabled()):
+            features = self.vision.features(images)
+        return features if is_trained else features.to(torch.float16).float()
+
+
 def build_vision(name: str) -> FrozenVision:
-    """The frozen image encoder called ``name``; a path names CLIP's folder or EVA-CLIP ViT-g/14 weights.
+    """The frozen image encoder called ``name``, the same object each time; it draws no random numbers.
+
+    Args:
+        name: of the miniature or of `evlgen.backbones.pretrained.SOURCES`, or the path of CLIP's folder or of
+            EVA-CLIP ViT-g/14 weights.
 
     Raises:
         UserError: unknown name, or its weights are missing.
     """
+    with torch.random.fork_rng(devices=[]):
+        return _build(name)
+
+
+@functools.lru_cache(maxsize=4)
+def _build(name: str) -> FrozenVision:
     if name == "mini-vit":
         return _build_mini()
     if name == "mini-clip":

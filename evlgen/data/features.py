@@ -1,8 +1,8 @@
 """Frozen image features, computed once and kept on disk.
 
-The image encoder never changes, so its output for an image is computed once and read ever after. A cache file
-is an ordinary ``.npy``, (views, images, tokens, width) in fp16, opened as a memory map: processes that train
-side by side share its pages.
+The image encoder never changes, so its output for an image is computed once. A cache file is an ordinary
+``.npy``, (views, images, tokens, width) in fp16, opened as a memory map: processes that train side by side
+share its pages.
 
 Augmentation stays possible: a cache holds ``views`` versions of each image, and training draws one of them
 each time. View 0 is the plain image, every other one a random resized crop (scale 0.5 to 1, bicubic: the
@@ -92,26 +92,6 @@ def load(path: Path) -> npt.NDArray[np.float16]:
     """Memory map of a cache file, (views, images, tokens, width)."""
     features: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     return features
-
-
-class Encoded:
-    """Features of a pool, computed when they are asked for; indexed like the array of a cache file."""
-
-    def __init__(self, world: World, pool: str, encoder: FrozenVision) -> None:
-        self.world, self.pool, self.encoder = world, pool, encoder
-
-    def __getitem__(self, order: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-        """(B, tokens, width) features of the images ``order``, (B,).
-
-        Raises:
-            UserError: an image cannot be read.
-        """
-        images = images_of(self.world, self.pool, order.tolist(), self.encoder.image_size)
-        features: npt.NDArray[np.float16] = self.encoder.encode(images).to(torch.float16).numpy()
-        return features
-
-
-ImageFeatures = npt.NDArray[np.float16] | Encoded
 
 
 def images_of(

@@ -1,4 +1,4 @@
-"""Training pairs that are decoded anew each time: no cache holds the features of 104M images.
+"""Training pairs decoded anew whenever they are drawn: no cache holds the features of 104M images.
 
 What a step sees is a pure function of (seed, step), as with cached features: which pairs, which of their
 captions, how each image is cropped and flipped. So a step can be read by any process, ahead of its turn, and
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from evlgen.backbones.vision import FrozenVision
 from evlgen.data.base import World
 from evlgen.data.images import Pixels, UnreadableImage, augmented
-from evlgen.data.pairs import Batch, Texts
+from evlgen.data.pairs import Batch, Texts, batch_of
 from evlgen.data.readers.json_lists import UnreadableCaption
 from evlgen.data.sampling import CAPTION, hashed, shuffled
 from evlgen.errors import UserError
@@ -52,12 +51,12 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """What there is to read, and how it is told to the language model."""
+        """What there is to read, and how its captions are tokenized."""
         pools = [(*pool, self._count(*pool), self.world.version(pool[0])) for pool in self.pools]
         texts = (len(self.texts.tokenizer), self.texts.end_id, self.texts.max_tokens)
         return repr((self.world.name, pools, self.side, self.encoder, texts))
 
-    def read(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> Part:
+    def read(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> DecodedRows:
         """The rows of a step's batch: a pure function of the arguments and of the files.
 
         A pair whose image or caption is damaged is replaced by the next one of its pool that is whole.
@@ -80,7 +79,7 @@ class Stream:
             images.append(augmented(image, self.side, self.world.flips, *key))
             texts.append(captions[int(hashed(CAPTION, *key)[0] % np.uint64(len(captions)))])
         ids, lengths = self.texts.encode(texts)
-        return Part(torch.from_numpy(np.stack(images)), ids, lengths, tuple(damaged))
+        return DecodedRows(torch.from_numpy(np.stack(images)), ids, lengths, tuple(damaged))
 
     def _drawn(
         self, seed: int, step: int, batch_size: int
@@ -109,8 +108,8 @@ class Stream:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Rows of a batch before the image encoder.
+class DecodedRows:
+    """Rows of a step's batch, as pixels.
 
     Attributes:
         images: (B, S, S, 3) uint8.
@@ -129,22 +128,18 @@ class Part:
         """Text tokens, closing ones among them."""
         return int(self.lengths.sum())
 
-    def encoded(self, encoder: FrozenVision) -> Batch:
-        """With the features of the frozen encoder, rounded to fp16 as cached ones are, on its device."""
-        features = encoder.features(self.images).to(torch.float16).float()
-        longest = int(self.lengths.max())
-        ids = torch.from_numpy(self.text_ids[:, :longest].astype(np.int64))
-        mask = torch.from_numpy(np.arange(longest) < self.lengths[:, None])
-        return Batch(features, ids.to(features.device), mask.to(features.device))
+    def batch(self) -> Batch:
+        """For a model."""
+        return batch_of(self.images, self.text_ids, self.lengths)
 
 
 # ---------------------------------------------------------------------------------- reading ahead
 
 
-def parts_of_steps(
+def decoded_steps(
     stream: Stream, seed: int, steps: range, batch_size: int, parts: Sequence[slice]
-) -> Iterator[list[Part]]:
-    """This process's parts of one step after the other, read ahead by `decoders` processes.
+) -> Iterator[list[DecodedRows]]:
+    """This process's parts of one step after the other, decoded ahead by `decoders` processes.
 
     Raises:
         UserError: as `Stream.read`.
@@ -193,12 +188,12 @@ def decoders() -> int:
 
 
 class _Steps(Dataset[Any]):
-    """Step -> this rank's parts of it, or what a user must mend."""
+    """Step -> this rank's parts of it, or the message of a user error."""
 
     def __init__(self, stream: Stream, seed: int, batch_size: int, parts: Sequence[slice]) -> None:
         self.stream, self.seed, self.batch_size, self.parts = stream, seed, batch_size, parts
 
-    def __getitem__(self, step: int) -> list[Part] | str:
+    def __getitem__(self, step: int) -> list[DecodedRows] | str:
         try:
             return [self.stream.read(self.seed, step, self.batch_size, rows) for rows in self.parts]
         except UserError as error:  # the loader would wrap its message in a traceback

@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from evlgen.backbones.vision import build_vision
 from evlgen.config import RunConfig
 from evlgen.data import features, worlds
-from evlgen.data.features import ImageFeatures
+from evlgen.data.batches import PoolImages, evaluation_images
 from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
 from evlgen.model import CaptionModel, build_model, load_trained
@@ -72,21 +70,17 @@ def evaluate(
     wanted = dict(config.evaluation.sets)
     for name, size in sets:
         pool = world.pool_of(name)
-        stored: ImageFeatures
-        if config.data.cache:
-            stored = features.load(features.ensure(pool, wanted[name], config.vision, 1, world.name))[0]
-        else:
-            stored = features.Encoded(world, pool, build_vision(config.vision))
+        images = evaluation_images(config, pool, wanted[name])
         order = np.arange(size)
         if name in world.caption_sets:
-            captions[name] = _named(caption_all(captioner, config, stored, order, advance))
+            captions[name] = _named(caption_all(captioner, config, images, order, advance))
             continue
         questions = [world.question(name, i).text for i in range(size)]
-        answers[name] = _named(answer_all(captioner, config, stored, order, questions, advance))
+        answers[name] = _named(answer_all(captioner, config, images, order, questions, advance))
         if size > 1:
             other = derangement(size).numpy()
             answers[f"{name}_shuffled"] = _named(
-                answer_all(captioner, config, stored, other, questions, advance)
+                answer_all(captioner, config, images, other, questions, advance)
             )
     text = json.dumps({"captions": captions, "answers": answers}, indent=1)
     write_atomic(folder / PREDICTIONS, text.encode())
@@ -95,16 +89,16 @@ def evaluate(
 def caption_all(
     model: CaptionModel,
     config: RunConfig,
-    stored: ImageFeatures,
+    images: PoolImages,
     order: npt.NDArray[np.int64],
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """Captions of the images ``order`` of (images, tokens, width) features."""
+    """Captions of the images ``order``."""
     found: list[str] = []
     for start in range(0, len(order), config.evaluation.batch_size):
         some = order[start : start + config.evaluation.batch_size]
         with autocast(_device(model), config.optim.precision):
-            found += model.caption(_gather(stored, some, _device(model)), config.evaluation)
+            found += model.caption(images[some].to(_device(model)), config.evaluation)
         advance(len(some))
     return found
 
@@ -112,7 +106,7 @@ def caption_all(
 def answer_all(
     model: CaptionModel,
     config: RunConfig,
-    stored: ImageFeatures,
+    images: PoolImages,
     order: npt.NDArray[np.int64],
     questions: Sequence[str],
     advance: Callable[[int], None] = lambda _: None,
@@ -126,9 +120,8 @@ def answer_all(
     for start in range(0, len(by_length), config.evaluation.batch_size):
         some = by_length[start : start + config.evaluation.batch_size]
         with autocast(_device(model), config.optim.precision):
-            texts = model.answer(
-                _gather(stored, order[some], _device(model)), [questions[i] for i in some], config.evaluation
-            )
+            shown = images[order[some]].to(_device(model))
+            texts = model.answer(shown, [questions[i] for i in some], config.evaluation)
         for i, text in zip(some, texts, strict=True):
             found[i] = text
         advance(len(some))
@@ -145,13 +138,11 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
         UserError: as `evaluate`, or there is no such pool.
     """
     captioner = load_captioner(config, folder)
-    encoder = build_vision(config.vision)
     world = worlds.of(config.data)
-    images = features.images_of(
-        world, pool or world.pool_of(world.caption_sets[0]), indices, encoder.image_size
-    )
-    stored = encoder.encode(images).to(torch.float16).numpy()
-    return caption_all(captioner, config, stored, np.arange(len(indices)))
+    side = captioner.encoder.vision.image_size
+    pixels = features.images_of(world, pool or world.pool_of(world.caption_sets[0]), indices, side)
+    encoded = captioner.encode(torch.from_numpy(pixels))  # in one batch
+    return caption_all(captioner, config, encoded, np.arange(len(indices)))
 
 
 def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None = None) -> CaptionModel:
@@ -169,11 +160,6 @@ def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None =
 
 def _device(model: CaptionModel) -> torch.device:
     return model.norm.weight.device
-
-
-def _gather(stored: ImageFeatures, order: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """(B, tokens, width) float32."""
-    return torch.from_numpy(stored[order].astype(np.float32)).to(device)
 
 
 def _named(texts: list[str]) -> dict[str, str]:

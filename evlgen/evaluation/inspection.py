@@ -26,7 +26,8 @@ from torch import Tensor
 
 from evlgen.config import RunConfig
 from evlgen.cost import is_counted, linear_macs
-from evlgen.data.pairs import PairPool, load_training_data
+from evlgen.data.batches import load_training_data
+from evlgen.data.pairs import PairPool
 from evlgen.evaluation import merge_maps, soft_prompts
 from evlgen.evaluation.decoding import load_captioner
 from evlgen.model import CaptionModel, evaluating

@@ -55,7 +55,16 @@ from transformers.modeling_outputs import CausalLMOutput
 from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.backbones.language import ENCODER_DECODERS, PLAIN_HEADS, FrozenLanguage, build_language
 from evlgen.backbones.pretrained import first_mismatch, read_state
-from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, ClipViT, MiniViT, MiniViTConfig, build_vision
+from evlgen.backbones.vision import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipViT,
+    FrozenVision,
+    ImageEncoder,
+    MiniViT,
+    MiniViTConfig,
+    build_vision,
+)
 from evlgen.config import TomeFormerConfig, from_json, to_json
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError
@@ -163,9 +172,11 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = model_class.from_config(config.text_config)
         self.vision = _build_encoder(config.vision)
         self.caption_model = CaptionModel(
+            ImageEncoder(
+                FrozenVision(self.vision, connector.input_width, tokens=0, fingerprint="")
+            ),  # for caches alone
             build_connector(dataclasses.replace(connector, init="random")),
             self._frozen_language(),
-            connector.input_width,
         )
         start = None
         if writes_apart:
@@ -277,7 +288,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         text, keep = F.pad(input_ids, (0, 1)), input_ids.shape[1] + 1
         options = {} if self.config.text_config.is_encoder_decoder else {"logits_to_keep": keep}
         prompt = self.soft_prompt(pixel_values)
-        output = self.caption_model.read(prompt, text, with_head=True, **options)
+        output = self.caption_model.language_output(prompt, text, with_head=True, **options)
         logits = output.logits[:, -keep:]  # (B, 1 + T, V)
         loss = None
         if labels is not None:
@@ -327,7 +338,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     torch.zeros(len(prompt), 0, dtype=torch.long, device=prompt.device),
                     None,
                 )
-            inputs = self.caption_model.inputs(prompt, F.pad(input_ids, (0, 1)))  # (B, P + T, D_llm)
+            inputs = self.caption_model.inputs_embeds(prompt, F.pad(input_ids, (0, 1)))  # (B, P + T, D_llm)
             mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
             if attention_mask is not None:
                 if not bool(attention_mask[:, -1].all()):
@@ -348,8 +359,9 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             asked = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
             end = self.config.prompting["end"]
-            rows = [row[:-1] if row[-1:] == [end] else row for row in asked]  # `_ask` closes each
-        inputs, mask = self.caption_model._ask(prompt, rows)
+            # `generation_inputs` closes each
+            rows = [row[:-1] if row[-1:] == [end] else row for row in asked]
+        inputs, mask = self.caption_model.generation_inputs(prompt, rows)
         written = self.language_model.generate(inputs_embeds=inputs, attention_mask=mask, **decoding)
         if isinstance(written, Tensor):
             return written[:, 1:]
@@ -461,7 +473,9 @@ def from_run(
     with torch.device("meta"):  # every part is replaced
         model = EVLGenForConditionalGeneration(config)
     model.language_model, model.vision = language.model, vision.model
-    model.caption_model = CaptionModel(build_connector(connector), model._frozen_language(), vision.width)
+    model.caption_model = CaptionModel(
+        ImageEncoder(vision), build_connector(connector), model._frozen_language()
+    )
     _load_trained(model.caption_model, folder / CONNECTOR)
     model.generation_config.num_beams = run.evaluation.beams
     model.generation_config.min_new_tokens = run.evaluation.min_length

@@ -64,8 +64,8 @@ def test_effective_rank_does_not_depend_on_the_scale(scale):
 def test_attention_entropy_is_that_of_the_probabilities(architecture, bos_position):
     model = tiny.caption_model(architecture=architecture, bos_position=bos_position, dtype=torch.float64)
     batch = plain_batch(tiny.pairs("val", 3), np.arange(3))
-    prompt = model.soft_prompt(batch.features.double()).detach()
-    before = model.loss(batch.features.double(), batch.text_ids, batch.text_mask)
+    prompt = model.soft_prompt(batch.images.double()).detach()
+    before = model(batch.images.double(), batch.text_ids, batch.text_mask)
     found = subject.attention_to_prompt(model, prompt, batch.text_ids, batch.text_mask)
     # by hand: layer by layer from projections of the states that go in
     llm = model.language.model
@@ -75,7 +75,7 @@ def test_attention_entropy_is_that_of_the_probabilities(architecture, bos_positi
     entropies, masses = [], []
     for i in range(3):
         length = int(batch.text_mask[i].sum())
-        inputs = model.inputs(prompt[i : i + 1], batch.text_ids[i : i + 1, :length])
+        inputs = model.inputs_embeds(prompt[i : i + 1], batch.text_ids[i : i + 1, :length])
         for layer in llm.base_model(inputs_embeds=inputs, output_attentions=True).attentions:
             rows = layer[0, :, writer:, first : first + 5]
             assert rows.shape == (2, length, 5)
@@ -86,7 +86,7 @@ def test_attention_entropy_is_that_of_the_probabilities(architecture, bos_positi
     assert found.mass == pytest.approx(float(torch.cat(masses).mean()))
     assert 0 < found.mass < 1
     llm.set_attn_implementation("sdpa")
-    torch.testing.assert_close(model.loss(batch.features.double(), batch.text_ids, batch.text_mask), before)
+    torch.testing.assert_close(model(batch.images.double(), batch.text_ids, batch.text_mask), before)
 
 
 def test_measuring_attention_leaves_the_implementation_as_it_was():
@@ -104,9 +104,9 @@ def test_validation_losses_are_those_of_the_model():
     found = subject.validate(model, pool, batch_size=4)
     batch = plain_batch(pool, np.arange(10))
     with torch.no_grad():
-        right = model.loss(batch.features, batch.text_ids, batch.text_mask)
-        wrong = model.loss(batch.features[subject.derangement(10)], batch.text_ids, batch.text_mask)
-        mean = model.soft_prompt(batch.features).mean(0, keepdim=True).expand(10, -1, -1)
+        right = model(batch.images, batch.text_ids, batch.text_mask)
+        wrong = model(batch.images[subject.derangement(10)], batch.text_ids, batch.text_mask)
+        mean = model.soft_prompt(batch.images).mean(0, keepdim=True).expand(10, -1, -1)
         blind = model.token_losses(mean, batch.text_ids, batch.text_mask).mean()
     assert found["val_loss"] == pytest.approx(float(right), rel=1e-5)
     assert found["shuffled_loss"] == pytest.approx(float(wrong), rel=1e-5)

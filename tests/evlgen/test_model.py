@@ -81,7 +81,7 @@ def test_loss_equals_cross_entropy_over_the_whole_sequence(architecture, bos_pos
         start = len(inputs) - len(text)
         losses.append(F.cross_entropy(logits[start - 1 : -1], text, reduction="none"))
     expected = torch.cat(losses).mean()
-    assert abs(model.loss(features, ids, mask) - expected) < 1e-10
+    assert abs(model(features, ids, mask) - expected) < 1e-10
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -93,7 +93,7 @@ def test_loss_and_gradient_equal_those_of_transformers(architecture):
     inputs = torch.cat([embed(torch.ones(2, 1, dtype=torch.long)), prompt, embed(ids)], 1)
     labels = torch.cat([torch.full((2, inputs.shape[1] - 6), -100), ids], 1)
     expected = model.language.model(inputs_embeds=inputs, labels=labels).loss
-    loss = model.loss(features, ids, mask)
+    loss = model(features, ids, mask)
     assert abs(loss - expected) < 1e-6  # transformers computes it in float32
     weight = model.projection.weight
     (ours,), (theirs,) = torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight)
@@ -135,7 +135,7 @@ def test_loss_and_captions_equal_those_of_transformers_blip2():
     frozen = tiny.language("opt", "after_prompt", torch.float64)
     torch.manual_seed(2)
     connector = build_connector(tiny.QFORMER, vocab_size=20)  # its text branch is not used
-    model = CaptionModel(connector, frozen, tiny.WIDTH).double().eval()
+    model = CaptionModel(tiny.encoder(), connector, frozen).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.4)
@@ -155,7 +155,7 @@ def test_loss_and_captions_equal_those_of_transformers_blip2():
             attention_mask=torch.cat([torch.ones_like(prompt), mask.long()], 1),
             labels=labels,
         ).loss
-        assert abs(model.loss(features[0], ids, mask) - expected) < 1e-6  # theirs is computed in float32
+        assert abs(model(features[0], ids, mask) - expected) < 1e-6  # theirs is computed in float32
         generated = blip.generate(
             pixel_values=pixels,
             input_ids=prompt,
@@ -176,7 +176,7 @@ def test_padding_does_not_change_the_loss():
     model = tiny.caption_model(dtype=torch.float64)
     features, (ids, mask) = tiny.features(2, torch.float64), texts([4, 3])
     longer = F.pad(ids, (0, 5), value=9), F.pad(mask, (0, 5))
-    assert abs(model.loss(features, ids, mask) - model.loss(features, *longer)) < 1e-12
+    assert abs(model(features, ids, mask) - model(features, *longer)) < 1e-12
 
 
 def test_head_is_computed_only_where_there_is_a_label():
@@ -184,7 +184,7 @@ def test_head_is_computed_only_where_there_is_a_label():
     seen = []
     model.language.model.lm_head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
     ids, mask = texts([5, 2, 7])
-    model.loss(tiny.features(3), ids, mask)
+    model(tiny.features(3), ids, mask)
     assert seen == [(5 + 2 + 7, 16)]
 
 
@@ -220,7 +220,7 @@ def test_only_norm_connector_and_projection_train(connector):
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"norm", "connector", "projection"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids, mask = texts([5, 4])
-    model.loss(tiny.features(2), ids, mask).backward()
+    model(tiny.features(2), ids, mask).backward()
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for _, p in model.named_parameters() if p.ndim > 1
     )
@@ -232,7 +232,7 @@ def test_dropout_of_the_language_model_is_never_active():
     model = tiny.caption_model()  # its OPT has dropout 0.1
     model.train()
     ids, mask = texts([5, 4])
-    first, second = (model.loss(tiny.features(2), ids, mask) for _ in range(2))
+    first, second = (model(tiny.features(2), ids, mask) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -398,7 +398,7 @@ def test_stage1_loss_is_the_sum_of_three_and_reaches_every_parameter():
     batch = (tiny.features(3), ids, mask)
     parts = model.losses(*batch, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    total = model.loss(*batch)
+    total = model(*batch)
     assert torch.isclose(total, parts.itc + parts.itm + parts.lm)
     total.backward()
     unused = [name for name, p in model.named_parameters() if p.grad is None]

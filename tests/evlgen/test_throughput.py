@@ -52,9 +52,9 @@ def test_flops_are_those_of_forward_and_backward(stage):
     """Against a count of the real backward pass, which leaves out a little: inputs that need no gradient."""
     config = tiny.run_config(stage=stage, connector=tiny.QFORMER if stage == "represent" else tiny.TOMEFORMER)
     model = tiny.model_of(config)
-    batch = draw_batch(tiny.training_data().pools, 0, 0, 8)
+    batch = draw_batch(tiny.training_data().source.pools, 0, 0, 8)
     with FlopCounterMode(display=False) as counter:
-        model(batch.features, batch.text_ids, batch.text_mask).backward()
+        model(batch.images, batch.text_ids, batch.text_mask).backward()
     assert training_flops(model, batch) * 8 == pytest.approx(counter.get_total_flops(), rel=0.08)
 
 
@@ -64,7 +64,7 @@ def test_mfu_is_in_the_log_only_where_the_peak_is_known(tmp_path, monkeypatch):
     assert not any("mfu" in line for line in read_metrics(tmp_path / "unknown"))
     monkeypatch.setattr(training, "peak_flops", lambda *_: 1e12)
     train(config, tmp_path / "known", tiny.training_data(), model=tiny.model_of(config))
-    batch = draw_batch(tiny.training_data().pools, 0, 0, 8, slice(4))
+    batch = draw_batch(tiny.training_data().source.pools, 0, 0, 8, slice(4))
     flops = training_flops(tiny.model_of(config), batch)
     for line in read_metrics(tmp_path / "known"):
         assert line["mfu"] == pytest.approx(line["samples_per_second"] * flops / 1e12, rel=1e-9)

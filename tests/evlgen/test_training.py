@@ -23,8 +23,9 @@ from evlgen.data.pairs import draw_batch, encode_texts
 from evlgen.data.sampling import epoch_order, hashed, pairs_of_step
 from evlgen.errors import UserError
 from evlgen.model import weights_checksum
+from evlgen.optimizer import build_optimizer, learning_rate
 from evlgen.runtime import checkpoints, files
-from evlgen.training import Progress, learning_rate, read_metrics, train
+from evlgen.training import Progress, read_metrics, train
 from tests.evlgen import tiny
 
 PAPER = OptimConfig()  # 250K steps, warm-up 5,000, 1e-6 -> 1e-4 -> 1e-5
@@ -80,7 +81,7 @@ def test_learning_rate_stays_in_range_and_rises_once(warmup, steps):
 
 def test_weight_decay_is_for_matrices_only():
     model = tiny.caption_model(tiny.QFORMER)
-    decayed, spared = training.build_optimizer(model, PAPER).param_groups
+    decayed, spared = build_optimizer(model, PAPER).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
     assert decayed["betas"] == (0.9, 0.999)
@@ -134,7 +135,7 @@ def test_batch_has_the_features_and_the_caption_of_its_pairs():
             ]
             assert batch.text_ids[row, :length].tolist() in captions
             views = [
-                np.array_equal(batch.features[row], pool.features[v, place].astype(np.float32))
+                np.array_equal(batch.images[row], pool.features[v, place].astype(np.float32))
                 for v in range(len(pool.features))
             ]
             assert sum(views) == 1
@@ -148,12 +149,12 @@ def test_batch_has_the_features_and_the_caption_of_its_pairs():
 
 
 def test_batch_of_a_step_is_the_same_whatever_was_drawn_before():
-    pools = tiny.training_data().pools
+    pools = tiny.training_data().source.pools
     first = draw_batch(pools, 0, 5, 8)
     for step in (9, 2, 7):
         draw_batch(pools, 0, step, 8)
     again = draw_batch(pools, 0, 5, 8)
-    assert torch.equal(first.features, again.features)
+    assert torch.equal(first.images, again.images)
     assert torch.equal(first.text_ids, again.text_ids)
 
 
@@ -328,7 +329,7 @@ def test_wrong_configs_are_refused_before_anything_is_done(tmp_path, config, mes
 
 def test_divergence_is_reported_with_its_step(tmp_path):
     data = tiny.training_data()
-    data.pools[0].features[:] = np.inf
+    data.source.pools[0].features[:] = np.inf
     with pytest.raises(FloatingPointError, match=r"step 1\b.*optim\.lr"):
         train(tiny.run_config(), tmp_path, data, model=tiny.caption_model())
 

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from evlgen.backbones.language import BosPosition, FrozenLanguage, word_tokenizer
+from evlgen.backbones.vision import ImageEncoder
 from evlgen.config import (
     ConnectorConfig,
     DataConfig,
@@ -21,7 +22,8 @@ from evlgen.config import (
     TomeFormerConfig,
 )
 from evlgen.connectors import build_connector
-from evlgen.data.pairs import PairPool, TrainingData, encode_texts
+from evlgen.data.batches import CachedBatches, TrainingData
+from evlgen.data.pairs import PairPool, encode_texts
 from evlgen.model import CaptionModel, Model
 from evlgen.stage1 import OBJECTIVES, Stage1Model
 
@@ -90,6 +92,11 @@ def language(
     return FrozenLanguage(model.to(dtype), tokenizer, 16, bos_position, newline, "tiny")
 
 
+def encoder() -> ImageEncoder:
+    """It is never loaded: tests give features."""
+    return ImageEncoder("none")
+
+
 def caption_model(
     connector: ConnectorConfig = TOMEFORMER,
     architecture: Literal["opt", "llama"] = "opt",
@@ -98,14 +105,14 @@ def caption_model(
 ) -> CaptionModel:
     frozen = language(architecture, bos_position, dtype)
     torch.manual_seed(2)
-    return CaptionModel(build_connector(connector), frozen, WIDTH).to(dtype)
+    return CaptionModel(encoder(), build_connector(connector), frozen).to(dtype)
 
 
 def stage1_model(objectives: Sequence[Objective] = OBJECTIVES) -> Stage1Model:
     vocabulary = len(word_tokenizer([WORDS]))
     torch.manual_seed(2)
     connector = build_connector(QFORMER, vocabulary + 1)
-    return Stage1Model(connector, WIDTH, 1, objectives)  # type: ignore[arg-type]
+    return Stage1Model(encoder(), connector, 1, objectives)  # type: ignore[arg-type]
 
 
 def model_of(config: RunConfig) -> Model:
@@ -144,7 +151,7 @@ def pool_of(name: str, stored: np.ndarray, texts: Sequence[str], captions: int =
 
 def training_data(size: int = 48, validation: int = 24) -> TrainingData:
     pools = (pairs("web", size - 16, seed=1), pairs("coco", 16, captions=2, seed=2))
-    return TrainingData(pools, pairs("val", validation, seed=3), len(word_tokenizer([WORDS])), "tiny")
+    return TrainingData(CachedBatches(pools), pairs("val", validation, seed=3), "tiny")
 
 
 def run_config(**changes: object) -> RunConfig:

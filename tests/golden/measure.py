@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evlgen.data import worlds
-from evlgen.data.pairs import load_training_data
+from evlgen.data.batches import load_training_data
 from evlgen.evaluation.decoding import evaluate
 from evlgen.evaluation.inspection import inspect
 from evlgen.training import train

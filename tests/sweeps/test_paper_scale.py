@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from evlgen.config import EvalConfig, OptimConfig, QFormerConfig
-from evlgen.data.pairs import load_training_data
+from evlgen.data.batches import load_training_data
 from evlgen.model import build_model
 from evlgen.stage1 import Stage1Model
 from evlgen.training import train

@@ -19,7 +19,8 @@ from evlgen.backbones import language as subject
 from evlgen.backbones.pretrained import SOURCES
 from evlgen.config import DataConfig, EvalConfig
 from evlgen.connectors import build_connector
-from evlgen.data.pairs import encode_texts, load_training_data
+from evlgen.data.batches import load_training_data
+from evlgen.data.pairs import encode_texts
 from evlgen.diagnostics import attention_to_prompt, validate
 from evlgen.errors import UserError
 from evlgen.miniworld import PROMPT
@@ -41,7 +42,7 @@ def folder(tmp_path_factory):
 def captioner(path: Path, dtype: torch.dtype = torch.float64, llm: torch.dtype | None = None) -> CaptionModel:
     frozen = subject.load_language(path, llm or dtype)
     torch.manual_seed(2)
-    model = CaptionModel(build_connector(tiny.TOMEFORMER), frozen, tiny.WIDTH).to(dtype)
+    model = CaptionModel(tiny.encoder(), build_connector(tiny.TOMEFORMER), frozen).to(dtype)
     with torch.no_grad():
         model.projection.weight.mul_(8)  # so that captions differ
     return model
@@ -158,7 +159,7 @@ def test_loss_equals_the_whole_model_one_text_at_a_time(folder, family):
         text = row[kept]
         assert text[-1] == model.language.end_id
         losses.append(F.cross_entropy(naive_logits(model, feature, text), text, reduction="none"))
-    assert abs(model.loss(features, ids, mask) - torch.cat(losses).mean()) < 1e-10
+    assert abs(model(features, ids, mask) - torch.cat(losses).mean()) < 1e-10
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -171,8 +172,8 @@ def test_padding_and_batch_do_not_change_the_loss(folder, family):
         for i, n in enumerate(mask.sum(1).tolist())
     ]
     expected = torch.cat(alone).mean()
-    assert abs(model.loss(features, ids, mask) - expected) < 1e-10
-    assert abs(model.loss(features, *longer) - expected) < 1e-10
+    assert abs(model(features, ids, mask) - expected) < 1e-10
+    assert abs(model(features, *longer) - expected) < 1e-10
 
 
 @pytest.mark.parametrize("family", ["opt", "flan-t5", "t5"])
@@ -181,7 +182,7 @@ def test_loss_and_captions_equal_those_of_transformers_blip2(folder, family):
     frozen = subject.load_language(folder(family), torch.float64)
     torch.manual_seed(2)
     connector = build_connector(tiny.QFORMER, vocab_size=20)  # its text branch is not used
-    model = CaptionModel(connector, frozen, tiny.WIDTH).double().eval()
+    model = CaptionModel(tiny.encoder(), connector, frozen).double().eval()
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.4)
     model.projection.weight.mul_(5)
@@ -209,7 +210,7 @@ def test_loss_and_captions_equal_those_of_transformers_blip2(folder, family):
         attention = torch.cat([torch.ones_like(prompt), mask.long()], 1)
         texts = blip(**inputs, attention_mask=attention).logits[:, -ids.shape[1] - 1 : -1]
         expected = F.cross_entropy(texts[mask], ids[mask])  # their own loss is in float32
-    assert abs(model.loss(features[0], ids, mask) - expected) < 1e-10
+    assert abs(model(features[0], ids, mask) - expected) < 1e-10
     generated = blip.generate(
         **{**inputs, "input_ids": prompt},
         attention_mask=torch.ones_like(prompt),
@@ -317,12 +318,12 @@ def test_a_training_step_leaves_the_language_model_as_it_is(folder, family):
     before = models.weights_checksum(model.language.model)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    first = model.loss(*batch)
-    assert torch.equal(first, model.loss(*batch))  # no dropout
+    first = model(*batch)
+    assert torch.equal(first, model(*batch))  # no dropout
     first.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1)
     optimizer.step()
-    assert model.loss(*batch) < first
+    assert model(*batch) < first
     assert models.weights_checksum(model.language.model) == before
 
 
@@ -337,9 +338,9 @@ def test_half_precision_keeps_its_own_type_under_autocast(folder, family, half):
         for part in module.modules():
             if isinstance(part, torch.nn.Linear):
                 part.register_forward_hook(lambda _m, _i, out, name=name: seen[name].add(out.dtype))
-    expected = captioner(folder(family), torch.float32).loss(tiny.features(3), *encoded(model))
+    expected = captioner(folder(family), torch.float32)(tiny.features(3), *encoded(model))
     with torch.autocast("cpu", other):
-        loss = model.loss(tiny.features(3), *encoded(model))
+        loss = model(tiny.features(3), *encoded(model))
         assert len(model.caption(tiny.features(2), DECODING)) == 2
     assert seen["trained"] == {other}
     assert half in seen["frozen"]

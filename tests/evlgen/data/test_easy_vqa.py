@@ -9,7 +9,7 @@ from PIL import Image
 
 from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.data import worlds
-from evlgen.data.pairs import load_training_data
+from evlgen.data.batches import load_training_data
 from evlgen.data.readers import easy_vqa as subject
 from evlgen.errors import UserError
 from evlgen.evaluation.scores import RunPredictions, score_runs
@@ -75,8 +75,8 @@ def test_what_a_run_reads(package):
     )
     assert worlds.problems(config) == []
     data = load_training_data(config)
-    assert (len(data.pools[0]), len(data.validation)) == (4, 2)
-    assert data.pools[0].features.shape == (1, 4, 65, 96)
+    assert (len(data.source.pools[0]), len(data.validation)) == (4, 2)
+    assert data.source.pools[0].features.shape == (1, 4, 65, 96)
 
 
 def test_answers_are_scored_by_exact_match(package):

@@ -8,7 +8,7 @@ import torch
 
 from evlgen.config import DataConfig
 from evlgen.cost import connector_macs
-from evlgen.data.pairs import load_training_data
+from evlgen.data.batches import load_training_data
 from evlgen.diagnostics import effective_rank
 from evlgen.evaluation import inspection as subject
 from evlgen.evaluation import merge_maps

@@ -62,7 +62,7 @@ def write_config(path: Path, config: RunConfig) -> Path:
 
 def caption_model(connector: TomeFormerConfig | QFormerConfig) -> CaptionModel:
     language = tiny.language(dtype=torch.float64)
-    return CaptionModel(build_connector(connector), language, tiny.WIDTH).double().eval()
+    return CaptionModel(tiny.encoder(), build_connector(connector), language).double().eval()
 
 
 def save_as_lavis(path: Path, state: Mapping[str, Tensor]) -> Path:
@@ -235,7 +235,7 @@ def test_lavis_stage1(tmp_path: Path) -> None:
     assert isinstance(converted.connector, QFormerConfig)
     connector = build_connector(converted.connector, VOCABULARY)
     assert isinstance(connector, QFormer)
-    model = Stage1Model(connector, tiny.WIDTH, 1).double().eval()
+    model = Stage1Model(tiny.encoder(), connector, 1).double().eval()
     load_trained(model, tmp_path / "out" / "connector.safetensors")
 
     features, ids = tiny.features(3, torch.float64), torch.randint(1, VOCABULARY, (3, 6))

@@ -29,7 +29,7 @@ from transformers import (
 
 from evlgen.backbones.eva import EvaConfig
 from evlgen.backbones.language import FrozenLanguage, word_tokenizer
-from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, MiniViTConfig, build_vision
+from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, ImageEncoder, MiniViTConfig, build_vision
 from evlgen.config import ConnectorConfig, EvalConfig, RunConfig, TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.interop import transformers_model as subject
@@ -153,7 +153,7 @@ def test_forward(architecture: str, bos_position: str) -> None:
         torch.testing.assert_close(got[: length + 1], logits, rtol=0, atol=1e-10)
         total, count = total + F.cross_entropy(logits[:-1], row[:length], reduction="sum"), count + length
     torch.testing.assert_close(out.loss, total / count, rtol=0, atol=1e-10)
-    expected = model.caption_model.loss(model.vision(images), ids, mask)
+    expected = model.caption_model(model.vision(images), ids, mask)
     torch.testing.assert_close(out.loss, expected, rtol=0, atol=1e-10)
 
     assert model(images, ids).loss is None
@@ -181,7 +181,7 @@ def test_forward_of_an_encoder_decoder(architecture: str) -> None:
         torch.testing.assert_close(got[: length + 1], logits, rtol=0, atol=1e-10)
         losses.append(F.cross_entropy(logits[:-1], row[:length], reduction="none"))
     torch.testing.assert_close(out.loss, torch.cat(losses).mean(), rtol=0, atol=1e-10)
-    expected = model.caption_model.loss(model.vision(images), ids, mask)
+    expected = model.caption_model(model.vision(images), ids, mask)
     torch.testing.assert_close(out.loss, expected, rtol=0, atol=1e-10)
 
 
@@ -213,6 +213,7 @@ def test_generate(architecture: str, bos_position: str) -> None:
     model = model_of(architecture, bos_position=bos_position)
     apart = architecture == "t5"
     captioner = CaptionModel(
+        model.caption_model.encoder,
         model.caption_model.connector,
         FrozenLanguage(
             model.language_model,
@@ -224,7 +225,6 @@ def test_generate(architecture: str, bos_position: str) -> None:
             is_encoder_decoder=apart,
             has_plain_head=not apart,
         ),
-        tiny.WIDTH,
     ).eval()
     captioner.load_state_dict(model.caption_model.state_dict())
     images = pixels(3)
@@ -390,7 +390,9 @@ def test_five_lines(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         build_vision("mini-vit").encode(np.full((1, 64, 64, 3), (255, 0, 0), np.uint8)),
     )
     evaluation = EvalConfig(beams=2, min_length=3, max_length=6)
-    captioner = CaptionModel(model.caption_model.connector, subject.build_language("mini-opt"), 96)
+    captioner = CaptionModel(
+        ImageEncoder("mini-vit"), model.caption_model.connector, subject.build_language("mini-opt")
+    )
     captioner.load_state_dict(model.caption_model.state_dict())
     assert [text.strip() for text in eval(printed)] == captioner.caption(features, evaluation)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from evlgen import training
 from evlgen.config import LinearConfig, PerceiverConfig, RunConfig
+from evlgen.data.batches import StepBatches
 from evlgen.data.pairs import Batch, draw_batch, text_tokens
 from evlgen.errors import UserError
 from evlgen.runtime import distributed
@@ -109,7 +110,7 @@ def timeless(folder: Path) -> list[dict[str, float]]:
 
 
 def parts_of(config: RunConfig, ranks: Ranks, step: int = 0) -> list[Batch]:
-    pools, optim = tiny.training_data().pools, config.optim
+    pools, optim = tiny.training_data().source.pools, config.optim
     return [
         draw_batch(pools, config.seed, step, optim.batch_size, rows) for rows in training._parts(optim, ranks)
     ]
@@ -119,13 +120,13 @@ def parts_of(config: RunConfig, ranks: Ranks, step: int = 0) -> list[Batch]:
 def test_the_parts_of_all_ranks_are_the_batch_of_one_process(size, accumulate):
     config = tiny.run_config(batch_size=16, accumulate=accumulate)
     for step in (0, 2, 7):  # step 2 is of two epochs
-        whole = draw_batch(tiny.training_data().pools, config.seed, step, 16)
+        whole = draw_batch(tiny.training_data().source.pools, config.seed, step, 16)
         ranks = [parts_of(config, Ranks(index, size), step) for index in range(size)]
         rows = [part for parts in zip(*ranks, strict=True) for part in parts]
-        assert torch.cat([part.features for part in rows]).equal(whole.features)
+        assert torch.cat([part.images for part in rows]).equal(whole.images)
         ids = [ids[mask].tolist() for part in rows for ids, mask in zip(part.text_ids, part.text_mask)]  # noqa: B905
         assert ids == [i[m].tolist() for i, m in zip(whole.text_ids, whole.text_mask, strict=True)]
-        tokens = text_tokens(tiny.training_data().pools, config.seed, step, 16)
+        tokens = text_tokens(tiny.training_data().source.pools, config.seed, step, 16)
         assert tokens == int(whole.text_mask.sum())
 
 
@@ -136,11 +137,11 @@ def gradients(config: RunConfig, ranks: Ranks) -> dict[str, torch.Tensor]:
         model = tiny.caption_model(config.connector, dtype=torch.float64)
     device = torch.device("cpu")
     state = training._begin(config, model, device, None, ranks)
-    batches = [Batch(b.features.double(), b.text_ids, b.text_mask) for b in parts_of(config, ranks)]
+    batches = [Batch(b.images.double(), b.text_ids, b.text_mask) for b in parts_of(config, ranks)]
     tokens = None
     if config.optim.accumulate * ranks.size > 1:
-        tokens = text_tokens(tiny.training_data().pools, config.seed, 0, config.optim.batch_size)
-    loss, _ = training._update(state, batches, tokens, config, device, ranks, wants_norm=True)
+        tokens = text_tokens(tiny.training_data().source.pools, config.seed, 0, config.optim.batch_size)
+    loss, _ = training._update(state, StepBatches(batches, tokens), config, device, ranks, wants_norm=True)
     return {"loss": loss} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -187,10 +188,10 @@ def test_stage_1_takes_negatives_from_the_part():
     itc = []
     for part in parts_of(config, ALONE):
         generator = torch.Generator().manual_seed(0)
-        losses = model.losses(part.features.double(), part.text_ids, part.text_mask, generator)
+        losses = model.losses(part.images.double(), part.text_ids, part.text_mask, generator)
         itc.append(float(losses.itc.detach()))
     whole = parts_of(REPRESENT, ALONE)[0]
-    joint = model.losses(whole.features.double(), whole.text_ids, whole.text_mask)
+    joint = model.losses(whole.images.double(), whole.text_ids, whole.text_mask)
     assert sum(itc) / 2 < float(joint.itc.detach()) - 0.3  # log 4 against log 8, roughly
 
 
