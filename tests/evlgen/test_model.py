@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from evlgen import model as subject
+from evlgen.backbones.vision import FrozenVision, ImageEncoder, MiniViT, MiniViTConfig
 from evlgen.config import (
     EvalConfig,
     LinearConfig,
@@ -33,6 +34,27 @@ ARCHITECTURES = ("opt", "llama")
 BOS = ("first", "after_prompt", "none")
 DECODING = EvalConfig(beams=3, min_length=4, max_length=7, answer_max_length=5)
 QUESTIONS = ("what is it?", "what is the blue ball on the grass?", "it?", "what is the tree?")
+
+
+PIXELS_CONNECTOR = dataclasses.replace(tiny.TOMEFORMER, max_positions=65, r=20)
+
+
+def vision() -> FrozenVision:
+    torch.manual_seed(3)
+    shape = MiniViTConfig(stem_width=4, width=tiny.WIDTH, num_layers=2, num_heads=2, intermediate=16)
+    return FrozenVision(MiniViT(shape).eval().requires_grad_(False), tiny.WIDTH, 65, "tiny")
+
+
+def pixels(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(256, (count, 64, 64, 3), dtype=torch.uint8, generator=generator)
+
+
+def captioner_of_pixels() -> CaptionModel:
+    model = CaptionModel(ImageEncoder(vision()), build_connector(PIXELS_CONNECTOR), tiny.language())
+    with torch.no_grad():
+        model.projection.weight.mul_(20)
+    return model
 
 
 def texts(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,6 +213,64 @@ def test_head_is_computed_only_where_there_is_a_label():
 def test_soft_prompt_has_the_width_of_the_language_model_and_the_tokens_of_the_connector():
     assert tiny.caption_model().soft_prompt(tiny.features(2)).shape == (2, 9 - 2 - 2, 16)
     assert tiny.caption_model(tiny.QFORMER).soft_prompt(tiny.features(2)).shape == (2, 4, 16)
+
+
+# -------------------------------------------------------------------------------------- image encoder
+
+
+def test_pixels_and_their_cached_features_are_the_same_to_a_model():
+    model = captioner_of_pixels()
+    features = vision().encode(pixels(3).numpy()).to(torch.float16).float()  # as a cache holds them
+    ids, mask = texts([5, 4, 6])
+    assert model.encode(pixels(3)).equal(features)
+    assert model(pixels(3), ids, mask) == model(features, ids, mask)
+    assert model.caption(pixels(3), DECODING) == model.caption(features, DECODING)
+    assert model.answer(pixels(3), QUESTIONS[:3], DECODING) == model.answer(features, QUESTIONS[:3], DECODING)
+
+
+def test_an_encoder_is_loaded_only_for_pixels():
+    config = RunConfig(connector=tiny.TOMEFORMER, vision="no such encoder")
+    model = subject.build_model(config)
+    model.soft_prompt(model.encode(tiny.features(2)))
+    assert "encoder" not in subject.parameter_counts(model)
+    with pytest.raises(UserError, match="no such image encoder"):
+        model.encode(pixels(1))
+
+
+def test_loading_an_encoder_draws_no_random_numbers():
+    model = subject.build_model(RunConfig(connector=dataclasses.replace(tiny.TOMEFORMER, input_width=96)))
+    before = torch.get_rng_state()
+    model.encode(pixels(1))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_what_is_trained_inside_the_encoder_is_a_part_of_the_model(tmp_path):
+    """A module between two frozen blocks: it has a gradient, is saved and loaded; the frozen ones do not."""
+
+    def captioner() -> CaptionModel:
+        model = captioner_of_pixels()
+        between = model.encoder.between = torch.nn.Linear(tiny.WIDTH, tiny.WIDTH)
+        blocks = model.encoder.vision.model.blocks
+        blocks[0].register_forward_hook(lambda _module, _inputs, x: x + between(x))
+        return model
+
+    model = captioner()
+    ids, mask = texts([5, 4])
+    model(pixels(2), ids, mask).backward()
+    assert model.encoder.between.weight.grad.abs().sum() > 0
+    assert {name.split(".")[0] for name in model.state_dict()} == {
+        *("encoder", "norm", "connector", "projection")
+    }
+    assert all(p.grad is None for p in model.encoder.vision.model.parameters())
+    assert subject.parameter_counts(model)["encoder"] == tiny.WIDTH * (tiny.WIDTH + 1)
+    with torch.no_grad():
+        assert not model.encode(pixels(2)).requires_grad
+        model.encoder.between.weight.add_(1.0)
+    subject.save_trained(model, tmp_path / "connector.safetensors", {})
+    other = captioner()
+    subject.load_trained(other, tmp_path / "connector.safetensors")
+    assert other.encode(pixels(2)).equal(model.encode(pixels(2)))
+    assert not captioner().encode(pixels(2)).equal(model.encode(pixels(2)))
 
 
 # --------------------------------------------------------------------------------------------- frozen
