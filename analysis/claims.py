@@ -41,7 +41,7 @@ from analysis.tables import LEVEL, STATES, number, title
 from analysis.time_to_quality import CostRatio, Reached, cost_ratio, time_to_quality
 from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
-from evlgen.runs import store
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
 from experiments.base import seeded, shape
@@ -221,8 +221,8 @@ def uneven(of: Found, lengths_apart: bool = True) -> list[str]:
                 )
                 names[kind] = ", ".join(filter(None, parts))
                 spent = seconds / config.optim.steps
-                _, stale = measured.setdefault(kind, {}).get(store.run_id(config), (spent, set()))
-                measured[kind][store.run_id(config)] = (spent, stale | also)
+                _, stale = measured.setdefault(kind, {}).get(identity.run_id(config), (spent, set()))
+                measured[kind][identity.run_id(config)] = (spent, stale | also)
     said = []
     for kind, runs in measured.items():
         by_pace = sorted(runs, key=lambda run: runs[run][0])
@@ -251,7 +251,7 @@ def _stages(config: RunConfig, run: Mapping[str, Any] | None) -> list[tuple[RunC
         return [] if alone is None else [(config, alone, set())]
     if total is None or own is None:
         return []
-    return [(config, own, set()), (config.init_from, total - own, {store.run_id(config)})]
+    return [(config, own, set()), (config.init_from, total - own, {identity.run_id(config)})]
 
 
 def speed(of: Found, connector: str, metrics: Sequence[str], cost: str = "seconds") -> CostRatio | None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.errors import UserError, exit_code
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
 from experiments import EXPERIMENTS, load
@@ -123,7 +124,7 @@ def from_store(scale: str, seeds: dict[str, int]) -> Provenance:
                 if config.init_from is not None:
                     parts.insert(0, (f"{row.label} (stage 1)", config.init_from))
                 for label, part in parts:
-                    run = store.run_id(part)
+                    run = identity.run_id(part)
                     if run not in runs:
                         facts = _facts(paths.runs_folder() / run)
                         if facts is None:
@@ -144,7 +145,7 @@ def _facts(folder: Path) -> dict[str, Any] | None:
     if not (folder / "result.json").exists():
         return None
     try:
-        return store.read_json(folder / "provenance.json")
+        return files.read_json(folder / "provenance.json")
     except UserError as error:
         print(f"{error}: skipped", file=sys.stderr, flush=True)
         return None

@@ -12,7 +12,8 @@ from typing import Any
 from analysis.tables import Results, number
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments import load
 from experiments.base import Experiment, seeded, shape
@@ -80,7 +81,7 @@ def read(name: str, scale: str, seeds: int | None = None) -> Found:
     experiment = load(name, scale)
     wanted = seeds or (get(scale).claim_seeds if experiment.claimed else experiment.seeds)
     results = {
-        row.label: [_result(store.run_folder(seeded(row.config, seed))) for seed in range(wanted)]
+        row.label: [_result(identity.run_folder(seeded(row.config, seed))) for seed in range(wanted)]
         for row in experiment.rows
     }
     counted = step_operations(scale)
@@ -92,7 +93,7 @@ def read(name: str, scale: str, seeds: int | None = None) -> Found:
 def _result(folder: Path) -> dict[str, Any] | None:
     path = folder / "result.json"
     try:
-        result = store.read_json(path)
+        result = files.read_json(path)
         if result is not None and not (isinstance(result.get("metrics"), dict) and "id" in result):
             raise UserError(f"{path}: damaged (has no metrics or no id)")
     except UserError as error:

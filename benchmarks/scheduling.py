@@ -20,7 +20,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evlgen.config import RunConfig, to_json
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments import load
 from experiments.base import seeded
@@ -38,10 +39,10 @@ def overhead(runs: int = 30) -> tuple[float, float]:
     optim = dataclasses.replace(base.optim, steps=2, eval_every=2, checkpoint_every=2)
     evaluation = dataclasses.replace(base.evaluation, sets=(), validation=8)
     config = dataclasses.replace(base, optim=optim, evaluation=evaluation)
-    wanted = {store.run_id(one): one for one in (seeded(config, seed) for seed in range(runs + 1))}
+    wanted = {identity.run_id(one): one for one in (seeded(config, seed) for seed in range(runs + 1))}
     tasks = feature_tasks([config])
     for run, one in wanted.items():
-        store.prepare(run, one)
+        files.prepare(one)
         task = run_task(run, one)
         tasks.append(dataclasses.replace(task, cost=0.0))
     ended: list[float] = []
@@ -59,7 +60,7 @@ def overhead(runs: int = 30) -> tuple[float, float]:
 
 def _inside(folder: Path) -> float:
     """Seconds between the beginning of a run's work and its end, as its provenance has them."""
-    provenance = store.read_json(folder / "provenance.json")
+    provenance = files.read_json(folder / "provenance.json")
     assert provenance is not None
     return float(provenance["wall_seconds"])
 
@@ -83,7 +84,7 @@ def fill(runs: dict[str, RunConfig]) -> None:
 
 def store_quickly(path: Path, value: dict[str, Any]) -> None:
     """As `store.write_json`, without waiting for the disk."""
-    path.write_text(json.dumps({**value, "sha256": store._checksum(value)}))
+    path.write_text(json.dumps({**value, "sha256": files._checksum(value)}))
 
 
 def command(*arguments: str) -> float:

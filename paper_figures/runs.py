@@ -14,7 +14,8 @@ from analysis.statistics import Interval, mean_interval
 from evlgen.config import RunConfig
 from evlgen.connectors import look_of
 from evlgen.errors import UserError, exit_code
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments import load as load_experiment
 from experiments.base import Row, seeded
@@ -69,7 +70,7 @@ def load(experiment: str, scale: str, seeds: int | None = None) -> list[Run]:
 
 def _run(row: Row, seed: int) -> Run:
     config = seeded(row.config, seed)
-    run = store.run_id(config)
+    run = identity.run_id(config)
     folder = paths.runs_folder() / run
     return Run(row, seed, run, folder, config, _metrics(folder))
 
@@ -81,7 +82,7 @@ def command(experiment: str, scale: str) -> str:
 
 def _metrics(folder: Path) -> dict[str, Any] | None:
     try:
-        result = store.read_json(folder / "result.json")
+        result = files.read_json(folder / "result.json")
         if result is not None and not isinstance(result.get("metrics"), dict):
             raise UserError(f"{folder / 'result.json'}: damaged (has no metrics)")
     except UserError as error:

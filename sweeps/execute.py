@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.config import RunConfig, from_json
+from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.evaluation.scores import RunPredictions, score_runs
-from evlgen.runs import store
+from evlgen.runs import behaviour
+from evlgen.runs import folder as files
+from evlgen.runs.identity import run_folder
 from evlgen.runtime import paths
 from sweeps import local
 from sweeps.display import Display
 from sweeps.plan import feature_tasks, run_task
-
-_PREDICTIONS = "predictions.json"  # `evlgen.evaluation.decoding.PREDICTIONS`, without importing torch for it
 
 
 def execute(runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
@@ -27,7 +28,7 @@ def execute(runs: dict[str, RunConfig], workers: int) -> dict[str, str]:
     tasks = feature_tasks(runs.values())
     here = {task.key for task in tasks} | runs.keys()
     for run, config in runs.items():
-        store.prepare(run, config)
+        files.prepare(config)
         task = run_task(run, config)
         tasks.append(dataclasses.replace(task, needs=tuple(need for need in task.needs if need in here)))
     random.Random(os.getpid()).shuffle(tasks)  # launchers side by side should not all want the same run next
@@ -50,7 +51,7 @@ def _run_tasks(tasks: list[local.Task], runs: dict[str, RunConfig], workers: int
             elif kind == "failed":
                 problems[key] = f"failed: {str(detail).strip().splitlines()[-1]}"
                 if key in runs:
-                    store.write_json(paths.runs_folder() / key / "error.json", {"error": str(detail)})
+                    files.write_json(paths.runs_folder() / key / files.ERROR, {"error": str(detail)})
 
         local.execute(tasks, workers, event)
         finish({run: config for run, config in runs.items() if run not in problems}, scorer)
@@ -62,8 +63,8 @@ def score(tell: Any, *runs: str) -> None:
     configs = {}
     for run in runs:
         folder = paths.runs_folder() / run
-        stored = store.read_if_whole(folder / "config.json")
-        if stored is not None and not store.is_complete(folder):
+        stored = files.read_if_whole(folder / files.CONFIG)
+        if stored is not None and not files.is_complete(folder):
             configs[run] = from_json(stored)
     with CaptionScorer() as scorer:
         finish(configs, scorer)
@@ -74,29 +75,32 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
     trained = {}
     for run, config in runs.items():
         folder = paths.runs_folder() / run
-        outcome = store.read_if_whole(folder / "outcome.json")
+        outcome = files.outcome_if_whole(folder)
         if outcome is None:
             continue
         try:
-            trained[run] = (config, outcome, read_predictions(folder / _PREDICTIONS, config))
+            trained[run] = (config, outcome["metrics"], read_predictions(folder, config))
         except ValueError as error:
-            print(f"{folder / _PREDICTIONS}: {error}: the same command makes it again", file=sys.stderr)
-            (folder / "outcome.json").unlink()
+            print(f"{folder / files.PREDICTIONS}: {error}: the same command makes it again", file=sys.stderr)
+            (folder / files.OUTCOME).unlink()
     scores = score_runs([predictions for _, _, predictions in trained.values()], scorer)
     for (run, (config, outcome, _)), scored in zip(trained.items(), scores, strict=True):
         metrics = {**outcome, **scored}
         metrics["total_seconds"] = metrics["train_seconds"]
         if config.init_from is not None:  # the cost of stage 1 counts
-            first = store.run_folder(config.init_from) / "outcome.json"
-            earlier = store.read_if_whole(first)
+            first = run_folder(config.init_from)
+            earlier = files.outcome_if_whole(first)
             if earlier is None:  # removed since; without it the cost is unknown
-                print(f"{run}: not scored: {first} is gone; the same command makes it again", file=sys.stderr)
+                print(
+                    f"{run}: not scored: {first / files.OUTCOME} is gone; the same command makes it again",
+                    file=sys.stderr,
+                )
                 continue
-            metrics["total_seconds"] += earlier["train_seconds"]
-        store.write_json(paths.runs_folder() / run / "result.json", {"id": run, "metrics": metrics})
+            metrics["total_seconds"] += earlier["metrics"]["train_seconds"]
+        files.write_result(paths.runs_folder() / run, metrics, behaviour.scorers_of(config))
 
 
-def read_predictions(path: Path, config: RunConfig) -> RunPredictions:
+def read_predictions(folder: Path, config: RunConfig) -> RunPredictions:
     """What a run said; empty for one that says nothing (stage 1, or no evaluation sets).
 
     Raises:
@@ -105,9 +109,9 @@ def read_predictions(path: Path, config: RunConfig) -> RunPredictions:
     if config.stage != "caption" or not config.evaluation.sets:
         return RunPredictions()
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(files.verified(folder, files.PREDICTIONS).read_text())
         return RunPredictions(value["captions"], value["answers"], config.data)
     except FileNotFoundError:
         raise ValueError("is gone") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, UserError) as error:
         raise ValueError(f"damaged ({error})") from error

@@ -43,7 +43,7 @@ from analysis.search import Outcome, write_search
 from evlgen.config import TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
-from evlgen.runs import store
+from evlgen.runs import behaviour
 from evlgen.runtime import paths
 from experiments import load
 from experiments.scales import NAMES as SCALES
@@ -200,13 +200,13 @@ def name_of(arguments: Arguments) -> str:
 
 
 def study_name(arguments: Arguments, target: Target) -> str:
-    """Name of a study: what would change its trials changes its name, the code version among them."""
+    """Name of a study: what would change its trials changes its name, the behaviour of the code included."""
     identity = {
         "base": to_json(target.base),
         "space": {name: repr(axis) for name, axis in target.space.items()},
         "objectives": objectives(arguments),
         "pruner": arguments.pruner,
-        "code": store.version(),
+        "behaviour": behaviour.components_of(target.base),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     part = target.part.lower().replace(",", "").replace(" ", "-")

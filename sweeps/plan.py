@@ -11,10 +11,11 @@ from types import MappingProxyType
 
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments.base import Experiment, seeded, shape
-from sweeps import local
+from sweeps import local, states
 
 _OTHERS = 300  # complete runs of other experiments that are looked at, to learn what runs cost
 
@@ -26,17 +27,17 @@ def unique_runs(experiment: Experiment, seeds: int) -> dict[str, RunConfig]:
         for row in experiment.rows:
             config = seeded(row.config, seed)
             if config.init_from is not None:
-                runs.setdefault(store.run_id(config.init_from), config.init_from)
-            runs.setdefault(store.run_id(config), config)
+                runs.setdefault(identity.run_id(config.init_from), config.init_from)
+            runs.setdefault(identity.run_id(config), config)
     return runs
 
 
 def stages_without_weights(missing: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
     """The stages 1 that runs start from and of which there are, if anything, only the records."""
     firsts = [config.init_from for config in missing.values() if config.init_from is not None]
-    by_id = {store.run_id(first): first for first in firsts}
+    by_id = {identity.run_id(first): first for first in firsts}
     root = paths.runs_folder()
-    return {run: first for run, first in by_id.items() if store.lacks_weights(root / run, first)}
+    return {run: first for run, first in by_id.items() if files.lacks_weights(root / run, first)}
 
 
 Need = tuple[str, int, str, int, str]
@@ -87,7 +88,7 @@ def missing_features(tasks: Iterable[local.Task]) -> list[local.Task]:
 
 def run_task(run: str, config: RunConfig) -> local.Task:
     """The task that executes a run; it needs its features and the run that it starts from."""
-    first = None if config.init_from is None else store.run_id(config.init_from)
+    first = None if config.init_from is None else identity.run_id(config.init_from)
     root = paths.runs_folder()
     needs = [_feature_key(need) for need in feature_needs(config)]
     return local.Task(
@@ -125,7 +126,7 @@ def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict
     others = (path.parent for path in root.glob("*/result.json")) if root.exists() else iter(())
     for folder in itertools.islice(others, _OTHERS):
         with contextlib.suppress(UserError):  # a damaged file
-            stored = store.read_json(folder / "config.json")
+            stored = files.read_json(folder / "config.json")
             if stored is not None:
                 _measure(folder, from_json(stored), rates)
     return rates
@@ -133,9 +134,9 @@ def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict
 
 def _measure(folder: Path, config: RunConfig, rates: dict[tuple[object, ...], float]) -> None:
     with contextlib.suppress(UserError):
-        result = store.read_json(folder / "result.json")
+        result = files.read_json(folder / "result.json")
         if result is not None:
-            spent = store.state(folder, 0.0).device_seconds or result["metrics"]["train_seconds"]
+            spent = states.state(folder, 0.0).device_seconds or result["metrics"]["train_seconds"]
             rates.setdefault(shape(config), spent / result["metrics"]["samples"])
 
 

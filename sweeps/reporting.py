@@ -13,10 +13,12 @@ from rich.table import Table
 
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS
 from experiments.base import Experiment, seeded
+from sweeps import states
 from sweeps.plan import expected_seconds, measured_rates, stages_without_weights
 from sweeps.slurm import queue as slurm
 
@@ -28,8 +30,8 @@ def collect(experiment: Experiment, seeds: int) -> dict[str, list[dict[str, Any]
     """Results of each row by seed, None where a run is not complete."""
     results: dict[str, list[dict[str, Any] | None]] = {}
     for row in experiment.rows:
-        folders = [store.run_folder(seeded(row.config, seed)) for seed in range(seeds)]
-        results[row.label] = [store.read_if_whole(folder / "result.json") for folder in folders]
+        folders = [identity.run_folder(seeded(row.config, seed)) for seed in range(seeds)]
+        results[row.label] = [files.read_if_whole(folder / "result.json") for folder in folders]
     return results
 
 
@@ -57,7 +59,7 @@ def show_status(
     scale: str,
     seeds: int,
     runs: Mapping[str, RunConfig],
-    states: Mapping[str, store.State],
+    found: Mapping[str, states.State],
 ) -> None:
     """State of each run of an experiment if they are few, and of all of them in a line."""
     if len(experiment.rows) * seeds <= _MOST_ROWS:
@@ -65,33 +67,33 @@ def show_status(
         for row in experiment.rows:
             cells = []
             for seed in range(seeds):
-                run = store.run_id(seeded(row.config, seed))
-                word = states[run].name
-                cells.append(f"{store.status(paths.runs_folder() / run) if word == 'done' else word}\n{run}")
+                run = identity.run_id(seeded(row.config, seed))
+                word = found[run].name
+                cells.append(f"{states.status(paths.runs_folder() / run) if word == 'done' else word}\n{run}")
             table.add_row(row.label, *cells)
         console.print(table)
-    console.print(summary(experiment.name, runs, states))
+    console.print(summary(experiment.name, runs, found))
 
 
-def summary(name: str, runs: Mapping[str, RunConfig], states: Mapping[str, store.State]) -> str:
+def summary(name: str, runs: Mapping[str, RunConfig], found: Mapping[str, states.State]) -> str:
     """A line on a sweep: how many runs are in which state, pace, time left, and what it has cost so far."""
-    counts = Counter(state.name for state in states.values())
-    parts = [", ".join(f"{counts[word]:,} {word}" for word in store.STATES if counts[word])]
-    running = [run for run, state in states.items() if state.name == "running"]
+    counts = Counter(state.name for state in found.values())
+    parts = [", ".join(f"{counts[word]:,} {word}" for word in states.STATES if counts[word])]
+    running = [run for run, state in found.items() if state.name == "running"]
     if running:
-        parts.append(f"{sum(states[run].samples_per_second for run in running):,.0f} samples/s")
+        parts.append(f"{sum(found[run].samples_per_second for run in running):,.0f} samples/s")
         rates = measured_rates(runs)
         left = [
             (expected_seconds(runs[run], rates), 1 - state.share)
-            for run, state in states.items()
+            for run, state in found.items()
             if state.name in ("running", "queued", "pending")
         ]
         known = [seconds * share for seconds, share in left if seconds is not None]
         bound = "at least" if len(known) < len(left) else "about"
         parts.append(f"{bound} {in_words(sum(known) / len(running))} left" if known else "time left unknown")
-    spent = sum(state.device_seconds for state in states.values()) / 3600
+    spent = sum(state.device_seconds for state in found.values()) / 3600
     parts.append(f"{spent:.2f} GPU hours spent (without GPUs: process hours)")
-    return f"{name}: {len(states):,} runs: " + "; ".join(parts)
+    return f"{name}: {len(found):,} runs: " + "; ".join(parts)
 
 
 def in_words(seconds: float) -> str:
@@ -111,11 +113,11 @@ def show_plan(experiment: Experiment, scale: str, runs: Mapping[str, RunConfig])
     records are there, and from which a missing run starts, is missing as well.
     """
     root, rates = paths.runs_folder(), measured_rates(dict(runs))
-    now = store.server_time(root) if root.exists() else 0.0
+    now = states.server_time(root) if root.exists() else 0.0
     many = len(runs) > _MOST_ROWS
     head = ("runs" if many else "run", "stage", "connector", "updates", "pairs", "state", "seconds")
     table = Table(*head, title=f"{experiment.title}, {scale}")
-    words = {run: store.state(root / run, now).name if many else store.status(root / run) for run in runs}
+    words = {run: states.state(root / run, now).name if many else states.status(root / run) for run in runs}
     unfinished = {run: config for run, config in runs.items() if words[run] not in _FINISHED}
     for run in stages_without_weights(unfinished):
         if words.get(run) in _FINISHED:
@@ -168,14 +170,14 @@ def find_run(command: str, prefix: str) -> Path:
 
 def show_examples(experiment: Experiment, count: int) -> None:
     """What the rows' runs (seed 0) say of the first images and questions of their sets, and what is right."""
-    _show_said({row.label: store.run_folder(row.config) for row in experiment.rows}, count)
+    _show_said({row.label: identity.run_folder(row.config) for row in experiment.rows}, count)
 
 
 def show_captions(prefix: str) -> None:
     """What the run whose id begins with ``prefix`` says of its first images, and what is right."""
     folder = find_run("captions", prefix)
     if not (folder / "predictions.json").exists():
-        raise UserError(f"{folder}: has said nothing yet; it is {store.status(folder)}")
+        raise UserError(f"{folder}: has said nothing yet; it is {states.status(folder)}")
     _show_said({folder.name: folder}, 12)
 
 
@@ -187,7 +189,7 @@ def _show_said(folders: Mapping[str, Path], count: int) -> None:
 
     said: dict[tuple[str, str], tuple[World, dict[str, Mapping[str, str]]]] = {}
     for label, folder in folders.items():
-        stored, path = store.read_json(folder / "config.json"), folder / "predictions.json"
+        stored, path = files.read_json(folder / "config.json"), folder / "predictions.json"
         if stored is None or not path.exists():
             continue
         world, predictions = worlds.of(from_json(stored).data), json.loads(path.read_text())
@@ -210,9 +212,9 @@ def _show_said(folders: Mapping[str, Path], count: int) -> None:
 def show_run(prefix: str) -> None:
     """Configuration, metrics and the end of the log of the run whose id begins with ``prefix``."""
     folder = find_run("show", prefix)
-    console.print(f"[bold]{folder.name}[/]: {store.status(folder)}  ({folder})")
+    console.print(f"[bold]{folder.name}[/]: {states.status(folder)}  ({folder})")
     for name in ("config.json", "result.json", "provenance.json"):
-        value = store.read_json(folder / name)
+        value = files.read_json(folder / name)
         if value is not None:
             console.print(f"[bold]{name}[/]")
             console.print_json(data=value)
@@ -227,7 +229,7 @@ def show_logs(prefix: str) -> None:
     folder = find_run("logs", prefix)
     log = folder / "log.txt"
     print(log.read_text(errors="replace").rstrip() if log.exists() else f"{log}: not there yet")
-    error = store.read_json(folder / "error.json")
+    error = files.read_json(folder / "error.json")
     if error is not None:
         print(f"\nfailed: {str(error['error']).rstrip()}")
     for path in slurm.logs_of(folder.name):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runtime import sources
 
 
 def missing(runs: Iterable[RunConfig]) -> list[str]:
@@ -41,7 +41,7 @@ def _weights(config: RunConfig) -> list[str]:
         wanted |= {"language": "", "text": text_reader(config)}
     lines = []
     for role, name in wanted.items():
-        if not store.is_shipped(name):
+        if not sources.is_shipped(name):
             try:
                 look_at(role, name)
             except UserError as error:

@@ -24,10 +24,10 @@ from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
 from experiments.scales import NAMES as SCALES
 from experiments.scales import get
-from sweeps import reporting, requirements
+from sweeps import records, reporting, requirements
 from sweeps.plan import unique_runs
 from sweeps.slurm import queue as slurm
-from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states, table_seeds, wait
+from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states_of, table_seeds, wait
 
 console = Console()
 
@@ -178,7 +178,7 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     elif command == "captions":
         reporting.show_examples(sweep.experiment, EXAMPLES)
     elif command == "status":
-        reporting.show_status(experiment, sweep.scale, sweep.seeds, sweep.runs, states(sweep, _queue()))
+        reporting.show_status(experiment, sweep.scale, sweep.seeds, sweep.runs, states_of(sweep, _queue()))
     elif command == "pack":
         pack(sweep)
     elif command == "unpack":
@@ -215,9 +215,9 @@ def pack(sweep: Sweep) -> None:
 def unpack(sweep: Sweep) -> None:
     """Put the finished runs that came with a table into the run store."""
     path = archive.path_of(sweep.table, sweep.scale)
-    put = archive.unpack(path)
+    put = records.unpack(path)
     known = len(set(put) & set(unique_runs(sweep.experiment, get(sweep.scale).claim_seeds)))
-    of_others = "" if known == len(put) else f"; {len(put) - known} are of another version of the code"
+    of_others = "" if known == len(put) else f"; {len(put) - known} are of other configurations or versions"
     console.print(f"{sweep.experiment.name}: {len(put)} runs put into {paths.runs_folder().name}/{of_others}")
 
 

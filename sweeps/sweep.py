@@ -13,11 +13,12 @@ from rich.console import Console
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments.base import Experiment, seeded
 from experiments.scales import get
-from sweeps import requirements
+from sweeps import requirements, states
 from sweeps.local import Task
 from sweeps.plan import (
     expected_seconds,
@@ -68,13 +69,13 @@ class Sweep:
         return f"{self.table}-{self.scale}"
 
 
-def states(sweep: Sweep, queued: dict[str, slurm.Job] | None = None) -> dict[str, store.State]:
+def states_of(sweep: Sweep, queued: dict[str, slurm.Job] | None = None) -> dict[str, states.State]:
     """State of each run; with what the queue says (None: it was not asked)."""
     root = paths.runs_folder()
-    now, submitted = store.server_time(root), slurm.submitted(slurm.batches())
+    now, submitted = states.server_time(root), slurm.submitted(slurm.batches())
     known = queued or {}
     return {
-        run: store.state(
+        run: states.state(
             root / run,
             now,
             known[run].state if run in known else None,
@@ -108,7 +109,7 @@ def unfinished(sweep: Sweep) -> dict[str, RunConfig]:
     The latter are trained again, to the same bits on a like machine.
     """
     root = paths.runs_folder()
-    missing = {run: config for run, config in sweep.runs.items() if not store.is_complete(root / run)}
+    missing = {run: config for run, config in sweep.runs.items() if not files.is_complete(root / run)}
     missing |= stages_without_weights(missing)
     return {run: config for run, config in sweep.runs.items() if run in missing}
 
@@ -116,7 +117,7 @@ def unfinished(sweep: Sweep) -> dict[str, RunConfig]:
 def _first_of(runs: Mapping[str, RunConfig]) -> dict[str, str]:
     """Run -> the stage 1 that it starts from, of those that start from one."""
     return {
-        run: store.run_id(config.init_from) for run, config in runs.items() if config.init_from is not None
+        run: identity.run_id(config.init_from) for run, config in runs.items() if config.init_from is not None
     }
 
 
@@ -125,7 +126,7 @@ def conclude(sweep: Sweep, problems: dict[str, str] | None = None) -> int:
 
     Where no run is, there is nothing to write, and a table that came with the checkout stays.
     """
-    complete = sum(store.is_complete(paths.runs_folder() / run) for run in sweep.runs)
+    complete = sum(files.is_complete(paths.runs_folder() / run) for run in sweep.runs)
     where = "no table written"
     if complete:
         folder = write_table(sweep.experiment, sweep.scale, table_seeds(sweep), sweep.table)
@@ -149,7 +150,7 @@ def table_seeds(sweep: Sweep) -> int:
         return seeds
     configs = [row.config for row in sweep.experiment.rows]
     while seeds < get(sweep.scale).claim_seeds and all(
-        store.is_complete(store.run_folder(seeded(config, seed)))
+        files.is_complete(identity.run_folder(seeded(config, seed)))
         for config in configs
         for seed in range(seeds + 1)
     ):
@@ -182,7 +183,7 @@ def run_queued(sweep: Sweep, profile: slurm.Profile, failed_only: bool = False) 
     console.print(f"{done.jobs} jobs queued in {done.arrays} arrays")
     if done.left:
         console.print(f"{done.left} tasks are left for when there is room (max_jobs): wait queues them")
-    now = states(sweep, slurm.queue())
+    now = states_of(sweep, slurm.queue())
     console.print(summary(sweep.experiment.name, sweep.runs, now))
     if any(state.name == "failed" for state in now.values()):
         console.print("[red]runs have failed[/]: logs RUN says why, retry queues them again")
@@ -191,12 +192,12 @@ def run_queued(sweep: Sweep, profile: slurm.Profile, failed_only: bool = False) 
 
 def _submit(sweep: Sweep, profile: slurm.Profile, wanted_states: tuple[str, ...]) -> slurm.Submission:
     queued = slurm.queue()
-    now = states(sweep, queued)
+    now = states_of(sweep, queued)
     wanted = _ready_to_queue(sweep, now, queued, wanted_states)
     unscored = [run for run in sweep.runs if run in wanted or now[run].name == "trained"]
     phases, seconds = plan_phases(wanted)
-    for run, config in wanted.items():
-        store.prepare(run, config)
+    for config in wanted.values():
+        files.prepare(config)
     scoring = [key for key in queued if key.startswith(f"score {sweep.name} ")]
     if wanted or (unscored and not scoring):
         key = f"score {sweep.name} {secrets.token_hex(4)}"
@@ -209,7 +210,10 @@ def _submit(sweep: Sweep, profile: slurm.Profile, wanted_states: tuple[str, ...]
 
 
 def _ready_to_queue(
-    sweep: Sweep, now: dict[str, store.State], queued: Mapping[str, slurm.Job], wanted_states: tuple[str, ...]
+    sweep: Sweep,
+    now: dict[str, states.State],
+    queued: Mapping[str, slurm.Job],
+    wanted_states: tuple[str, ...],
 ) -> dict[str, RunConfig]:
     """The runs in the wanted states and what they start from; without those whose stage 1 will not be there.
 
@@ -277,7 +281,7 @@ def wait(sweep: Sweep, profile: slurm.Profile | None) -> int:
             time.sleep(_POLL_SECONDS[1])
             continue
         answered = time.monotonic()
-        now = states(sweep, queued)
+        now = states_of(sweep, queued)
         line = summary(sweep.experiment.name, sweep.runs, now)
         if line != shown:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

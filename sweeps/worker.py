@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from evlgen.config import RunConfig, from_json
+from evlgen.config import RunConfig
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs.identity import identify
 from evlgen.runs.provenance import Meter, over_attempts, write_provenance
 from sweeps import leases, local
 
@@ -46,11 +47,9 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     prepare_worker()
     disable_progress_bar()  # its lock would be called leaked at the end of a process that others wait for
     folder = Path(folder_name)
-    stored = store.read_json(folder / "config.json")
-    assert stored is not None
-    config = from_json(stored)
-    if store.run_id(config) != folder.name:
-        raise UserError(f"{folder.name}: the code has changed since this was started; start it again")
+    config = files.read_config(folder)
+    assert config is not None
+    files.check_id(folder, config)
     if os.environ.get("RANK", "0") != "0":  # rank 0 has the claim, the log and the last word
         if not _is_trained(folder, config):
             try:
@@ -92,8 +91,7 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
 
 
 def _is_trained(folder: Path, config: RunConfig) -> bool:
-    trained = store.read_if_whole(folder / "outcome.json") is not None
-    return trained and not store.lacks_weights(folder, config)
+    return files.outcome_if_whole(folder) is not None and not files.lacks_weights(folder, config)
 
 
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
@@ -101,20 +99,20 @@ def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | N
     from evlgen.collapse import classify
     from evlgen.evaluation import decoding, inspection
 
-    meter, earlier = Meter(), store.read_if_whole(folder / _MEASURED)
+    meter, earlier = Meter(), files.read_if_whole(folder / _MEASURED)
     try:
         summary, data = _train(config, folder, report, init_folder)
         if config.stage == "caption" and config.evaluation.sets:
             decoding.evaluate(config, folder, report)
         inspected = inspection.inspect(config, folder) if config.stage == "caption" else {}
     except training.Stop:
-        store.write_json(folder / _MEASURED, over_attempts(earlier, meter.read()))
+        files.write_json(folder / _MEASURED, over_attempts(earlier, meter.read()))
         raise
     measured = over_attempts(earlier, meter.read())
-    write_provenance(folder, config, data, measured)
-    state = classify(training.read_metrics(folder))
+    write_provenance(folder, config, identify(config), data, measured)
+    state = classify(files.read_metrics(folder))
     peak = {"peak_memory_gib": measured["peak_memory_mib"] / 1024}
-    store.write_json(folder / "outcome.json", {**summary, **inspected, "state": state, **peak})
+    files.write_outcome(folder, {**summary, **inspected, "state": state, **peak})
 
 
 def _train(
@@ -128,8 +126,10 @@ def _train(
     from evlgen.data.batches import load_training_data
 
     first = None if init_folder is None else Path(init_folder)
-    if first is not None and store.read_if_whole(first / "outcome.json") is None:
-        raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
+    if first is not None:
+        if files.outcome_if_whole(first) is None:
+            raise UserError(f"{first.name}: has not been trained, and {folder.name} starts from it")
+        _check_weights(first)
     _take_gpu()
     data = load_training_data(config)
     if os.environ.get("RANK", "0") == "0":
@@ -140,6 +140,17 @@ def _train(
 
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint
+
+
+def _check_weights(first: Path) -> None:
+    """The weights of the stage 1 in a folder are those that its training wrote.
+
+    Raises:
+        UserError: they are missing or damaged; the next sweep trains it again.
+    """
+    stage1 = files.read_config(first)
+    if stage1 is None or files.lacks_weights(first, stage1):
+        raise UserError(f"{first}: has no whole weights to start from; the same command trains it again")
 
 
 def _take_gpu() -> None:

@@ -1,42 +1,60 @@
 """The records of finished runs, one file a table, which a project can keep: ``run.py pack`` and ``unpack``.
 
 Where a table is committed, the runs behind it can be committed beside it: tables, claims, figures and the
-report are then made from them by whoever has the checkout, and a sweep that is continued elsewhere does not
-begin anew. Weights and checkpoints are left out. A stage 1 without its weights is trained again, to the same
-bits, if a run that is still missing starts from it.
+report
+are then made from them by whoever has the checkout (`evlgen.runs.results`), and a sweep that is continued
+elsewhere does not begin anew. Weights and checkpoints are left out. A stage 1 without its weights is trained
+again, to the same bits, if a run that is still missing starts from it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import lzma
+import os
 import re
+import shutil
+import sys
 import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from evlgen.runtime import paths
+from evlgen.config import from_json
 from evlgen.errors import UserError
-from evlgen.runtime.files import write_atomic
-from sweeps import leases
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs.folder import Damaged
+from evlgen.runs.identity import id_of
+from evlgen.runtime.files import sha256_of, write_atomic
+from evlgen.runtime.paths import cache_folder, results_folder, runs_folder
 
 ARCHIVE = "runs.tar.xz"  # beside the table
-RESULT = "result.json"
 # What tables, claims and curves are made of; the result is last, since it is what makes a run finished.
-RECORDS = ("config.json", "outcome.json", "provenance.json", "metrics.jsonl", RESULT)
+RECORDS = (files.CONFIG, files.IDENTITY, files.OUTCOME, files.PROVENANCE, files.METRICS, files.RESULT)
 # What pictures are drawn from, kept of some runs only.
-PICTURED = ("predictions.json", "soft_prompts.npz", "merge_maps.npz")
+PICTURED = (files.PREDICTIONS, files.SOFT_PROMPTS, files.MERGE_MAPS)
 NAMES = (*PICTURED, *RECORDS)
-_MEMBER = re.compile(rf"([0-9a-f]{{16}})/({'|'.join(map(re.escape, NAMES))})")
+RUN = re.compile(r"[0-9a-f]{12}-[0-9a-f]{8}")
+LARGEST = 64 * 2**20  # bytes of a file; those of the miniature have at most 0.3 MiB
+_LARGEST_IN_ALL = 4 * 2**30
+
+Files = dict[str, bytes]  # name -> content
 
 
 def path_of(table: str, scale: str) -> Path:
     """Where the archive of a table is, whether it exists or not."""
-    return paths.results_folder() / table / scale / ARCHIVE
+    return results_folder() / table / scale / ARCHIVE
 
 
-def pack(path: Path, runs: list[str], pictured: list[str]) -> list[str]:
-    """Write the records of those runs that are complete; equal runs give an equal file.
+# ------------------------------------------------------------------------------------------- writing
+
+
+def pack(path: Path, runs: Sequence[str], pictured: Sequence[str]) -> list[str]:
+    """Write the records of those runs that are complete and whole; equal runs give an equal file.
+
+    A run of which a file is damaged is named on stderr and left out.
 
     Args:
         pictured: the runs of which what pictures are drawn from is kept as well.
@@ -47,73 +65,153 @@ def pack(path: Path, runs: list[str], pictured: list[str]) -> list[str]:
     Raises:
         UserError: the file that is there has runs which the new one would lack.
     """
-    packed = [run for run in sorted(runs) if store.is_complete(paths.runs_folder() / run)]
+    packed = {run: found for run in sorted(runs) if (found := _from_store(run, run in pictured)) is not None}
     if not packed:
         return []
-    lost = _contents(path).keys() - set(packed) if path.exists() else set()
+    lost = contents(path).keys() - packed.keys() if path.exists() else set()
     if lost:
         raise UserError(
-            f"{path}: has {len(lost)} runs that are not complete in {paths.runs_folder()}; `unpack` puts "
-            "them there; if they are of code that is no more, delete the file first"
+            f"{path}: has {len(lost)} runs that are not complete in {runs_folder()}; `unpack` puts them "
+            "there; if they are of a behaviour that you no longer want, delete the file first"
         )
+    write(path, packed)
+    return list(packed)
+
+
+def write(path: Path, runs: Mapping[str, Files]) -> None:
+    """Write an archive; equal content gives equal bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", format=tarfile.USTAR_FORMAT) as archive:
-        for run in packed:
-            for name in NAMES if run in pictured else RECORDS:
-                file = paths.runs_folder() / run / name
-                if file.exists():
-                    content = file.read_bytes()
+        for run, content in sorted(runs.items()):
+            for name in NAMES:
+                if name in content:
                     member = tarfile.TarInfo(f"{run}/{name}")  # no times and owners: they would differ
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-    path.parent.mkdir(parents=True, exist_ok=True)
+                    member.size = len(content[name])
+                    archive.addfile(member, io.BytesIO(content[name]))
     write_atomic(path, buffer.getvalue())
-    return packed
 
 
-def unpack(path: Path) -> list[str]:
-    """Put the runs of an archive into the run store; those that are complete or being made there stay.
+def _from_store(run: str, with_pictures: bool) -> Files | None:
+    """The files of a run that is complete; None if it is not, or if one of them is damaged."""
+    folder = runs_folder() / run
+    if not (folder / files.RESULT).exists():
+        return None
+    names = NAMES if with_pictures else RECORDS
+    found = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    try:
+        check(run, found)
+    except UserError as error:
+        print(
+            f"{folder}: {error}: not packed; `sweeps/run.py` makes the run again", file=sys.stderr, flush=True
+        )
+        return None
+    return found
 
-    Returns:
-        The runs that were put there.
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def check(run: str, found: Files) -> None:
+    """The files are those of this run, each as it was written.
+
+    Raises:
+        UserError: the first that is not.
+    """
+    values = {}
+    for name in (files.CONFIG, files.IDENTITY, files.OUTCOME, files.PROVENANCE, files.RESULT):
+        if name not in found:
+            raise Damaged(f"{run}/{name}: missing")
+        values[name] = files.parse_json(found[name], f"{run}/{name}")
+    if (now := id_of(from_json(values[files.CONFIG]), values[files.IDENTITY])) != run:
+        raise Damaged(f"{run}: its configuration and versions are those of {now}")
+    for name in (files.OUTCOME, files.RESULT):
+        if values[name].get("id") != run:
+            raise Damaged(f"{run}/{name}: is of the run {values[name].get('id')}")
+    listed = values[files.OUTCOME]["files"]
+    for name in (files.PROVENANCE, files.METRICS, *PICTURED):
+        if name in found and hashlib.sha256(found[name]).hexdigest() != listed.get(name):
+            raise Damaged(f"{run}/{name}: damaged (does not match the checksum in {files.OUTCOME})")
+    if files.METRICS in listed and files.METRICS not in found:
+        raise Damaged(f"{run}/{files.METRICS}: missing")
+
+
+def contents(path: Path, *ids: re.Pattern[str]) -> dict[str, Files]:
+    """Run -> name of a file -> its bytes, not verified yet.
+
+    Args:
+        ids: forms of ids that runs may have; by default that of today.
 
     Raises:
         UserError: there is no archive, it is damaged, or holds something else.
     """
-    put = []
-    for run, files in _contents(path).items():
-        folder = paths.runs_folder() / run
-        if store.is_complete(folder):  # perhaps from another table's file, without its pictures
-            for name in PICTURED:
-                if name in files and not (folder / name).exists():
-                    write_atomic(folder / name, files[name])
-            continue
-        if RESULT not in files:
-            continue
-        claim = leases.claim(folder)
-        if claim is None:
-            print(f"{run}: is being made here; left alone", flush=True)
-            continue
-        for name in sorted(files, key=NAMES.index):
-            write_atomic(folder / name, files[name])
-        claim.release()
-        put.append(run)
-    return put
+    found: dict[str, Files] = {}
+    for run, name, content in _members(path, ids or (RUN,)):
+        found.setdefault(run, {})[name] = content
+    return found
 
 
-def _contents(path: Path) -> dict[str, dict[str, bytes]]:
-    """Run -> name of a file -> its bytes."""
-    contents: dict[str, dict[str, bytes]] = {}
+def _members(path: Path, ids: Sequence[re.Pattern[str]]) -> Iterator[tuple[str, str, bytes]]:
+    """Run, name and bytes of each member; what is larger than any record is refused before it is read."""
+    total = 0
     try:
         with tarfile.open(path, "r:xz") as archive:
             for member in archive:
-                found = _MEMBER.fullmatch(member.name)
+                run, _, name = member.name.partition("/")
                 file = archive.extractfile(member) if member.isreg() else None
-                if found is None or file is None:
+                if file is None or name not in NAMES or not any(form.fullmatch(run) for form in ids):
                     raise UserError(f"{path}: holds {member.name!r}, which is no record of a run")
-                contents.setdefault(found[1], {})[found[2]] = file.read()
+                total += member.size
+                if member.size > LARGEST or total > _LARGEST_IN_ALL:
+                    raise UserError(
+                        f"{path}: {member.name!r} has {member.size:,} bytes, more than a record of a run can "
+                        "have; it is not unpacked"
+                    )
+                yield run, name, file.read()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; `pack` in the place of `unpack` makes it") from error
+        raise UserError(f"{path}: no such file; `run.py pack` makes it") from error
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{path}: damaged ({error}); fetch it again") from error
-    return contents
+
+
+def whole_runs(path: Path) -> dict[str, Files]:
+    """As `contents`, without runs that are incomplete or damaged: these are named on stderr."""
+    whole = {}
+    for run, found in contents(path).items():
+        try:
+            check(run, found)
+        except UserError as error:  # noqa: PERF203 (one damaged run must not cost the others)
+            print(f"{path}: {error}: skipped", file=sys.stderr, flush=True)
+        else:
+            whole[run] = found
+    return whole
+
+
+def put(folder: Path, found: Files) -> None:
+    """Write the files of a run into its folder, the result last."""
+    for name in sorted(found, key=NAMES.index):
+        write_atomic(folder / name, found[name])
+
+
+def extracted(path: Path) -> Path:
+    """A folder with the records of an archive, a folder a run; made in the cache when first asked for.
+
+    Raises:
+        UserError: as `contents`.
+    """
+    target = cache_folder() / "records" / sha256_of(path)[:16]
+    if target.is_dir():  # it appears under this name when it is whole
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError:  # a cache that cannot be written to costs time at each start, nothing else
+        temporary = target = Path(tempfile.mkdtemp(prefix="evlgen-records-"))
+    for run, found in whole_runs(path).items():
+        (temporary / run).mkdir()
+        for name, content in found.items():
+            (temporary / run / name).write_bytes(content)
+    if temporary != target:
+        with contextlib.suppress(OSError):  # another process was faster
+            os.rename(temporary, target)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
@@ -15,10 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pynvml
+
 from evlgen.config import RunConfig
+from evlgen.runs import folder as files
+from evlgen.runs.identity import Identity
 from evlgen.runtime.cpu import peak_memory_mib
 from evlgen.runtime.files import sha256_of, write_atomic
-from evlgen.runs.store import code_version, write_json
 from evlgen.runtime.paths import ROOT
 
 DIFF = "diff.patch"
@@ -30,7 +32,6 @@ _DIFF_BYTES = 2**20  # of a larger difference only the beginning is kept, beside
 def provenance() -> dict[str, Any]:
     """What does not change while this process runs."""
     return {
-        "code_version": code_version(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_difference()),
         "git_diff_sha256": hashlib.sha256(_difference()).hexdigest() if _difference() else None,
@@ -45,27 +46,26 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_provenance(folder: Path, config: RunConfig, data: str, measured: dict[str, Any]) -> None:
+def write_provenance(
+    folder: Path, config: RunConfig, identity: Identity, data: str, measured: dict[str, Any]
+) -> None:
     """Write a trained run's ``provenance.json``, and ``diff.patch`` if the checkout was not clean.
 
     Args:
-        data: fingerprint of the training data.
+        identity: of the run: versions of data, weights and components.
+        data: fingerprint of the training data as it was read.
         measured: from `Meter.read`.
     """
-    from evlgen.backbones.language import build_language
-    from evlgen.training import CONNECTOR
-    from evlgen.backbones.vision import build_vision
-
-    weights = {
-        "vision": build_vision(config.vision).fingerprint,
-        "connector": sha256_of(folder / CONNECTOR),
-    }
-    if config.stage == "caption":
-        weights["language"] = build_language(config.language).fingerprint
+    weights = {**identity.weights, "connector": sha256_of(folder / files.CONNECTOR)}
     if _difference():
         write_atomic(folder / DIFF, _difference()[:_DIFF_BYTES])
-    what = {"seed": config.seed, "data_sha256": data, "weights_sha256": weights}
-    write_json(folder / "provenance.json", provenance() | what | measured)
+    what = {
+        "seed": config.seed,
+        "data_sha256": data,
+        "weights_sha256": weights,
+        "components": identity.components,
+    }
+    files.write_json(folder / files.PROVENANCE, provenance() | what | measured)
 
 
 class Meter:
@@ -137,23 +137,13 @@ def _gpu_counters() -> dict[str, tuple[float, float]]:
     cuda, counters = _cuda(), {}
     if cuda is None:
         return {}
-    with contextlib.suppress(OSError, AttributeError):  # no NVML, or one that is too old
-        nvml = _nvml()
+    with contextlib.suppress(pynvml.NVMLError):  # no driver, or a GPU that does not count
+        pynvml.nvmlInit()
         for index in range(cuda.device_count()):
-            handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-            name = f"GPU-{cuda.get_device_properties(index).uuid}".encode()
-            found = nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)) == 0
-            if found and nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)) == 0:
-                counters[f"gpu{index}"] = (millijoules.value / 1e3, 2**64 / 1e3)
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{cuda.get_device_properties(index).uuid}")
+            millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            counters[f"gpu{index}"] = (millijoules / 1e3, 2**64 / 1e3)
     return counters
-
-
-@functools.cache
-def _nvml() -> ctypes.CDLL:
-    library = ctypes.CDLL("libnvidia-ml.so.1")
-    if library.nvmlInit_v2() != 0:
-        raise OSError("NVML does not start")
-    return library
 
 
 def _cuda() -> Any:

@@ -1,7 +1,10 @@
-"""Checkpoints that survive a kill at any moment and a damaged disk.
+"""Checkpoints that survive a kill at any moment, a full disk and a damaged disk.
 
-A folder holds the newest checkpoint, the one before it, and the checksums of both. The checksum of a new one
-is written before the file itself is, so whichever files a crash leaves behind can be told good from bad.
+A folder holds the newest checkpoint, the one before it, and the checksums of all that may be there. The
+checksum
+of a new one is added before the file itself is written, and none is dropped before the new file is in place:
+so
+whichever files a crash leaves behind, and however many crashes in a row, the good can be told from the bad.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from evlgen.runtime.files import sha256_of, write_atomic
 log = logging.getLogger(__name__)
 
 CURRENT, PREVIOUS, CHECKSUMS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
+NEW = "checkpoint.new.pt"  # being written, or whole but not yet in the place of the former newest
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -35,36 +39,62 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    current, previous = folder / CURRENT, folder / PREVIOUS
-    lines = [f"{hashlib.sha256(data).hexdigest()}  {CURRENT}\n"]
-    lines += [f"{digest}  {PREVIOUS}\n" for digest in _known(folder)[:1]]
-    write_atomic(folder / CHECKSUMS, "".join(lines).encode())
-    if current.exists():
-        os.replace(current, previous)
-    write_atomic(current, data)
+    known = _known(folder)
+    _write_known(folder, {NEW: hashlib.sha256(data).hexdigest(), **known})
+    write_atomic(folder / NEW, data)  # this may fail: both older ones are still where they were
+    _promote(folder)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, or None. A damaged one is named in the log and deleted."""
-    known = _known(folder)
-    for path in (folder / CURRENT, folder / PREVIOUS):
-        if not path.exists():
+    promised = set(_known(folder).values())
+    whole: dict[str, str] = {}
+    for name in (NEW, CURRENT, PREVIOUS):  # newest first
+        if (path := folder / name).exists():
+            digest = sha256_of(path)
+            if digest in promised:
+                whole[name] = digest
+            else:
+                log.warning("%s: damaged checkpoint, going back to the one before it or to the start", path)
+                path.unlink()
+    if whole:  # an interruption may have left files under other names than the list has them
+        _write_known(folder, whole)
+        _promote(folder)
+    for name in (CURRENT, PREVIOUS):
+        path = folder / name
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
+        except FileNotFoundError:
             continue
-        if sha256_of(path) in known:
-            try:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                return state
-            except (RuntimeError, EOFError, pickle.UnpicklingError):
-                pass  # checked on writing, yet not readable: another version's format
-        log.warning("%s: damaged checkpoint, going back to the one before it or to the start", path)
-        path.unlink()
+        except (RuntimeError, EOFError, pickle.UnpicklingError):  # as it was written, yet of another format
+            log.warning("%s: not a checkpoint that can be read, going back to the one before it", path)
+            path.unlink()
     return None
 
 
-def _known(folder: Path) -> list[str]:
-    """Checksums of the checkpoints, newest first."""
+def _promote(folder: Path) -> None:
+    """The new checkpoint becomes the newest one, the newest one the previous one."""
+    if not (folder / NEW).exists():
+        return
+    known = _known(folder)
+    if (folder / CURRENT).exists():
+        os.replace(folder / CURRENT, folder / PREVIOUS)
+        known[PREVIOUS] = known[CURRENT]
+    os.replace(folder / NEW, folder / CURRENT)
+    known[CURRENT] = known.pop(NEW)
+    _write_known(folder, known)
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """Name of a checkpoint -> its checksum, of those that are there or were about to be written."""
     try:
         lines = (folder / CHECKSUMS).read_text().splitlines()
     except (OSError, UnicodeDecodeError):
-        return []
-    return [line.split()[0] for line in lines if line.split()]
+        return {}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
+
+
+def _write_known(folder: Path, known: dict[str, str]) -> None:
+    text = "".join(f"{digest}  {name}\n" for name, digest in known.items())
+    write_atomic(folder / CHECKSUMS, text.encode())

@@ -36,7 +36,8 @@ from evlgen.cost import connector_macs
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.merging import merge_schedule, token_counts
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from evlgen.training import read_metrics
 from sweeps import leases
@@ -259,9 +260,9 @@ def updates_done(facts: Mapping[str, Any]) -> int:
 
 def described(target: Target, config: RunConfig) -> dict[str, Any]:
     """What a trial is, beyond its parameters."""
-    facts: dict[str, Any] = {"run": store.run_id(config)}
+    facts: dict[str, Any] = {"run": identity.run_id(config)}
     if config.init_from is not None:
-        facts["stage1"] = store.run_id(config.init_from)
+        facts["stage1"] = identity.run_id(config.init_from)
     connector = config.connector
     if isinstance(connector, TomeFormerConfig):
         tokens = image_tokens(config)
@@ -317,13 +318,13 @@ def run_trial(
 
 def complete(config: RunConfig, scorer: CaptionScorer, tell: Callable[[Any], None]) -> dict[str, Any]:
     """The metrics of a run, which is executed if the store does not have it complete."""
-    run = store.run_id(config)
-    folder = store.prepare(run, config)
-    if not store.is_complete(folder) or store.lacks_weights(folder, config):
-        first = None if config.init_from is None else str(store.run_folder(config.init_from))
+    run = identity.run_id(config)
+    folder = files.prepare(config)
+    if not files.is_complete(folder) or files.lacks_weights(folder, config):
+        first = None if config.init_from is None else str(identity.run_folder(config.init_from))
         execute_run(tell, str(folder), first)
         finish({run: config}, scorer)
-    result = store.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     assert result is not None
     metrics: dict[str, Any] = result["metrics"]
     return metrics
@@ -334,7 +335,7 @@ class Follower:
 
     def __init__(self, study: Study, trial: Trial, config: RunConfig, prunes: bool) -> None:
         self.study, self.trial, self.config, self.prunes = study, trial, config, prunes
-        self.path = store.run_folder(config) / "metrics.jsonl"
+        self.path = identity.run_folder(config) / "metrics.jsonl"
         self.seen: dict[str, float] = {}
         self.size = -1
 

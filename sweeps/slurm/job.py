@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import local
 from sweeps.slurm import queue as slurm
@@ -48,16 +48,11 @@ class Chunk:
         Raises:
             UserError: the checkout has changed, the job was requeued too often, or tasks have failed.
         """
-        batch = store.read_json(Path(self.batch))
+        batch = files.read_json(Path(self.batch))
         if batch is None:
             raise UserError(f"{self.batch}: not there, but this job was queued to do what it says")
         os.environ.update(batch["environment"])
         tasks = [read_task(entry) for entry in batch["chunks"][self.index]]
-        if (now := store.version()) != batch["code"]:
-            self._refuse(
-                f"{paths.ROOT}: the code has changed since this job was queued ({batch['code']}, now {now}); "
-                "type the sweep's command again, or go back to the code of then and retry"
-            )
         self._note_progress(batch)
         if self._idle_restarts(batch) > batch["profile"]["max_requeues"]:
             self._refuse(self._too_often(batch))
@@ -81,7 +76,7 @@ class Chunk:
         """Called by submitit before it puts the job back into the queue: wait until the runs are safe."""
         from submitit.helpers import DelayedSubmission
 
-        batch = store.read_json(Path(self.batch))
+        batch = files.read_json(Path(self.batch))
         assert batch is not None
         _stop_workers(batch["profile"]["signal_seconds"] * 0.8)
         if self._idle_restarts(batch) >= batch["profile"]["max_requeues"]:
@@ -111,7 +106,7 @@ class Chunk:
         """
         newest = self._newest(batch)
         if newest > self._noted()["newest"]:
-            store.write_json(self._record, {"newest": newest, "restarts": _restarts()})
+            files.write_json(self._record, {"newest": newest, "restarts": _restarts()})
 
     def _idle_restarts(self, batch: dict[str, Any]) -> int:
         """Restarts since there was progress."""
@@ -135,7 +130,7 @@ class Chunk:
         return max(times)
 
     def _noted(self) -> dict[str, float]:
-        return store.read_if_whole(self._record) or {"newest": 0.0, "restarts": 0}
+        return files.read_if_whole(self._record) or {"newest": 0.0, "restarts": 0}
 
     @property
     def _record(self) -> Path:
@@ -149,7 +144,7 @@ class Chunk:
     def _fail(self, reason: str) -> None:
         """Write the reason into the folders of the chunk's unfinished runs."""
         print(f"error: {reason}", file=sys.stderr, flush=True)
-        batch = store.read_json(Path(self.batch))
+        batch = files.read_json(Path(self.batch))
         assert batch is not None
         for entry in batch["chunks"][self.index]:
             if not (paths.runs_folder() / entry["key"] / "outcome.json").exists():
@@ -169,7 +164,7 @@ def _note(kind: str, key: str, detail: Any) -> None:
     if kind == "failed":
         print(detail, file=sys.stderr, flush=True)
         if (paths.runs_folder() / key / "config.json").exists():
-            store.write_json(paths.runs_folder() / key / "error.json", {"error": str(detail)})
+            files.write_json(paths.runs_folder() / key / "error.json", {"error": str(detail)})
 
 
 def _restarts() -> int:

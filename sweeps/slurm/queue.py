@@ -31,7 +31,7 @@ else:
     import tomli as tomllib
 
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import leases
 from sweeps.local import Task
@@ -298,7 +298,6 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
     path = _folder() / f"{batch}.json"
     record = {
         "sweep": sweep,
-        "code": store.version(),
         "chunks": [[dataclasses.asdict(task) for task in chunk] for chunk in array],
         "profile": dataclasses.asdict(profile),
         "environment": {
@@ -313,7 +312,7 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
         "submitted": time.time(),
         "job": None,
     }
-    store.write_json(path, record)
+    files.write_json(path, record)
     python = shlex.join([sys.executable, str(paths.ROOT / "sweeps" / "slurm_start.py")])
     executor = SlurmExecutor(_folder() / "jobs", max_num_timeout=_NEVER, python=python)
     asked = _narrowed(profile, array)
@@ -326,7 +325,7 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
             _slurm("scancel", f"--name={name}")
 
     ids = _patiently(lambda: _submitted(executor, chunks), take_back, lambda: path.unlink())
-    store.write_json(path, {**record, "job": ids})
+    files.write_json(path, {**record, "job": ids})
     return ids
 
 
@@ -453,7 +452,7 @@ def batches(sweep: str | None = None) -> dict[str, dict[str, Any]]:
     for path in _folder().glob("*.json") if _folder().exists() else []:
         if re.fullmatch(r"[0-9a-f]{8}", path.stem):
             with contextlib.suppress(UserError):
-                record = store.read_json(path)
+                record = files.read_json(path)
                 if record is not None and sweep in (None, record["sweep"]):
                     found[path.stem] = record
     return dict(sorted(found.items(), key=lambda item: item[1]["submitted"]))

@@ -16,7 +16,8 @@ from analysis import claims
 from analysis.claims import LESS_DATA, LONG, SHORT, STAGE_2_ONLY, Claim
 from analysis.results import Found, read, step_operations
 from analysis.significance import Question, compare, differences, settle
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments import load, table1
 from experiments.base import Experiment, Row, seeded
@@ -323,7 +324,7 @@ def test_c1_on_a_busy_machine(factor: float, steady: bool, label: str, stage: st
         assert claim.verdict == "holds", said(claim)
         return
     (config,) = (seeded(row.config, 2) for row in of.experiment.rows if row.label == label)
-    own, first = store.run_id(config), config.init_from and store.run_id(config.init_from)
+    own, first = identity.run_id(config), config.init_from and identity.run_id(config.init_from)
     slow = {own} if stage == "train_seconds" else {own, str(first)}  # what stage 2 wrote holds both
     assert claim.verdict == "undecided"
     sentence = claim.evidence[0]
@@ -598,8 +599,8 @@ def put(experiment: str, label: str, made: Metrics, seeds: Sequence[int], scale:
     paths = []
     for seed in seeds:
         run = seeded(config, seed)
-        folder = store.prepare(store.run_id(run), run)
-        store.write_json(folder / "result.json", {"id": folder.name, "metrics": scattered(made, seed)})
+        folder = files.prepare(run)
+        files.write_result(folder, scattered(made, seed), {})
         paths.append(folder / "result.json")
     return paths
 

@@ -16,7 +16,8 @@ from PIL import Image
 from analysis import claims, provenance, report
 from analysis.tables import write_tables
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from experiments import load
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import NAMES
@@ -47,13 +48,13 @@ def make_results(folder: Path) -> None:
         "evidence": [f"12.5 against 13.5 {EVIL}"],
         "rule": "higher on two sets",
         "scale": "smoke",
-        "runs": [store.run_id(base)],
+        "runs": [identity.run_id(base)],
     }
     (folder / "claims-smoke.json").write_text(json.dumps([claim]))
     figures = folder / "figures" / "smoke"
     figures.mkdir(parents=True)
     Image.new("RGB", (990, 600), (200, 30, 30)).save(figures / "quality_cost.png")
-    told = {"runs": [{"id": store.run_id(base), "row": EVIL, "seed": 0}], "missing": [f"seed 3 of {EVIL}"]}
+    told = {"runs": [{"id": identity.run_id(base), "row": EVIL, "seed": 0}], "missing": [f"seed 3 of {EVIL}"]}
     (figures / "quality_cost.json").write_text(json.dumps(told))
 
 
@@ -62,12 +63,12 @@ def make_runs() -> list[str]:
     ids = []
     for number, row in enumerate(load("table2", "smoke").rows):
         config = seeded(row.config, number % 2)
-        folder = store.run_folder(config)
-        store.write_json(folder / "result.json", {"id": folder.name, "metrics": {}})
+        folder = identity.run_folder(config)
+        files.write_result(folder, {}, {})
         facts: dict[str, Any] = dict.fromkeys(provenance.ENVIRONMENT)
         facts |= {"git_commit": "c0ffee" * 6, "git_dirty": True, "processor": f"CPU {EVIL}", "cores": 2}
         facts |= {"packages": {"torch": "2.13.0"}, "started": 1.7e9 + number, "wall_seconds": 12.5}
-        store.write_json(folder / "provenance.json", facts | {"seed": config.seed, "host": "secret-host"})
+        files.write_json(folder / "provenance.json", facts | {"seed": config.seed, "host": "secret-host"})
         ids.append(folder.name)
     return ids
 

@@ -13,7 +13,8 @@ from analysis.timings import training_times
 from evlgen.config import TomeFormerConfig
 from evlgen.cost import Stage1Macs
 from evlgen.merging import token_counts
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from experiments import table1, table5
 from experiments.base import seeded
 from experiments.cost_tables import Counted
@@ -94,8 +95,8 @@ def test_measured_part_comes_from_finished_runs(tmp_path: Path, monkeypatch: pyt
     assert training_times("smoke") is None
     for row, whole in zip(table1.build("smoke").rows, (300.0, 100.0), strict=False):  # two stages, and one
         metrics = {"train_seconds": 100.0, "total_seconds": whole, "state": "conditioned"}
-        folder = store.run_folder(seeded(row.config, 0))
-        store.write_json(folder / "result.json", {"id": folder.name, "metrics": metrics})
+        folder = identity.run_folder(seeded(row.config, 0))
+        files.write_result(folder, metrics, {})
     part = training_times("smoke")
     assert part is not None
     two, one = part.rows

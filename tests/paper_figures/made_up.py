@@ -8,7 +8,8 @@ import random
 from pathlib import Path
 
 from evlgen.config import RunConfig
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from experiments import load
 from experiments.base import Row, seeded
 
@@ -29,9 +30,8 @@ def fill(
 
 def write(config: RunConfig) -> Path:
     """The folder of a run, with a course and a result that look like those of a real one."""
-    folder = store.run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    noise = random.Random(store.run_id(config))
+    folder = files.prepare(config)
+    noise = random.Random(identity.run_id(config))
     optim = config.optim
     begun = 0 if config.init_from is None else config.init_from.optim.steps * 1.5
     least = 0.42 + noise.gauss(0, 0.02) + 0.1 * abs(math.log10(optim.lr / 3e-3))
@@ -52,14 +52,14 @@ def write(config: RunConfig) -> Path:
     pace = 0.38 if config.stage == "represent" else SECONDS.get(config.connector.kind, 0.1)
     seconds = optim.steps * pace * (1 + abs(noise.gauss(0, 0.03)))
     outcome = {"train_seconds": seconds, "state": "conditioned", "samples": optim.steps * optim.batch_size}
-    store.write_json(folder / "outcome.json", outcome)
+    files.write_outcome(folder, outcome)
     if config.stage == "represent":
-        store.write_json(folder / "result.json", {"id": folder.name, "metrics": outcome})
+        files.write_result(folder, outcome, {})
         return folder
     if config.init_from is not None:
-        first = store.read_json(write(config.init_from) / "outcome.json")
+        first = files.read_outcome(write(config.init_from))
         assert first is not None
-        seconds += first["train_seconds"]
+        seconds += first["metrics"]["train_seconds"]
     final = at(optim.steps)
     metrics = {
         **outcome,
@@ -71,9 +71,10 @@ def write(config: RunConfig) -> Path:
         "okvqa": 60 - 30 * final["val_loss"] + noise.gauss(0, 3),
         "connector_gmacs": gmacs(config),
     }
-    store.write_json(folder / "result.json", {"id": folder.name, "metrics": metrics})
     captions = {"coco": {str(image): CAPTION for image in range(16)}}
-    (folder / "predictions.json").write_text(json.dumps({"captions": captions}))
+    (folder / files.PREDICTIONS).write_text(json.dumps({"captions": captions}))
+    files.write_outcome(folder, outcome)
+    files.write_result(folder, metrics, {})
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evlgen.config import TomeFormerConfig
-from evlgen.runs import store
+from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from experiments.scales import get
 from paper_figures import __main__ as everything
@@ -170,7 +170,7 @@ def test_fractions_whose_images_are_not_used_are_hollow(monkeypatch: pytest.Monk
         if run.row.label == short:
             assert run.metrics is not None
             result = {"id": run.id, "metrics": run.metrics | {"state": "slow"}}
-            store.write_json(run.folder / "result.json", result)
+            files.write_json(run.folder / "result.json", result)
     assert hollow() == used + 1
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from evlgen.errors import UserError
 from evlgen.evaluation import merge_maps
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime.arrays import write_arrays
 from experiments import load
 from experiments.base import seeded
@@ -33,9 +34,9 @@ def folders(tmp_path, monkeypatch):
 
 def write(seed: int, **metrics: float):
     """A complete run whose maps are the grid's."""
-    folder = store.run_folder(seeded(row().config, seed))
+    folder = identity.run_folder(seeded(row().config, seed))
     given = METRICS | {"merge_ari": 0.1, "val_loss": 1.0} | metrics
-    store.write_json(folder / "result.json", {"id": folder.name, "metrics": given})
+    files.write_result(folder, given, {})
     source = np.zeros((8, 17, 65), np.uint8)
     source[:, 0, 0] = 1
     source[:, 1 + merge_maps.grid_groups(8, 16), range(1, 65)] = 1

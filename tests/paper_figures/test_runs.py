@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import identity
 from experiments import two_stage
 from experiments.base import seeded
 from paper_figures import runs
@@ -58,7 +58,7 @@ def test_more_seeds_than_the_experiment_says_are_taken_and_must_be_everywhere() 
 def test_a_damaged_result_is_named_and_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     made_up.fill("two_stage", "smoke")
     row = two_stage.build("smoke").rows[0]
-    path = store.run_folder(row.config) / "result.json"
+    path = identity.run_folder(row.config) / "result.json"
     path.write_text(path.read_text().replace("val_loss", "val_less"))
     before = path.read_bytes()
     found = runs.load("two_stage", "smoke")

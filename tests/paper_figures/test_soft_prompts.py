@@ -8,7 +8,8 @@ import torch
 
 from evlgen.errors import UserError
 from evlgen.evaluation.soft_prompts import geometry
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime.arrays import write_arrays
 from experiments import load
 from experiments.base import seeded
@@ -26,8 +27,8 @@ def write(connector: str):
     """A complete run of a connector."""
     label = subject.ROWS[connector]
     row = next(row for row in load("table1", "smoke").rows if row.label == label)
-    folder = store.run_folder(seeded(row.config, 0))
-    store.write_json(folder / "result.json", {"id": folder.name, "metrics": {"val_loss": 1.0}})
+    folder = identity.run_folder(seeded(row.config, 0))
+    files.write_result(folder, {"val_loss": 1.0}, {})
     generator = torch.Generator().manual_seed(len(connector))
     prompts = torch.randn(24, 5, 6, generator=generator)
     names = {"colour": np.array(["red", "blue"] * 12), "shape": np.array(["ball", "key", "star"] * 8)}

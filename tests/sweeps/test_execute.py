@@ -10,7 +10,7 @@ import pytest
 from evlgen.config import RunConfig
 from evlgen.evaluation import decoding
 from evlgen.evaluation.caption_scores import CaptionScorer
-from evlgen.runs import store
+from evlgen.runs import folder as files
 from experiments.scales import blip2, evlgen
 from sweeps import execute
 
@@ -18,10 +18,10 @@ OUTCOME = {"train_seconds": 1.0, "val_loss": 2.0}
 
 
 def trained(config: RunConfig, predictions: str | None) -> Path:
-    folder = store.prepare(store.run_id(config), config)
-    store.write_json(folder / "outcome.json", OUTCOME)
+    folder = files.prepare(config)
     if predictions is not None:
         (folder / decoding.PREDICTIONS).write_text(predictions)
+    files.write_outcome(folder, OUTCOME)
     return folder
 
 
@@ -38,8 +38,8 @@ def test_predictions_that_are_damaged_or_gone_are_made_again(
     damaged, good = trained(talks, predictions), trained(silent, None)
     with CaptionScorer() as scorer:
         execute.finish({damaged.name: talks, good.name: silent}, scorer)
-    assert store.is_complete(good)
-    assert not store.is_complete(damaged)
+    assert files.is_complete(good)
+    assert not files.is_complete(damaged)
     assert not (damaged / "outcome.json").exists()  # so that the same command evaluates it anew
     assert str(damaged / decoding.PREDICTIONS) in capsys.readouterr().err
 
@@ -54,9 +54,9 @@ def test_a_run_whose_stage_1_is_gone_waits_for_it(
     second, other = trained(config, None), trained(dataclasses.replace(config, init_from=None), None)
     with CaptionScorer() as scorer:
         execute.finish({second.name: config}, scorer)
-        assert not store.is_complete(second)
+        assert not files.is_complete(second)
         assert "not scored" in capsys.readouterr().err
         trained(config.init_from, None)
         execute.finish({second.name: config, other.name: dataclasses.replace(config, init_from=None)}, scorer)
-    totals = [store.read_json(folder / "result.json") for folder in (second, other)]
+    totals = [files.read_json(folder / "result.json") for folder in (second, other)]
     assert [total["metrics"]["total_seconds"] for total in totals if total] == [2.0, 1.0]

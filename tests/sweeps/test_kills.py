@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from evlgen.config import RunConfig, to_json
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from experiments.scales import evlgen
 from sweeps import leases, worker
 
@@ -32,7 +33,7 @@ def config() -> RunConfig:
 
 def place(parent: Path) -> Path:
     """Folder of the run, which goes by its id."""
-    return parent / store.run_id(config())
+    return parent / identity.run_id(config())
 
 
 def work(folder: str, cache: str) -> None:
@@ -52,7 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, cache: Path) -> Any:
     """A process that executes the run of this file in a folder."""
-    store.write_json(folder / "config.json", to_json(config()))
+    files.write_json(folder / "config.json", to_json(config()))
     process = multiprocessing.get_context("forkserver").Process(target=work, args=(str(folder), str(cache)))
     process.start()
     return process
@@ -65,9 +66,9 @@ def finish(folder: Path, cache: Path) -> None:
 
 
 def learned(folder: Path) -> tuple[dict[str, Any], bytes]:
-    outcome = store.read_json(folder / "outcome.json")
+    outcome = files.read_outcome(folder)
     assert outcome is not None
-    kept = {name: value for name, value in outcome.items() if name not in TIMES}
+    kept = {name: value for name, value in outcome["metrics"].items() if name not in TIMES}
     return kept, (folder / "connector.safetensors").read_bytes()
 
 
@@ -78,7 +79,7 @@ def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
     calm = place(tmp_path / "calm")
     finish(calm, cache)
     seconds = time.monotonic() - began
-    files = {path.name for path in calm.iterdir()} | {"checkpoint.prev.pt"}
+    usual = {path.name for path in calm.iterdir()} | {"checkpoint.prev.pt"}
     moments = random.Random(0)
     killed = taken_up = 0
     for number in range(KILLS):
@@ -90,10 +91,10 @@ def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
         killed += not (folder / "outcome.json").exists()
         finish(folder, cache)
         assert learned(folder) == learned(calm)
-        taken_up += (store.read_json(folder / "outcome.json") or {})["resumed_from"] > 0
+        taken_up += (files.read_outcome(folder) or {})["metrics"]["resumed_from"] > 0
         last = leases.last_claim(os.listdir(folder))
         owners = {f"{kind}-{n}.json" for kind in ("claim", "beat") for n in range(1, last + 1)}
-        assert {path.name for path in folder.iterdir()} <= files | owners  # nothing temporary
+        assert {path.name for path in folder.iterdir()} <= usual | owners  # nothing temporary
         beat = leases.read_beat(folder, last)
         assert beat is not None
         assert beat["ended"] == "done"

@@ -10,7 +10,9 @@ import pytest
 
 from evlgen import miniworld
 from evlgen.config import EvalConfig, RunConfig
-from evlgen.runs import store
+from evlgen.miniworld import world as miniworld
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from experiments.base import Experiment, Row
 from sweeps import reporting, run
 
@@ -24,7 +26,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     for label, images in (("first", 3), ("second one", 2), ("silent", 0)):
         config = RunConfig(evaluation=EvalConfig(sets=(("coco", images), ("vqav2", images))))
         rows.append(Row(label, config))
-        folder = store.prepare(store.run_id(config), config)
+        folder = files.prepare(config)
         if images:
             answers = {str(i): f"answer {i} of {label}" for i in range(images)}
             said = {
@@ -57,7 +59,7 @@ def test_captions_of_rows_stand_below_what_a_person_says(
 
 
 def test_captions_of_one_run(runs: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _, silent = (store.run_id(row.config) for row in runs.rows)
+    first, _, silent = (identity.run_id(row.config) for row in runs.rows)
     assert run.main(["captions", first[:8]]) == 0
     assert "caption 2 of first" in capsys.readouterr().out
     assert run.main(["captions", silent]) == 2

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from evlgen.runs import store
+from evlgen.runs import folder as files
 
 ROOT = Path(__file__).parents[2]
 # Stage 1, stage 2, both LLMs and EVLGen, for a few updates and without captions.
@@ -154,7 +154,7 @@ def test_two_launchers_race_on_fifty_runs(sandbox: Sandbox) -> None:
     assert len(sandbox.metrics()) == 50
     for run in sandbox.metrics():
         assert (sandbox.folder / "runs" / run / "log.txt").read_text().count("parameters:") == 1
-        store.read_json(sandbox.folder / "runs" / run / "provenance.json")  # whole
+        files.read_json(sandbox.folder / "runs" / run / "provenance.json")  # whole
     assert not list((sandbox.folder / "runs").rglob("*.tmp"))
 
 

@@ -10,12 +10,13 @@ import pytest
 from analysis import claims
 from evlgen.config import to_json
 from evlgen.errors import UserError
-from evlgen.runs import store
+from evlgen.runs import folder as files
+from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments import load
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import blip2, evlgen, get
-from sweeps import reporting, run, sweep
+from sweeps import reporting, run, states, sweep
 from sweeps.slurm import queue as slurm
 from sweeps.sweep import Sweep, conclude
 
@@ -111,8 +112,8 @@ def test_a_table_keeps_the_seeds_that_are_there(monkeypatch: pytest.MonkeyPatch)
 
     def put(seed: int, rows: Sequence[Row]) -> None:
         for row in rows:
-            folder = store.run_folder(seeded(row.config, seed))
-            store.write_json(folder / "result.json", {"id": folder.name, "metrics": {}})
+            folder = identity.run_folder(seeded(row.config, seed))
+            files.write_result(folder, {}, {})
 
     for seed in range(4):
         put(seed, experiment.rows)
@@ -129,18 +130,20 @@ def test_a_job_is_queued_only_where_its_stage_1_will_be(capsys: pytest.CaptureFi
     """Whether it is there, in the queue, or queued with it; `retry` brings what it needs."""
     config = blip2("smoke")
     assert config.init_from is not None
-    first, second = store.run_id(config.init_from), store.run_id(config)
+    first, second = identity.run_id(config.init_from), identity.run_id(config)
     asked = Sweep(Experiment("some", "Some", (Row("x", config),), ("val_loss",), 1), "smoke", 1)
     usual, retry = ("pending", "stopped", "lost"), ("failed", "lost")
 
     def queue(of_first: str, of_second: str, wanted: tuple[str, ...], in_queue: bool = False) -> list[str]:
-        now = {first: store.State(of_first), second: store.State(of_second)}
+        now = {first: states.State(of_first), second: states.State(of_second)}
         jobs = {first: slurm.Job("1", "running")} if in_queue else {}
         return list(sweep._ready_to_queue(asked, now, jobs, wanted))
 
     assert queue("pending", "pending", usual) == [first, second]
     assert queue("done", "pending", usual) == [first, second]  # records alone, without weights
-    store.prepare(first, config.init_from).joinpath(store.WEIGHTS).touch()
+    folder = files.prepare(config.init_from)
+    (folder / files.CONNECTOR).touch()
+    files.write_outcome(folder, {})
     assert queue("done", "pending", usual) == [second]
     assert queue("trained", "failed", retry) == [second]
     assert queue("running", "pending", usual, in_queue=True) == [second]
@@ -153,8 +156,8 @@ def test_a_job_is_queued_only_where_its_stage_1_will_be(capsys: pytest.CaptureFi
 
 def test_a_run_is_found_by_its_beginning_and_by_its_folder(tmp_path: Path) -> None:
     config = evlgen("smoke")
-    name = store.run_id(config)
-    store.write_json(tmp_path / "runs" / name / "config.json", to_json(config))
+    name = identity.run_id(config)
+    files.write_json(tmp_path / "runs" / name / "config.json", to_json(config))
     (tmp_path / "runs" / "studies").mkdir()
     for prefix in (name[:6], name, str(tmp_path / "runs" / name), f"runs/{name}/"):
         assert reporting.find_run("show", prefix).name == name

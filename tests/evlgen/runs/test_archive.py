@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from evlgen.runtime import paths
 from evlgen.config import to_json
 from evlgen.errors import UserError
+from evlgen.runs import archive, identity
+from evlgen.runs import folder as files
+from evlgen.runtime import paths
 from experiments import load
 from experiments.base import Experiment, Row
 from experiments.scales import blip2
-from sweeps import run
-from evlgen.runs import archive
-from sweeps import leases
-from evlgen.runs import store
+from sweeps import leases, records, run
 from sweeps.plan import unique_runs
 from sweeps.reporting import show_plan
 from sweeps.sweep import Sweep, run_here, unfinished
@@ -36,15 +35,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def finish(identity: str) -> Path:
     """A run as it is when finished, with its weights and what a figure is drawn from."""
     config = unique_runs(load("table1", "smoke"), 1)[identity]
-    folder = store.prepare(identity, config)
-    store.write_json(folder / "outcome.json", {"train_seconds": 1.0})
-    store.write_json(folder / "result.json", {"id": identity, "metrics": {"val_loss": 2.0}})
-    for name in ("metrics.jsonl", "predictions.json", store.WEIGHTS, "checkpoint.pt", "log.txt"):
+    folder = files.prepare(config)
+    for name in ("metrics.jsonl", "predictions.json", files.CONNECTOR, "checkpoint.pt", "log.txt"):
         (folder / name).write_text(f"{identity} {name}")
+    files.write_json(folder / files.PROVENANCE, {"seed": 0})
+    files.write_outcome(folder, {"train_seconds": 1.0})
+    files.write_result(folder, {"val_loss": 2.0}, {})
     return folder
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def content_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -59,15 +59,15 @@ def test_what_was_packed_is_there_after_unpacking(place: Path, capsys: pytest.Ca
     first = path.read_bytes()
     assert run.main(["pack", *command]) == 0
     assert path.read_bytes() == first
-    before = [files(folder) for folder in folders]
+    before = [content_of(folder) for folder in folders]
     shutil.rmtree(place / "runs")
     finish(identities[0]).joinpath("metrics.jsonl").write_text("its own")
     assert run.main(["unpack", *command]) == 0
     assert f"{len(folders) - 1} runs put into runs/" in capsys.readouterr().out
     assert (paths.runs_folder() / identities[0] / "metrics.jsonl").read_text() == "its own"
     for folder, content in list(zip(folders, before, strict=True))[1:]:
-        kept = {"config.json", "outcome.json", "result.json", "metrics.jsonl", "predictions.json"}
-        assert {name: text for name, text in files(folder).items() if name in content} == {
+        kept = {*archive.RECORDS, files.PREDICTIONS}
+        assert {name: text for name, text in content_of(folder).items() if name in content} == {
             name: content[name] for name in kept
         }
     assert run.main(["unpack", *command]) == 0
@@ -80,13 +80,13 @@ def test_pictures_are_kept_of_the_first_seed_alone(place: Path) -> None:
     finish(second)
     archive.pack(place / "x.tar.xz", [first, second], [second])
     shutil.rmtree(place / "runs")
-    assert archive.unpack(place / "x.tar.xz") == sorted([first, second])
+    assert records.unpack(place / "x.tar.xz") == sorted([first, second])
     assert not (paths.runs_folder() / first / "predictions.json").exists()
     assert (paths.runs_folder() / second / "predictions.json").exists()
     archive.pack(place / "y.tar.xz", [first, second], [])
     shutil.rmtree(place / "runs")
-    archive.unpack(place / "y.tar.xz")
-    assert archive.unpack(place / "x.tar.xz") == []  # another table had them, but not the pictures
+    records.unpack(place / "y.tar.xz")
+    assert records.unpack(place / "x.tar.xz") == []  # another table had them, but not the pictures
     assert (paths.runs_folder() / second / "predictions.json").exists()
 
 
@@ -113,18 +113,18 @@ def test_a_run_that_is_being_made_is_left_alone(place: Path, capsys: pytest.Capt
     shutil.rmtree(place / "runs")
     held = leases.claim(paths.runs_folder() / identity)
     assert held is not None
-    assert archive.unpack(place / "x.tar.xz") == []
+    assert records.unpack(place / "x.tar.xz") == []
     assert f"{identity}: is being made here" in capsys.readouterr().out
     held.release("stopped")
-    assert archive.unpack(place / "x.tar.xz") == [identity]
+    assert records.unpack(place / "x.tar.xz") == [identity]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("../../escaped/result.json", "which is no record of a run"),
-        ("0123456789abcdef/checkpoint.pt", "which is no record of a run"),
-        ("0123456789abcdef/log.json", "which is no record of a run"),
+        ("0123456789ab-01234567/checkpoint.pt", "which is no record of a run"),
+        ("0123456789ab-01234567/log.json", "which is no record of a run"),
         ("", "damaged"),
         (None, "no such file"),
     ],
@@ -136,7 +136,7 @@ def test_archives_that_are_none(
     path.parent.mkdir(parents=True)
     if name is not None:
         with tarfile.open(path, "w:xz") as opened:
-            opened.addfile(tarfile.TarInfo(name or "0123456789abcdef/result.json"), io.BytesIO())
+            opened.addfile(tarfile.TarInfo(name or "0123456789ab-01234567/result.json"), io.BytesIO())
     if name == "":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert run.main(["unpack", "table1", "--scale", "smoke"]) == 2
@@ -148,11 +148,11 @@ def test_archives_that_are_none(
 
 def test_a_link_is_no_record(place: Path) -> None:
     with tarfile.open(place / "x.tar.xz", "w:xz") as opened:
-        link = tarfile.TarInfo("0123456789abcdef/result.json")
+        link = tarfile.TarInfo("0123456789ab-01234567/result.json")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         opened.addfile(link)
     with pytest.raises(UserError, match="no record of a run"):
-        archive.unpack(place / "x.tar.xz")
+        records.unpack(place / "x.tar.xz")
 
 
 def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(
@@ -176,22 +176,22 @@ def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(
         return Sweep(Experiment("some", "Some", rows, ("val_loss",), 1), "smoke", 1)
 
     assert run_here(sweep(one), 1) == 0
-    stage1 = store.run_folder(first)
-    weights, course = (stage1 / store.WEIGHTS).read_bytes(), (stage1 / "metrics.jsonl").read_text()
+    stage1 = identity.run_folder(first)
+    weights, course = (stage1 / files.CONNECTOR).read_bytes(), (stage1 / "metrics.jsonl").read_text()
     path = place / "x.tar.xz"
     archive.pack(path, list(sweep(one).runs), [])
     shutil.rmtree(place / "runs")
-    archive.unpack(path)
+    records.unpack(path)
     assert unfinished(sweep(one)) == {}
-    assert store.read_json(stage1 / "config.json") == to_json(first)
+    assert files.read_json(stage1 / "config.json") == to_json(first)
     both = sweep(one, other)
-    assert list(unfinished(both)) == [store.run_id(first), store.run_id(other)]
+    assert list(unfinished(both)) == [identity.run_id(first), identity.run_id(other)]
     assert show_plan(both.experiment, "smoke", both.runs) == list(unfinished(both))
     assert "no weights" in capsys.readouterr().out
     assert run_here(both, 1, failed_only=True) == 1  # nothing has failed: nothing is made, nothing is lost
-    assert store.is_complete(stage1)
-    store.write_json(store.prepare(store.run_id(other), other) / "error.json", {"error": "of some kind"})
+    assert files.is_complete(stage1)
+    files.write_json(files.prepare(other) / "error.json", {"error": "of some kind"})
     assert run_here(both, 1, failed_only=True) == 0  # with the stage 1 that it needs
-    assert (stage1 / store.WEIGHTS).read_bytes() == weights
+    assert (stage1 / files.CONNECTOR).read_bytes() == weights
     assert len((stage1 / "metrics.jsonl").read_text().splitlines()) == len(course.splitlines())
     assert unfinished(both) == {}

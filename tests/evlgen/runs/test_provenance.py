@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from evlgen.backbones.language import build_language
-from evlgen.training import CONNECTOR
-from evlgen.backbones.vision import build_vision
-from experiments.scales import blip2_stage1, evlgen
+from evlgen.runs import folder as files
 from evlgen.runs import provenance
-from evlgen.runs import store
+from evlgen.runs.identity import identify
+from evlgen.runtime.sources import fingerprint_of_weights
+from evlgen.training import CONNECTOR
+from experiments.scales import blip2_stage1, evlgen
 
 
 @pytest.fixture
@@ -51,23 +51,25 @@ def test_the_difference_from_the_commit_is_kept_and_hashed(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / CONNECTOR).write_bytes(b"weights")
-    provenance.write_provenance(folder, evlgen("smoke"), "data", {"wall_seconds": 1.0})
-    told = store.read_json(folder / "provenance.json")
+    config = evlgen("smoke")
+    provenance.write_provenance(folder, config, identify(config), "data", {"wall_seconds": 1.0})
+    told = files.read_json(folder / "provenance.json")
     assert told is not None
     diff = (folder / provenance.DIFF).read_bytes()
     assert b"-one\n" in diff
     assert b"+two" in diff
     assert told["git_diff_sha256"] == hashlib.sha256(diff).hexdigest()
     assert told["weights_sha256"] == {
-        "vision": build_vision("mini-vit").fingerprint,
-        "language": build_language("mini-opt").fingerprint,
+        "vision": fingerprint_of_weights("mini-vit"),
+        "language": fingerprint_of_weights("mini-opt"),
         "connector": hashlib.sha256(b"weights").hexdigest(),
     }
     assert (told["seed"], told["data_sha256"], told["wall_seconds"]) == (0, "data", 1.0)
     monkeypatch.setattr(provenance, "_DIFF_BYTES", 10)
-    provenance.write_provenance(folder, blip2_stage1("smoke"), "data", {})
+    stage1 = blip2_stage1("smoke")
+    provenance.write_provenance(folder, stage1, identify(stage1), "data", {})
     assert (folder / provenance.DIFF).read_bytes() == diff[:10]
-    told = store.read_json(folder / "provenance.json")
+    told = files.read_json(folder / "provenance.json")
     assert told is not None
     assert told["git_diff_sha256"] == hashlib.sha256(diff).hexdigest()
     assert "language" not in told["weights_sha256"]

@@ -1,0 +1,190 @@
+"""The one reader of results: the record of a run, from the run store or from the committed archives.
+
+Where a run is not in the store, its record is looked for beside the tables (``results/*/*/runs.tar.xz``), so
+that
+a fresh checkout shows everything without unpacking. Where only a record of an earlier behaviour is there, it
+is given with what has changed since, for whoever shows it to say so.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evlgen.config import RunConfig
+from evlgen.errors import UserError
+from evlgen.runs import archive, behaviour
+from evlgen.runs import folder as files
+from evlgen.runs.identity import config_hash, identify, run_id
+from evlgen.runtime.paths import results_folder, runs_folder
+from evlgen.runtime.sources import MISSING
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a complete run.
+
+    Attributes:
+        id: of the run as it was recorded.
+        folder: with its files.
+        metrics: measurements and scores of ``result.json``.
+        scorers: scorer -> version that gave the scores.
+        changed: components whose behaviour has changed since: ``merging 1, now 2``; empty if none has.
+        unchecked: weights and data that are not on this machine, so that they were not compared.
+        source: where it was found: the run store, or the path of an archive.
+    """
+
+    id: str
+    config: RunConfig
+    folder: Path
+    metrics: Mapping[str, Any]
+    scorers: Mapping[str, int]
+    changed: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def stale_scores(self) -> tuple[str, ...]:
+        """Scorers that have changed since the scores were made: ``captions 1, now 2``."""
+        return behaviour.changes(
+            self.scorers, {name: behaviour.SCORERS.get(name, 1) for name in self.scorers}
+        )
+
+    def history(self) -> list[dict[str, float]]:
+        """The lines of ``metrics.jsonl``; empty if there is none, or it is damaged (said on stderr)."""
+        path = files.verified_if_there(self.folder, files.METRICS)
+        return [] if path is None else files.parse_metrics(path.read_text())
+
+    def predictions(self) -> dict[str, dict[str, dict[str, str]]] | None:
+        """Captions and answers, as `evlgen.evaluation.decoding` writes them; None if they were not kept."""
+        path = files.verified_if_there(self.folder, files.PREDICTIONS)
+        return None if path is None else json.loads(path.read_text())
+
+    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
+        """Arrays of ``soft_prompts.npz`` or ``merge_maps.npz``; None if they were not kept."""
+        path = files.verified_if_there(self.folder, name)
+        if path is None:
+            return None
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+
+    def provenance(self) -> dict[str, Any] | None:
+        """Where it comes from; None if that is not known."""
+        path = files.verified_if_there(self.folder, files.PROVENANCE)
+        return None if path is None else files.read_json(path)
+
+
+def find(config: RunConfig, archives: bool = True) -> Record | None:
+    """The record of a run, or else of the same configuration at an earlier behaviour; None if there is none.
+
+    A damaged record is named on stderr and counts as missing. Nothing is changed.
+
+    Args:
+        archives: also look into the archives beside the tables.
+    """
+    wanted, shared = run_id(config), config_hash(config)
+    places = [(runs_folder(), str(runs_folder()))]
+    if archives:
+        places += _extracted_archives()
+    for root, source in places:
+        if wanted in _runs_by_config(root, _stamp(root)).get(shared, ()):
+            record = _read(root / wanted, config, source)
+            if record is not None:
+                return record
+    earlier: list[Record] = []
+    for root, source in places:
+        runs = _runs_by_config(root, _stamp(root)).get(shared, ())
+        found = (_earlier(root / run, config, source) for run in runs if run != wanted)
+        earlier += [record for record in found if record is not None]
+    return min(earlier, key=lambda record: len(record.changed), default=None)
+
+
+def _read(folder: Path, config: RunConfig, source: str) -> Record | None:
+    try:
+        result = files.read_result(folder)
+    except UserError as error:
+        print(f"{error}: skipped", file=sys.stderr, flush=True)
+        return None
+    if result is None:
+        return None
+    return Record(folder.name, config, folder, result["metrics"], result["scorers"], source=source)
+
+
+def _earlier(folder: Path, config: RunConfig, source: str) -> Record | None:
+    """The record in a folder, if what differs from the run wanted is the behaviour of components alone."""
+    try:
+        versions = files.read_json(folder / files.IDENTITY)
+    except UserError as error:
+        print(f"{error}: skipped", file=sys.stderr, flush=True)
+        return None
+    if versions is None:
+        return None
+    now, unchecked = identify(config), []
+    for recorded, current in ((versions["data"], now.data), (versions["weights"], now.weights)):
+        for name in {*recorded, *current}:
+            if current.get(name) == MISSING:
+                unchecked.append(name)
+            elif recorded.get(name) != current.get(name):
+                return None  # other data or other weights: another run
+    record = _read(folder, config, source)
+    if record is None:
+        return None
+    changed = behaviour.changes(versions["components"], now.components)
+    return Record(
+        record.id,
+        config,
+        folder,
+        record.metrics,
+        record.scorers,
+        changed,
+        tuple(sorted(unchecked)),
+        source,
+    )
+
+
+def _extracted_archives() -> list[tuple[Path, str]]:
+    places = []
+    for path in sorted(results_folder().glob(f"*/*/{archive.ARCHIVE}")):
+        try:
+            status = path.stat()
+            places.append((_extracted(path, status.st_mtime_ns, status.st_size), str(path)))
+        except UserError as error:  # noqa: PERF203 (a dozen archives)
+            print(f"{error}: skipped", file=sys.stderr, flush=True)
+    return places
+
+
+@functools.lru_cache(maxsize=256)
+def _extracted(path: Path, mtime_ns: int, size: int) -> Path:
+    return archive.extracted(path)
+
+
+def _stamp(root: Path) -> int:
+    """Changes whenever a run is added to a folder of runs."""
+    try:
+        return root.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=64)
+def _runs_by_config(root: Path, stamp: int) -> dict[str, list[str]]:
+    """First part of the id -> runs in a folder of runs that share it."""
+    found: dict[str, list[str]] = {}
+    try:
+        names = os.listdir(root)
+    except OSError:
+        names = []
+    for name in sorted(names):
+        if archive.RUN.fullmatch(name):
+            found.setdefault(name.partition("-")[0], []).append(name)
+    return found

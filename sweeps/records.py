@@ -1,0 +1,186 @@
+"""Records of finished runs that come from elsewhere: unpacked from archives, or adopted from earlier ids."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evlgen.config import RunConfig, from_json
+from evlgen.errors import UserError
+from evlgen.runs import archive, behaviour, identity
+from evlgen.runs import folder as files
+from evlgen.runs.archive import PICTURED, Files
+from evlgen.runtime import paths
+from evlgen.runtime.files import sha256_of
+from evlgen.runtime.sources import shipped_file
+from sweeps import leases
+
+# ----------------------------------------------------------------------------------------- unpacking
+
+
+def unpack(path: Path) -> list[str]:
+    """Put the runs of an archive into the run store; those that are complete or being made there stay.
+
+    Runs of which a file is damaged are named on stderr and left out.
+
+    Returns:
+        The runs that were put there.
+
+    Raises:
+        UserError: there is no archive, it is damaged, or holds something else.
+    """
+    put = []
+    for run, found in archive.whole_runs(path).items():
+        folder = paths.runs_folder() / run
+        if files.is_complete(folder):  # perhaps from another table's file, without its pictures
+            for name in PICTURED:
+                if name in found and not (folder / name).exists():
+                    archive.put(folder, {name: found[name]})
+            continue
+        lease = leases.claim(folder)
+        if lease is None:
+            print(f"{run}: is being made here; left alone", flush=True)
+            continue
+        archive.put(folder, found)
+        lease.release()
+        put.append(run)
+    return put
+
+
+# ------------------------------------------------------------------------------------------ adopting
+
+_OLD_ID = re.compile(r"[0-9a-f]{16}")  # of the whole configuration and of the sources
+# The sources behind the committed records: what they computed is behaviour 1 of every component.
+_ADOPTED_SOURCES = "422e7dd62dd8563f"
+
+
+@dataclass
+class Adopted:
+    """What became of records with earlier ids: old id -> new id, and old id -> why it was left out."""
+
+    runs: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def adopt_archive(path: Path) -> Adopted:
+    """Give the runs of an archive the ids of today, in place; scores and measurements stay as they are.
+
+    Raises:
+        UserError: there is no archive, it is damaged, or holds something else.
+    """
+    done, kept = Adopted(), {}
+    for run, found in archive.contents(path, _OLD_ID, archive.RUN).items():
+        if archive.RUN.fullmatch(run):
+            kept[run] = found
+            continue
+        try:
+            new, renewed = _renewed(run, found)
+        except UserError as error:
+            done.refused[run] = str(error)
+        else:
+            done.runs[run] = new
+            kept[new] = renewed
+    if done.runs:
+        archive.write(path, kept)
+    return done
+
+
+def adopt_store() -> Adopted:
+    """Give the finished runs of the run store that have earlier ids those of today; weights go with them."""
+    done = Adopted()
+    names = os.listdir(paths.runs_folder()) if paths.runs_folder().exists() else []
+    for run in sorted(name for name in names if _OLD_ID.fullmatch(name)):
+        folder = paths.runs_folder() / run
+        found = {name: (folder / name).read_bytes() for name in archive.NAMES if (folder / name).exists()}
+        try:
+            connector = folder / files.CONNECTOR
+            new, renewed = _renewed(run, found, sha256_of(connector) if connector.exists() else None)
+        except UserError as error:
+            done.refused[run] = str(error)
+            continue
+        target = paths.runs_folder() / new
+        if not files.is_complete(target):
+            for name in os.listdir(folder):  # what is not a record, such as the log
+                if not name.startswith("."):
+                    target.mkdir(exist_ok=True)
+                    os.replace(folder / name, target / name)
+            archive.put(target, renewed)
+        done.runs[run] = new
+    return done
+
+
+def _renewed(run: str, found: Mapping[str, bytes], connector: str | None = None) -> tuple[str, Files]:
+    """New id and files of a run with an earlier id.
+
+    Args:
+        connector: SHA-256 of its trained weights, where they are there.
+
+    Raises:
+        UserError: it is not finished, a file is damaged, or it is of other sources or weights.
+    """
+    values = {}
+    for name in (files.CONFIG, files.OUTCOME, files.PROVENANCE, files.RESULT):
+        if name not in found:
+            raise UserError(f"{run}/{name}: missing; the run is not finished")
+        values[name] = files.parse_json(found[name], f"{run}/{name}")
+    if values[files.RESULT].get("id") != run:
+        raise files.Damaged(f"{run}/{files.RESULT}: is of the run {values[files.RESULT].get('id')}")
+    config, provenance = from_json(values[files.CONFIG]), values[files.PROVENANCE]
+    _check_origin(run, config, provenance, connector)
+    versions = {
+        **identity.identify(config).versions,
+        "components": dict.fromkeys(behaviour.components_of(config), 1),
+    }
+    new = identity.id_of(config, versions)
+    renewed = {name: found[name] for name in (files.METRICS, *PICTURED, files.PROVENANCE) if name in found}
+    listed = {name: hashlib.sha256(content).hexdigest() for name, content in renewed.items()}
+    if connector is not None:
+        listed[files.CONNECTOR] = connector
+    result = values[files.RESULT]["metrics"]
+    scorers = dict.fromkeys(behaviour.scorers_of(config), 1)
+    for name, value in (
+        (files.CONFIG, values[files.CONFIG]),
+        (files.IDENTITY, versions),
+        (files.OUTCOME, {"id": new, "metrics": values[files.OUTCOME], "files": listed}),
+        (files.RESULT, {"id": new, "metrics": result, "scorers": scorers}),
+    ):
+        renewed[name] = files.json_bytes(value)
+    return new, renewed
+
+
+def _check_origin(run: str, config: RunConfig, provenance: Mapping[str, Any], connector: str | None) -> None:
+    """The run was made by the sources of the committed records, with the weights that are shipped."""
+    if provenance.get("code_version") != _ADOPTED_SOURCES:
+        raise UserError(
+            f"{run}: made by sources {provenance.get('code_version')}, of which it is not known that they "
+            "computed what the committed records hold; make it again"
+        )
+    weights = provenance["weights_sha256"]
+    for role, name in (("vision", config.vision), ("language", config.language)):
+        recorded = weights.get(role)
+        if recorded is not None and name.startswith("mini-"):
+            now = sha256_of(shipped_file(f"{name}.safetensors"))[:16]
+            if now != recorded:
+                raise UserError(f"{run}: made with other weights of {name} ({recorded}, now {now})")
+    if connector is not None and weights.get("connector") != connector:
+        raise files.Damaged(
+            f"{run}/{files.CONNECTOR}: damaged (does not match the checksum in its provenance)"
+        )
+
+
+def report(done: Adopted, where: str) -> None:
+    """Say what became of records with earlier ids."""
+    print(f"{where}: {len(done.runs)} runs have new ids, {len(done.refused)} were left out", flush=True)
+    for run, reason in done.refused.items():
+        print(f"  {run}: {reason}", file=sys.stderr, flush=True)
+
+
+def new_ids(done: Iterable[Adopted]) -> dict[str, str]:
+    """Old id -> new id."""
+    return {old: new for one in done for old, new in one.runs.items()}
