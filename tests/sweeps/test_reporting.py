@@ -10,7 +10,6 @@ import pytest
 
 from evlgen import miniworld
 from evlgen.config import EvalConfig, RunConfig
-from evlgen.miniworld import world as miniworld
 from evlgen.runs import folder as files
 from evlgen.runs import identity
 from experiments.base import Experiment, Row
