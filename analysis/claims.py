@@ -45,7 +45,7 @@ from evlgen.runs import identity
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
 from experiments.base import seeded, shape
-from experiments.scales import NAMES, get
+from experiments.scales import NAMES, get, has_stages_in_proportion
 
 Verdict = Literal["holds", "does not hold", "undecided", "not tested"]
 Store = Mapping[str, Found]
@@ -370,8 +370,7 @@ def _relative_budget(of: Found, reference: str) -> list[str]:
         f"BLIP-2's two stages cost {ratio:.1f} times EVLGen's 150K here, {papers:.1f} times in the paper "
         f"({PAPER_HOURS[0]:g} and {PAPER_HOURS[1]:g} hours)"
     )
-    updates = get(of.scale).updates
-    if updates["stage1"] != updates["stage2"]:
+    if not has_stages_in_proportion(of.scale):
         line += "; their budget here is this project's own choice (experiments/CALIBRATION.md)"
         if ratio > papers:
             line += ", relatively dearer than the paper's, and the dearer it is, the sooner the claim holds"

@@ -16,7 +16,8 @@ from evlgen.config import QFormerConfig, RunConfig, Schedule, TomeFormerConfig
 from experiments.base import Experiment, Row
 from experiments.learning_rates import with_setting
 from experiments.merge_schedules import spread, with_connector
-from experiments.scales import ABLATION_STEPS, Scale, ablation, blip2_single_stage, evlgen, get
+from experiments.scales import ABLATION_STEPS, ablation, blip2_single_stage, evlgen, get
+from experiments.scales.base import Scale
 
 METRICS = ("gap", "val_loss", "cosine", "effective_rank", "attention_entropy", "coco/CIDEr")
 RATES = (1 / 10, 1 / 3, 3.0)  # of the rate in force
@@ -29,12 +30,9 @@ def build(scale: str) -> Experiment:
     """Rows of EVLGen first, then the same of the Q-Former."""
     chosen = get(scale)
     rows = []
-    for connector, part, make in (
-        ("EVLGen", "tomeformer", evlgen),
-        ("BLIP-2, single stage", "qformer", blip2_single_stage),
-    ):
+    for connector, make in (("EVLGen", evlgen), ("BLIP-2, single stage", blip2_single_stage)):
         base = ablation(make(scale, steps=ABLATION_STEPS))
-        rate, init = chosen.lr[part], chosen.init[part]
+        rate, init = base.optim.lr, base.connector.init
         other = chosen.bert if init == "random" else "random"
         from_other = (other, chosen.other_lr, chosen.other_warmup)  # each initial weights at their own rate
         cases: list[tuple[str, str, float | str, RunConfig]] = [(IN_FORCE, "", "", base)]

@@ -1,7 +1,7 @@
 """The search of peak learning rates, warm-ups and initial weights, by validation loss.
 
-The same settings for every part. What was found is written down in CALIBRATION.md and in force in
-``experiments/scales.py``. The settings of the miniature were chosen from this table once; no test set was
+The same settings for every part. What was found is written down in CALIBRATION.md and used in
+``experiments/scales/mini.py``. The settings of the miniature were chosen from this table once; no test set was
 looked at.
 """
 
@@ -106,7 +106,7 @@ def with_setting(config: RunConfig, init: str, lr: float, warmup: float | None =
 
 def _rate(scale: str, factor: float) -> float:
     """``factor`` times EVLGen's learning rate in force, with one digit."""
-    return float(f"{get(scale).lr['tomeformer'] * factor:.1g}")
+    return float(f"{evlgen(scale).optim.lr * factor:.1g}")
 
 
 def _row(part: str, config: RunConfig, init: str, rate: float, warmup: float) -> Row:

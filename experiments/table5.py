@@ -31,7 +31,7 @@ from evlgen.merging import merge_limit, merge_schedule, token_counts
 from experiments import table1
 from experiments.base import Experiment, Row
 from experiments.cost_tables import Counted, Figures, Part, Sheet
-from experiments.scales import Language, blip2_single_stage, blip2_stage1, evlgen
+from experiments.scales import blip2_single_stage, blip2_stage1, evlgen, get
 
 GIGA, MEGA, GIB, MIB = 1e9, 1e6, 2**30, 2**20
 PAPER_STAGE1 = 36.7  # G
@@ -41,8 +41,8 @@ CALIBRATION = ("EVLGen, 104M, 250K", 133.0)  # the row of table 1, and its hours
 def build(scale: str) -> Experiment:
     """The connectors of the paper, with both language models."""
     rows = [Row("BLIP-2, stage 1", blip2_stage1(scale), {"macs": PAPER_STAGE1})]
-    languages: tuple[tuple[str, Language], ...] = (("OPT-2.7B", "opt"), ("Vicuna-7B", "vicuna"))
-    for label, language in languages:
+    languages = get(scale).languages
+    for label, language in (("OPT-2.7B", languages[0]), ("Vicuna-7B", languages[-1])):
         second = blip2_single_stage(scale, language=language, steps=80)
         rows.append(Row(f"BLIP-2, stage 2, {label}", second, {"macs": 6.28}))
         rows.append(Row(f"EVLGen, {label}", evlgen(scale, language=language), {"macs": 11.9}))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from evlgen.config import RunConfig
 from experiments.base import Experiment, Row
-from experiments.scales import ablation, blip2, blip2_split, get
+from experiments.scales import ablation, blip2, blip2_split, get, stage_costs
 
 IN_FORCE = "as in table 1"
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "total_seconds")
@@ -19,8 +19,8 @@ LOSSES: tuple[Loss, ...] = ("itc", "itm", "lm")
 def build(scale: str) -> Experiment:
     """All at the same cost in all; a stage 1 without one of its losses has more updates for it."""
     chosen = get(scale)
-    first = 250 * chosen.updates["stage1"] * chosen.stage1_cost
-    in_force = first / (first + 80 * chosen.updates["stage2"])
+    first, second = stage_costs(scale)
+    in_force = first / (first + second)
     rows = []
     for one, two in SPLITS:
         share = one / (one + two)

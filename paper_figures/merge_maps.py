@@ -26,7 +26,7 @@ from evlgen import miniworld
 from evlgen.errors import UserError
 from evlgen.evaluation import merge_maps
 from evlgen.runtime.arrays import read_arrays
-from experiments.scales import get
+from experiments.scales import evlgen
 from paper_figures import runs, style
 from paper_figures.runs import Run
 
@@ -51,7 +51,7 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there is no run of this row, or it has images whose objects nobody knows.
     """
-    if (world := get(scale).data.world) != "miniworld":
+    if (world := evlgen(scale).data.world) != "miniworld":
         raise UserError(
             f"merge_maps: only of the miniworld, whose objects are known; scale {scale} has {world}"
         )

@@ -27,7 +27,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from evlgen.errors import UserError
 from evlgen.miniworld import COLOURS
 from evlgen.runtime.arrays import read_arrays
-from experiments.scales import get
+from experiments.scales import evlgen
 from paper_figures import runs, style
 from paper_figures.runs import Run
 
@@ -49,7 +49,7 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs, or they have images of which nobody knows shapes and colours.
     """
-    if (world := get(scale).data.world) != "miniworld":
+    if (world := evlgen(scale).data.world) != "miniworld":
         raise UserError(
             f"soft_prompts: only of the miniworld, whose objects are known; scale {scale} has {world}"
         )

@@ -14,7 +14,7 @@ from experiments import EXPERIMENTS, load
 from experiments.collapse import fewest
 from experiments.data_fractions import with_fraction
 from experiments.merge_schedules import spread
-from experiments.scales import NAMES, blip2, blip2_split, blip2_stage1, evlgen, get
+from experiments.scales import NAMES, blip2, blip2_single_stage, blip2_split, blip2_stage1, evlgen, get
 
 TRAINED = [name for name in EXPERIMENTS if load(name).count is None]
 AT_SCALES = [(name, scale) for name in TRAINED for scale in NAMES if (name, scale) != ("table2", "bridge")]
@@ -41,11 +41,11 @@ def test_initial_weights_have_their_own_rate(scale: str, rate: float) -> None:
     chosen = get(scale)
     rows = [row for name in ("initialisation", "collapse") for row in load(name, scale).rows]
     other = [row for row in rows if f"from {chosen.bert}" in row.label or "from random" in row.label]
-    kept = [row for row in other if row.config.connector.init == chosen.init["tomeformer"]]
+    kept = [row for row in other if row.config.connector.init == chosen.tomeformer.init]
     assert (len(other), len(kept)) == (8, 2)
     for row in other:
-        part = "tomeformer" if isinstance(row.config.connector, TomeFormerConfig) else "qformer"
-        assert row.config.optim.lr == (chosen.lr[part] if row in kept else rate)
+        make = evlgen if isinstance(row.config.connector, TomeFormerConfig) else blip2_single_stage
+        assert row.config.optim.lr == (make(scale).optim.lr if row in kept else rate)
 
 
 def test_berts_weights_have_the_warm_up_that_was_found_for_them() -> None:

@@ -11,7 +11,19 @@ import pytest
 from evlgen.config import OptimConfig, RunConfig
 from evlgen.cost import image_features, meta_connector, run_cost
 from experiments import baselines, collapse, learning_rates, table1, table2
-from experiments.scales import NAMES, blip2, blip2_single_stage, evlgen, linear, mlp, perceiver, pooled
+from experiments.scales import (
+    NAMES,
+    blip2,
+    blip2_single_stage,
+    blip2_stage1,
+    evlgen,
+    get,
+    linear,
+    mlp,
+    perceiver,
+    pooled,
+)
+from experiments.scales.base import Language
 
 BASELINES = {linear: (65, 257), mlp: (65, 257), pooled: (17, 29), perceiver: (17, 29)}
 
@@ -20,9 +32,10 @@ BASELINES = {linear: (65, 257), mlp: (65, 257), pooled: (17, 29), perceiver: (17
 def test_baselines_have_the_budget_of_evlgen(scale: str) -> None:
     """For as long as no search has found another learning rate for one of them."""
     for steps in (50, 250):
-        ours = evlgen(scale, language="vicuna", pairs="11M", steps=steps)
+        second = get(scale).languages[-1]
+        ours = evlgen(scale, language=second, pairs="11M", steps=steps)
         for baseline in BASELINES:
-            config = baseline(scale, language="vicuna", pairs="11M", steps=steps)
+            config = baseline(scale, language=second, pairs="11M", steps=steps)
             assert config.connector.init == "random"
             same = dataclasses.replace(config, connector=ours.connector, optim=ours.optim)
             assert same == ours
@@ -41,18 +54,34 @@ def test_warm_ups_of_the_paper() -> None:
 
 
 def test_vicuna_at_the_scale_of_the_paper() -> None:
-    ours = evlgen("paper", language="vicuna")
+    vicuna = get("paper").languages[1]
+    ours = evlgen("paper", language=vicuna)
     assert (ours.optim.steps, ours.optim.warmup_steps) == (60_000, 2000)
     pools = dict(ours.data.pools)
     assert pools.keys() == {"ccs-14m", "coco"}
     assert pools["ccs-14m"] * 5 == pools["coco"] * 45
-    theirs = blip2("paper", language="vicuna")
+    theirs = blip2("paper", language=vicuna)
     assert theirs.optim.steps == 80_000
     assert theirs.data == ours.data
     assert theirs.init_from == blip2("paper").init_from
     rows = {row.label: row.config for row in table2.build("mini").rows}
-    opt, vicuna = rows["EVLGen, OPT-2.7B"], rows["EVLGen, Vicuna-7B"]
-    assert dataclasses.replace(vicuna, language=opt.language) == opt
+    first, second = rows["EVLGen, OPT-2.7B"], rows["EVLGen, Vicuna-7B"]
+    assert dataclasses.replace(second, language=first.language) == first
+    assert (first.language, second.language) == ("mini-opt", "mini-llama")
+
+
+def test_any_decoder_takes_a_part() -> None:
+    own = Language("/models/own-decoder", width=48, steps=100, warmup_steps=7, pools=(("coco", 9),))
+    run = evlgen("mini", language=own)
+    assert (run.language, run.optim.steps, run.optim.warmup_steps) == (own.name, 200, 7)
+    assert run.data.pools == own.pools
+    assert evlgen("mini", language=own, pairs="11M").data == evlgen("mini", pairs="11M").data
+    assert mlp("mini", language=own).connector.width == 48
+    both = blip2("mini", language=own)
+    assert (both.language, both.optim.warmup_steps) == (own.name, 7)
+    assert both.init_from == blip2_stage1("mini")  # which has no language model
+    plain = Language("/models/own-decoder", width=96)
+    assert evlgen("mini", language=plain) == dataclasses.replace(evlgen("mini"), language=plain.name)
 
 
 def test_notes_say_what_differs() -> None:
@@ -120,7 +149,8 @@ def test_soft_tokens() -> None:
 
 
 def test_hidden_layer_of_the_mlp_has_the_width_of_the_language_model() -> None:
-    assert [mlp("paper", language=name).connector.width for name in ("opt", "vicuna")] == [2560, 4096]
+    languages = get("paper").languages
+    assert [mlp("paper", language=one).connector.width for one in languages] == [2560, 4096]
     assert linear("paper").connector.width == 1408
 
 

@@ -6,7 +6,7 @@ import pytest
 from evlgen.data import worlds
 from evlgen.data.images import decode
 from evlgen.errors import UserError
-from experiments.scales import get
+from experiments.scales import evlgen
 from paper_figures import sample_captions as subject
 from paper_figures import style
 from tests.evlgen import real_sets
@@ -31,7 +31,7 @@ def drawn(world):
 def test_photographs_and_what_people_said_of_them(tmp_path, monkeypatch):
     monkeypatch.setenv("EVLGEN_DATA", str(tmp_path / "data"))
     real_sets.coco(tmp_path / "data/coco")
-    images, texts = drawn(worlds.of(get("paper").data))
+    images, texts = drawn(worlds.of(evlgen("paper").data))
     first = 14  # of the test split, which has four images
     assert len(images) == 4
     assert all(np.array_equal(image, decode(real_sets.jpeg(first + i), "")) for i, image in enumerate(images))
