@@ -275,7 +275,7 @@ def list_experiments() -> int:
 
 def build_foundation(arguments: Arguments) -> int:
     """Make the foundation models from nothing, and say whether they are the shipped ones."""
-    from evlgen.miniworld import pretrain
+    from evlgen.miniworld.pretrain.build import build  # imports torch
     from sweeps.display import Display
 
     scale = arguments.scale or "mini"
@@ -286,7 +286,7 @@ def build_foundation(arguments: Arguments) -> int:
         def report(name: str, step: int, steps: int, loss: float, rate: float) -> None:
             display.event("progress", name, Step("pre-training", step, steps, loss, rate))
 
-        same = pretrain.build(scale, out, arguments.workers or os.cpu_count() or 1, report)
+        same = build(scale, out, arguments.workers or os.cpu_count() or 1, report)
     for name, equal in same.items():
         verdict = {True: "equal to the shipped weights, bit for bit", None: "none is shipped"}.get(
             equal, "not the shipped weights"

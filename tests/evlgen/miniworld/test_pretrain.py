@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import BertForMaskedLM, CLIPVisionModel
 
 from evlgen import miniworld
-from evlgen.backbones.language import build_language, mini_bert_config, mini_tokenizer
+from evlgen.backbones.language import MASK_ID, build_language, mini_bert_config, mini_model, mini_tokenizer
 from evlgen.backbones.vision import (
     CLIP_MEAN,
     CLIP_STD,
@@ -23,16 +23,16 @@ from evlgen.backbones.vision import (
     mini_clip_config,
 )
 from evlgen.errors import UserError
-from evlgen.miniworld import pretrain
+from evlgen.miniworld.pretrain import build, cards, encoders, induction, language
 
 
 @pytest.mark.slow
 def test_smoke_rebuild_is_bit_identical(tmp_path: Path) -> None:
     silent: list[tuple[str, int, int, float, float]] = []
-    first = pretrain.build("smoke", tmp_path / "a", workers=2, report=lambda *line: silent.append(line))
-    pretrain.build("smoke", tmp_path / "b", workers=1)
-    assert {line[0] for line in silent} == set(pretrain.NAMES) == set(first)
-    for name in pretrain.NAMES:
+    first = build.build("smoke", tmp_path / "a", workers=2, report=lambda *line: silent.append(line))
+    build.build("smoke", tmp_path / "b", workers=1)
+    assert {line[0] for line in silent} == set(build.NAMES) == set(first)
+    for name in build.NAMES:
         assert file_hash(tmp_path / "a" / f"{name}.safetensors") == file_hash(
             tmp_path / "b" / f"{name}.safetensors"
         )
@@ -44,37 +44,37 @@ def test_smoke_rebuild_is_bit_identical(tmp_path: Path) -> None:
 
 def test_unknown_scale_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'huge'.*mini, smoke"):
-        pretrain.build("huge", tmp_path)
+        build.build("huge", tmp_path)
 
 
 def test_card_speaks_of_the_shipped_weights() -> None:
-    cards = json.loads((WEIGHTS / "card.json").read_text())
-    for name in pretrain.NAMES:
-        assert cards[name]["sha256"] == file_hash(WEIGHTS / f"{name}.safetensors")
-        assert cards[name]["world"] == miniworld.version(), (
+    stored = json.loads((WEIGHTS / "card.json").read_text())
+    for name in build.NAMES:
+        assert stored[name]["sha256"] == file_hash(WEIGHTS / f"{name}.safetensors")
+        assert stored[name]["world"] == miniworld.version(), (
             "the world has changed since the weights were made"
         )
-    assert (WEIGHTS / "CARD.md").read_text() == pretrain.card_page(cards)
+    assert (WEIGHTS / "CARD.md").read_text() == cards.card_page(stored)
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 5_000_000
 
 
 def test_shipped_encoder_tells_attributes_apart() -> None:
     """The condition for everything else: linear probes above 95%."""
-    card = pretrain.vision_card(build_vision("mini-vit").model, train=1500, test=300)
+    card = cards.vision_card(build_vision("mini-vit").model, train=1500, test=300)
     for name in ("shape", "colour", "size", "place"):
         assert card[f"probe {name}"] > 93, (
             card
         )  # half the training data of the card, a tenth of its test data
-    cards = json.loads((WEIGHTS / "card.json").read_text())
+    stored = json.loads((WEIGHTS / "card.json").read_text())
     for name in ("shape", "colour", "size", "place"):
-        assert cards["mini-vit"]["figures"][f"probe {name}"] > 95
+        assert stored["mini-vit"]["figures"][f"probe {name}"] > 95
 
 
 def test_shipped_clip_is_as_its_card_says() -> None:
     """Near the card's figures on a fraction of its images, on what `build_vision` gives."""
     frozen = build_vision("mini-clip")
     assert (frozen.width, frozen.tokens) == (64, 65)
-    card = pretrain.vision_card(frozen.of_pixels, train=1000, test=200)
+    card = cards.vision_card(frozen.of_pixels, train=1000, test=200)
     figures = json.loads((WEIGHTS / "card.json").read_text())["mini-clip"]["figures"]
     for name in ("shape", "colour", "size", "texture", "place"):
         assert card[f"probe {name}"] > figures[f"probe {name}"] - 8, card
@@ -102,8 +102,8 @@ def test_shipped_clip_is_one_of_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mini-opt", "mini-llama"])
 def test_shipped_language_models_read_their_context(name: str) -> None:
-    language = build_language(name)
-    card = pretrain.language_card(language.model, language.tokenizer, 100)
+    shipped = build_language(name)
+    card = cards.language_card(shipped.model, shipped.tokenizer, 100)
     assert card["caption perplexity, notes"] < 0.7 * card["caption perplexity, alone"]
     assert card["caption perplexity, other notes"] > card["caption perplexity, alone"]
     assert card["noun behind a colour, from notes"] > 90
@@ -136,7 +136,7 @@ def test_contrast_has_no_false_negatives() -> None:
     pool = miniworld.pool("foundation")
     for index in range(50):
         scene = pool.scene(index)
-        for group in pretrain._contrast_phrases(scene, miniworld.random_stream("t", index), 4)[:-1]:
+        for group in encoders.contrast_phrases(scene, miniworld.random_stream("t", index), 4)[:-1]:
             assert len(group) == 5
             for phrase in group[1:]:
                 assert not any(_fits(phrase, thing) for thing in scene.things), (phrase, scene)
@@ -146,12 +146,12 @@ def test_contrast_has_no_false_negatives() -> None:
 def test_masked_words_are_as_in_bert() -> None:
     """80% masked, 10% another word, 10% as it was; padding and special tokens are never asked for."""
     ids = torch.randint(0, 300, (200, 100), generator=torch.Generator().manual_seed(1))
-    masked, asked = pretrain.mask_words(ids, 0.25, 300, torch.Generator().manual_seed(0))
+    masked, asked = language.mask_words(ids, 0.25, 300, torch.Generator().manual_seed(0))
     words = ids > 2
     assert not (asked & ~words).any()
     assert torch.equal(masked[~asked], ids[~asked])
     assert asked[words].float().mean() == pytest.approx(0.25, abs=0.01)
-    hidden, same = masked[asked] == pretrain.MASK_ID, masked[asked] == ids[asked]
+    hidden, same = masked[asked] == MASK_ID, masked[asked] == ids[asked]
     assert hidden.float().mean() == pytest.approx(0.8, abs=0.02)
     assert same.float().mean() == pytest.approx(0.1, abs=0.02)
 
@@ -163,7 +163,7 @@ def test_shipped_bert_reads_both_ways() -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert all("decoder" in key for key in missing)
-    card = pretrain.masked_card(model, tokenizer, 100, pretrain.MaskedPretraining())
+    card = cards.masked_card(model, tokenizer, 100, language.MaskedPretraining())
     assert card["masked words right"] > 70, card
 
 
@@ -185,8 +185,8 @@ def _fits(phrase: str, thing: miniworld.Thing) -> bool:
 def test_induction_start_copies(name: str) -> None:
     """On random words said twice, the first head looks one word back, the second behind the word's twin."""
     torch.manual_seed(1)
-    model = pretrain.mini_model(name, 300).eval()
-    pretrain.induction_start(model)
+    model = mini_model(name, 300).eval()
+    induction.induction_start(model)
     model.set_attn_implementation("eager")
     once = torch.randint(3, 300, (8, 30))
     with torch.no_grad():
@@ -199,21 +199,21 @@ def test_induction_start_copies(name: str) -> None:
 
 def test_induction_start_refuses_other_models() -> None:
     with pytest.raises(TypeError, match="Linear"):
-        pretrain.induction_start(torch.nn.Linear(2, 2))
+        induction.induction_start(torch.nn.Linear(2, 2))
 
 
 def test_document_loss_weighs_answers() -> None:
-    tokenizer = pretrain.make_tokenizer()
-    setup = pretrain.LanguagePretraining(head_weight=0.3, answer_weight=5.0)
-    ids, weights = pretrain._weighted(
+    tokenizer = language.make_tokenizer()
+    setup = language.LanguagePretraining(head_weight=0.3, answer_weight=5.0)
+    ids, weights = language.weighted(
         tokenizer, "a red boat\n", "a boat\nQuestion: what? Short answer: red\n", setup
     )
     words = tokenizer.convert_ids_to_tokens(ids)
     assert words == "</s> a red boat \n a boat \n question : what ? short answer : red \n".split(" ")
     assert weights == [0.0] + [0.3] * 4 + [1.0] * 3 + [1.0] * 7 + [5.0] * 2
     torch.manual_seed(0)
-    model = pretrain.mini_model("mini-opt", len(tokenizer)).eval()
-    loss = pretrain.document_loss(model, [(ids, weights), (ids[:6], weights[:6])])
+    model = mini_model("mini-opt", len(tokenizer)).eval()
+    loss = language.document_loss(model, [(ids, weights), (ids[:6], weights[:6])])
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0]
     each = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
