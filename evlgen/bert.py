@@ -151,6 +151,52 @@ def check_heads(width: int, num_heads: int) -> None:
 # ------------------------------------------------------------------------------------------ BERT's weights
 
 
+Names = dict[str, tuple[str, ...]]
+"""Our name of a tensor -> a checkpoint's; several are put together along the first dimension."""
+
+
+def linear_names(ours: str, *theirs: str) -> Names:
+    """Weight and bias of a linear or normalisation layer."""
+    return {f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs) for kind in ("weight", "bias")}
+
+
+def attention_names(ours: str, theirs: str, inner: str = "self") -> Names:
+    """`SelfAttention`, of which ``encoder.layer.0.attention`` is BERT's.
+
+    Args:
+        inner: the submodule with query, key and value: ``self`` in BERT, ``attention`` in BLIP-2 as
+            `transformers` has it.
+    """
+    roles = [f"{theirs}.{inner}.{role}" for role in ("query", "key", "value")]
+    return linear_names(f"{ours}.query_key_value", *roles) | _output_names(ours, theirs)
+
+
+def cross_attention_names(ours: str, theirs: str, inner: str = "self") -> Names:
+    """`CrossAttention`, of which ``encoder.layer.0.crossattention`` is BLIP-2's."""
+    roles = [f"{theirs}.{inner}.{role}" for role in ("key", "value")]
+    names = linear_names(f"{ours}.query", f"{theirs}.{inner}.query")
+    return names | linear_names(f"{ours}.key_value", *roles) | _output_names(ours, theirs)
+
+
+def _output_names(ours: str, theirs: str) -> Names:
+    return linear_names(f"{ours}.out", f"{theirs}.output.dense") | linear_names(
+        f"{ours}.norm", f"{theirs}.output.LayerNorm"
+    )
+
+
+def feed_forward_names(ours: str, theirs: str, suffix: str = "") -> Names:
+    """`FeedForward`, of which ``encoder.layer.0`` holds BERT's.
+
+    Args:
+        suffix: ``_query`` for the one that the queries have in BLIP-2's Q-Former.
+    """
+    return (
+        linear_names(f"{ours}.up", f"{theirs}.intermediate{suffix}.dense")
+        | linear_names(f"{ours}.down", f"{theirs}.output{suffix}.dense")
+        | linear_names(f"{ours}.norm", f"{theirs}.output{suffix}.LayerNorm")
+    )
+
+
 def bert_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a BERT checkpoint under the names of ``BertModel``.
 
@@ -162,6 +208,22 @@ def bert_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         tensors[name] = tensor
     return tensors
+
+
+@torch.no_grad()
+def load_named(module: nn.Module, tensors: Mapping[str, Tensor], names: Names) -> None:
+    """Copy tensors into parameters of ``module``.
+
+    Args:
+        names: parameter -> the tensors that it is put together from.
+
+    Raises:
+        UserError: a tensor is missing or has another shape; the message names the first one.
+    """
+    for ours, theirs in names.items():
+        parts = module.get_parameter(ours).chunk(len(theirs))
+        for part, key in zip(parts, theirs, strict=True):
+            part.copy_(take(tensors, key, tuple(part.shape)))
 
 
 def take(tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
@@ -190,39 +252,3 @@ def check_layers(tensors: Mapping[str, Tensor], num_layers: int) -> None:
     )
     if found > num_layers:
         raise UserError(f"BERT weights: {found} layers, the config wants num_layers = {num_layers}")
-
-
-@torch.no_grad()
-def load_linear(module: nn.Linear | nn.LayerNorm, tensors: Mapping[str, Tensor], key: str) -> None:
-    """Copy ``key``.weight and ``key``.bias into a linear or normalisation layer.
-
-    Raises:
-        UserError: see `take`.
-    """
-    for name, parameter in module.named_parameters():
-        parameter.copy_(take(tensors, f"{key}.{name}", tuple(parameter.shape)))
-
-
-@torch.no_grad()
-def load_self_attention(module: SelfAttention, tensors: Mapping[str, Tensor], layer: str) -> None:
-    """Copy the self-attention of ``layer`` (``encoder.layer.0``).
-
-    Raises:
-        UserError: see `take`.
-    """
-    for name, parameter in module.query_key_value.named_parameters():
-        for role, part in zip(("query", "key", "value"), parameter.chunk(3), strict=True):
-            part.copy_(take(tensors, f"{layer}.attention.self.{role}.{name}", tuple(part.shape)))
-    load_linear(module.out, tensors, f"{layer}.attention.output.dense")
-    load_linear(module.norm, tensors, f"{layer}.attention.output.LayerNorm")
-
-
-def load_feed_forward(module: FeedForward, tensors: Mapping[str, Tensor], layer: str) -> None:
-    """Copy the feed-forward block of ``layer`` (``encoder.layer.0``).
-
-    Raises:
-        UserError: see `take`.
-    """
-    load_linear(module.up, tensors, f"{layer}.intermediate.dense")
-    load_linear(module.down, tensors, f"{layer}.output.dense")
-    load_linear(module.norm, tensors, f"{layer}.output.LayerNorm")

@@ -19,14 +19,16 @@ from evlgen.bert import (
     LAYER_NORM_EPS,
     CrossAttention,
     FeedForward,
+    Names,
     SelfAttention,
+    attention_names,
     attention_probabilities,
     bert_tensors,
     check_layers,
+    feed_forward_names,
     init_bert,
-    load_feed_forward,
-    load_linear,
-    load_self_attention,
+    linear_names,
+    load_named,
     take,
 )
 from evlgen.config import QFormerConfig
@@ -213,28 +215,21 @@ class QFormer(Connector):
             UserError: a tensor is missing or has another shape; the message names the first one.
         """
         tensors = bert_tensors(state_dict)
-        config, width = self.config, self.config.width
+        config = self.config
         check_layers(tensors, config.num_layers)
-        load_linear(self.norm, tensors, "embeddings.LayerNorm")
+        names = bert_names(config)
         if config.vocab_size:
-            words = "embeddings.word_embeddings.weight"
+            if "cls.predictions.transform.dense.weight" not in tensors:
+                names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("generation_")}
+            # A vocabulary that is longer than BERT's keeps its own embeddings of the tokens that BERT lacks.
+            (words,) = names.pop("words.weight")
             known = min(len(tensors[words]) if words in tensors else config.vocab_size, config.vocab_size)
             with torch.no_grad():
-                self.words.weight[:known] = take(tensors, words, (known, width))
-                self.positions.copy_(
-                    take(tensors, "embeddings.position_embeddings.weight", (config.max_positions, width))
-                )
-            head = "cls.predictions.transform"
-            if f"{head}.dense.weight" in tensors:
-                load_linear(self.generation_dense, tensors, f"{head}.dense")
-                load_linear(self.generation_norm, tensors, f"{head}.LayerNorm")
-                with torch.no_grad():
-                    self.generation_bias[:known] = take(tensors, "cls.predictions.bias", (known,))
-        for index, layer in enumerate(self.layers):
-            load_self_attention(layer.attention, tensors, f"encoder.layer.{index}")
-            load_feed_forward(layer.feed_forward, tensors, f"encoder.layer.{index}")
-            if layer.text_feed_forward is not None:
-                load_feed_forward(layer.text_feed_forward, tensors, f"encoder.layer.{index}")
+                self.words.weight[:known] = take(tensors, words, (known, config.width))
+                if "generation_bias" in names:
+                    (bias,) = names.pop("generation_bias")
+                    self.generation_bias[:known] = take(tensors, bias, (known,))
+        load_named(self, tensors, names)
 
     def load_stage1(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy what this Q-Former has from the weights of another one that went through stage 1.
@@ -282,3 +277,31 @@ class QFormerLayer(nn.Module):
         assert self.text_feed_forward is not None, "no text branch: vocab_size is 0"
         fed: Tensor = self.text_feed_forward(x)
         return fed
+
+
+def bert_names(config: QFormerConfig, query_suffix: str = "", inner: str = "self") -> Names:
+    """Where a ``BertModel`` and its masked LM have the tensors of a Q-Former.
+
+    BERT has no queries, no cross-attention and no heads of ITC and ITM. BLIP-2's checkpoints have the same
+    names for what stems from BERT (`evlgen.interop.convert`).
+
+    Args:
+        query_suffix: of the queries' feed-forward: empty in BERT, where both branches start from the same
+            one, ``_query`` in BLIP-2.
+        inner: see `evlgen.bert.attention_names`.
+    """
+    names = linear_names("norm", "embeddings.LayerNorm")
+    if config.vocab_size:
+        names["words.weight"] = ("embeddings.word_embeddings.weight",)
+        names["positions"] = ("embeddings.position_embeddings.weight",)
+        head = "cls.predictions"
+        names |= linear_names("generation_dense", f"{head}.transform.dense")
+        names |= linear_names("generation_norm", f"{head}.transform.LayerNorm")
+        names["generation_bias"] = (f"{head}.bias",)
+    for index in range(config.num_layers):
+        ours, theirs = f"layers.{index}", f"encoder.layer.{index}"
+        names |= attention_names(f"{ours}.attention", f"{theirs}.attention", inner)
+        names |= feed_forward_names(f"{ours}.feed_forward", theirs, query_suffix)
+        if config.vocab_size:
+            names |= feed_forward_names(f"{ours}.text_feed_forward", theirs)
+    return names

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from evlgen.bert import (
     LAYER_NORM_EPS,
     FeedForward,
+    Names,
     SelfAttention,
+    attention_names,
     attention_probabilities,
     bert_tensors,
     check_layers,
+    feed_forward_names,
     init_bert,
-    load_feed_forward,
-    load_linear,
-    load_self_attention,
+    linear_names,
+    load_named,
     take,
 )
 from evlgen.config import TomeFormerConfig
@@ -183,13 +185,20 @@ class TomeFormer(Connector):
         """
         tensors = bert_tensors(state_dict)
         check_layers(tensors, self.config.num_layers)
-        width = self.config.width
-        with torch.no_grad():
-            self.positions.copy_(
-                take(tensors, "embeddings.position_embeddings.weight", (self.config.max_positions, width))
-            )
-            self.token_type.copy_(take(tensors, "embeddings.token_type_embeddings.weight", (2, width))[:1])
-        load_linear(self.norm, tensors, "embeddings.LayerNorm")
-        for index, layer in enumerate(self.layers):
-            load_self_attention(layer.attention, tensors, f"encoder.layer.{index}")
-            load_feed_forward(layer.feed_forward, tensors, f"encoder.layer.{index}")
+        names = bert_names(self.config.num_layers)
+        (token_type,) = names.pop("token_type")
+        load_named(self, tensors, names)
+        with torch.no_grad():  # of BERT's two segments an image is the first
+            self.token_type.copy_(take(tensors, token_type, (2, self.config.width))[:1])
+
+
+def bert_names(num_layers: int) -> Names:
+    """Where a ``BertModel`` has the tensors of a TomeFormer: all but those of its input projection."""
+    names = linear_names("norm", "embeddings.LayerNorm")
+    names["positions"] = ("embeddings.position_embeddings.weight",)
+    names["token_type"] = ("embeddings.token_type_embeddings.weight",)
+    for index in range(num_layers):
+        ours, theirs = f"layers.{index}", f"encoder.layer.{index}"
+        names |= attention_names(f"{ours}.attention", f"{theirs}.attention")
+        names |= feed_forward_names(f"{ours}.feed_forward", theirs)
+    return names

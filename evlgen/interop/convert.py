@@ -22,7 +22,9 @@ import tyro
 from safetensors.torch import save
 from torch import Tensor
 
+from evlgen import qformer, tomeformer
 from evlgen.backbones.pretrained import read_state
+from evlgen.bert import Names, cross_attention_names, linear_names
 from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig, from_json, to_json
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError, exit_code
@@ -33,7 +35,6 @@ log = logging.getLogger(__name__)
 
 CONFIG, TEMPORAL = "config.json", "temporal.safetensors"
 Layout = Literal["evlgen", "lavis", "transformers"]
-Names = dict[str, tuple[str, ...]]  # our name -> theirs; several are put together along the first dimension
 
 # The language model that a projection to this width leads to, where the authors of both papers had but one.
 LANGUAGES = {
@@ -146,82 +147,48 @@ def checkpoint_names(connector: ConnectorConfig, layout: Layout, projection: str
     if isinstance(connector, QFormerConfig):
         inside = qformer_names(connector, layout)
     return (
-        _linear("norm", norm)
+        linear_names("norm", norm)
         | {f"connector.{ours}": theirs for ours, theirs in inside.items()}
-        | _linear("projection", projection)
+        | linear_names("projection", projection)
     )
 
 
 def tomeformer_names(config: TomeFormerConfig) -> Names:
     """`TomeFormer` in the authors' checkpoints: a BERT without word embeddings and pooler."""
-    names = _linear("input_projection", "VL_proj") | _linear("norm", "VLconnector.embeddings.LayerNorm")
-    names["positions"] = ("VLconnector.embeddings.position_embeddings.weight",)
-    names["token_type"] = ("VLconnector.embeddings.token_type_embeddings.weight",)
-    for index in range(config.num_layers):
-        ours, theirs = f"layers.{index}", f"VLconnector.encoder.layer.{index}"
-        names |= _attention(f"{ours}.attention", f"{theirs}.attention", "self")
-        names |= _feed_forward(f"{ours}.feed_forward", theirs, "")
-    return names
+    inside = tomeformer.bert_names(config.num_layers)
+    names = {ours: tuple(f"VLconnector.{name}" for name in theirs) for ours, theirs in inside.items()}
+    return linear_names("input_projection", "VL_proj") | names
 
 
 def qformer_names(config: QFormerConfig, layout: Layout) -> Names:
     """`QFormer` in the checkpoints of BLIP-2; with a vocabulary also the text branch and heads of stage 1."""
     lavis = layout == "lavis"
     root, inner = ("Qformer.bert", "self") if lavis else ("qformer", "attention")
-    names = _linear("norm", "Qformer.bert.embeddings.LayerNorm" if lavis else "qformer.layernorm")
+
+    def placed(name: str) -> str:
+        """Where the layout has what a BERT calls ``name``."""
+        if name.startswith("cls."):
+            return f"Qformer.{name}"
+        if lavis or name.startswith("encoder."):
+            return f"{root}.{name}"
+        return name.replace("embeddings.LayerNorm", "qformer.layernorm")
+
+    inside = qformer.bert_names(config, "_query", inner)
+    names = {ours: tuple(map(placed, theirs)) for ours, theirs in inside.items()}
     names["queries"] = ("query_tokens",)
     for index in range(config.num_layers):
-        ours, theirs = f"layers.{index}", f"{root}.encoder.layer.{index}"
-        names |= _attention(f"{ours}.attention", f"{theirs}.attention", inner)
-        names |= _cross_attention(f"{ours}.cross", f"{theirs}.crossattention", inner)
-        names |= _feed_forward(f"{ours}.feed_forward", theirs, "_query")
-        names |= _feed_forward(f"{ours}.text_feed_forward", theirs, "")
-    names["words.weight"] = (f"{_embeddings(layout)}.word_embeddings.weight",)
-    names["positions"] = (f"{_embeddings(layout)}.position_embeddings.weight",)
-    names |= _linear("image_projection", "vision_proj" if lavis else "vision_projection")
-    names |= _linear("text_projection", "text_proj" if lavis else "text_projection")
-    names |= _linear("matching_head", "itm_head")
+        theirs = f"{root}.encoder.layer.{index}.crossattention"
+        names |= cross_attention_names(f"layers.{index}.cross", theirs, inner)
+    names |= linear_names("image_projection", "vision_proj" if lavis else "vision_projection")
+    names |= linear_names("text_projection", "text_proj" if lavis else "text_projection")
+    names |= linear_names("matching_head", "itm_head")
     names["log_temperature"] = ("temp",)
-    head = "Qformer.cls.predictions"
-    names |= _linear("generation_dense", f"{head}.transform.dense")
-    names |= _linear("generation_norm", f"{head}.transform.LayerNorm")
-    names["generation_bias"] = (f"{head}.bias",)
     return names
 
 
 def _embeddings(layout: Layout) -> str:
     """Where the word embeddings of a Q-Former are."""
     return "embeddings" if layout == "transformers" else "Qformer.bert.embeddings"
-
-
-def _linear(ours: str, *theirs: str) -> Names:
-    """Weight and bias of a linear or normalisation layer."""
-    return {f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs) for kind in ("weight", "bias")}
-
-
-def _attention(ours: str, theirs: str, inner: str) -> Names:
-    roles = [f"{theirs}.{inner}.{role}" for role in ("query", "key", "value")]
-    return _linear(f"{ours}.query_key_value", *roles) | _attention_output(ours, theirs)
-
-
-def _cross_attention(ours: str, theirs: str, inner: str) -> Names:
-    roles = [f"{theirs}.{inner}.{role}" for role in ("key", "value")]
-    names = _linear(f"{ours}.query", f"{theirs}.{inner}.query") | _linear(f"{ours}.key_value", *roles)
-    return names | _attention_output(ours, theirs)
-
-
-def _attention_output(ours: str, theirs: str) -> Names:
-    return _linear(f"{ours}.out", f"{theirs}.output.dense") | _linear(
-        f"{ours}.norm", f"{theirs}.output.LayerNorm"
-    )
-
-
-def _feed_forward(ours: str, theirs: str, suffix: str) -> Names:
-    return (
-        _linear(f"{ours}.up", f"{theirs}.intermediate{suffix}.dense")
-        | _linear(f"{ours}.down", f"{theirs}.output{suffix}.dense")
-        | _linear(f"{ours}.norm", f"{theirs}.output{suffix}.LayerNorm")
-    )
 
 
 # --------------------------------------------------------------------------------- shapes and tensors
