@@ -13,8 +13,7 @@ from typing import Any
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
-from evlgen.evaluation.scores import RunPredictions, score_runs
-from evlgen.runs import behaviour
+from evlgen.evaluation.scores import RunPredictions, score_runs, scorers_of
 from evlgen.runs import folder as files
 from evlgen.runs.identity import run_folder
 from evlgen.runtime import paths
@@ -97,7 +96,7 @@ def finish(runs: dict[str, RunConfig], scorer: CaptionScorer) -> None:
                 )
                 continue
             metrics["total_seconds"] += earlier["metrics"]["train_seconds"]
-        files.write_result(paths.runs_folder() / run, metrics, behaviour.scorers_of(config))
+        files.write_result(paths.runs_folder() / run, metrics, scorers_of(config))
 
 
 def read_predictions(folder: Path, config: RunConfig) -> RunPredictions:

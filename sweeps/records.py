@@ -124,6 +124,9 @@ def _renewed(run: str, found: Mapping[str, bytes], connector: str | None = None)
     Raises:
         UserError: it is not finished, a file is damaged, or it is of other sources or weights.
     """
+    # imports the packages that score, which commands that only look do not need
+    from evlgen.evaluation.scores import scorers_of
+
     values = {}
     for name in (files.CONFIG, files.OUTCOME, files.PROVENANCE, files.RESULT):
         if name not in found:
@@ -143,7 +146,7 @@ def _renewed(run: str, found: Mapping[str, bytes], connector: str | None = None)
     if connector is not None:
         listed[files.CONNECTOR] = connector
     result = values[files.RESULT]["metrics"]
-    scorers = dict.fromkeys(behaviour.scorers_of(config), 1)
+    scorers = dict.fromkeys(scorers_of(config), 1)
     for name, value in (
         (files.CONFIG, values[files.CONFIG]),
         (files.IDENTITY, versions),

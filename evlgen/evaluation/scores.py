@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from evlgen.config import DataConfig
+from evlgen.config import DataConfig, RunConfig
 from evlgen.data import worlds
 from evlgen.data.base import EvalSet, Scorer, World
 from evlgen.errors import UserError
@@ -21,6 +21,7 @@ from evlgen.evaluation.answer_scores import exact_match, lemmatize, soft_accurac
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer
 from evlgen.evaluation.java import one_line
 from evlgen.evaluation.scene_truth import scene_truth
+from evlgen.runs.behaviour import SCORERS
 
 SHUFFLED = "_shuffled"  # suffix of a question set whose questions were asked with the images shuffled
 
@@ -47,20 +48,17 @@ class RunPredictions:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-def scorers_of(predictions: RunPredictions) -> list[Scorer]:
-    """Names of the scorers that `score_runs` uses on a run, sorted.
+def scorers_of(config: RunConfig) -> dict[str, int]:
+    """Scorer -> its number, of those that score a run of this configuration; sorted by name.
 
     Raises:
-        UserError: a set that the world does not have.
+        UserError: an evaluation set that the world does not have.
     """
-    world = worlds.of(predictions.data)
-    used = [_declared(world, name, "caption") for name, captions in predictions.captions.items() if captions]
-    used += [
-        _declared(world, name.removesuffix(SHUFFLED), "question")
-        for name, answers in predictions.answers.items()
-        if answers
-    ]
-    return sorted({scorer for one in used for scorer in one.scorers})
+    if config.stage != "caption":
+        return {}
+    world = worlds.of(config.data)
+    sets = [world.eval_set(name) for name, size in config.evaluation.sets if size]
+    return {name: SCORERS[name] for name in sorted({name for one in sets for name in one.scorers})}
 
 
 def score_runs(

@@ -81,23 +81,3 @@ def changes(recorded: Mapping[str, int], now: Mapping[str, int]) -> tuple[str, .
         for name in names
         if recorded.get(name, 1) != now.get(name, 1)
     )
-
-
-def scorers_of(config: RunConfig) -> dict[str, int]:
-    """Scorer -> its version, of those that score what a run of this configuration says."""
-    names: set[str] = set()
-    for name, size in config.evaluation.sets:
-        if size:
-            names |= set(_SCORERS_OF_SET.get(name, ("captions", "distinct")))
-    if "captions" in names and config.data.world == "miniworld":
-        names.add("scene_truth")
-    return {name: SCORERS[name] for name in sorted(names)}
-
-
-_SCORERS_OF_SET = {
-    "vqav2": ("vqa_accuracy",),
-    "easy_vqa": ("vqa_accuracy",),
-    "questions": ("vqa_accuracy",),
-    "gqa": ("gqa_accuracy",),
-    "okvqa": ("okvqa_accuracy",),
-}

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from evlgen import miniworld
+from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.evaluation.scores import RunPredictions, score_runs, scorers_of
+from evlgen.runs.behaviour import SCORERS
 
 # One process of METEOR for all tests that need it: they go to the same worker.
 needs_meteor = pytest.mark.xdist_group("meteor")
@@ -91,11 +93,17 @@ def test_predictions_that_do_not_exist(prediction: RunPredictions) -> None:
         score_runs([prediction])
 
 
-def test_scorers_are_those_of_the_sets_that_a_run_spoke_on() -> None:
-    every = perfect(1, 1)
-    assert scorers_of(every) == [
-        *("captions", "distinct", "gqa_accuracy", "okvqa_accuracy", "scene_truth", "vqa_accuracy")
-    ]
-    assert scorers_of(RunPredictions({"flickr": every.captions["flickr"]})) == ["captions"]
-    assert scorers_of(RunPredictions({"coco": {}}, {"gqa_shuffled": {"0": "red"}})) == ["gqa_accuracy"]
-    assert scorers_of(RunPredictions()) == []
+def test_scorers_are_those_of_the_sets_that_a_run_is_evaluated_on() -> None:
+    def scorers(*sets: str, **others: object) -> list[str]:
+        evaluation = EvalConfig(sets=tuple((name, 5) for name in sets))
+        return list(scorers_of(RunConfig(evaluation=evaluation, **others)))
+
+    assert scorers("coco", "gqa") == ["captions", "distinct", "gqa_accuracy", "scene_truth"]
+    assert scorers("coco", data=DataConfig(world="capfilt")) == ["captions", "distinct"]
+    assert scorers("flickr", "vqav2", "okvqa") == ["captions", "okvqa_accuracy", "vqa_accuracy"]
+    assert scorers("coco", stage="represent") == []
+    assert scorers_of(RunConfig(evaluation=EvalConfig(sets=(("coco", 0), ("gqa", 1))))) == {
+        "gqa_accuracy": SCORERS["gqa_accuracy"]
+    }
+    with pytest.raises(UserError, match="no set 'cocoa' in the world 'miniworld'; there are: coco"):
+        scorers("cocoa")
