@@ -26,12 +26,12 @@ NOT_SEARCHED = (
 
 
 def build(scale: str) -> Experiment:
-    """All in a single stage; those that do not merge leave all tokens to the language model."""
+    """All in a single stage; the projections pass all image tokens on to the language model."""
     chosen = get(scale)
     r = chosen.tomeformer.r
     assert isinstance(r, int)
     merged = chosen.tokens - r * chosen.tomeformer.num_layers
-    # name, how it is called in the row, the run, its soft tokens
+    # name, label of the row, the run, its number of soft tokens
     cases: tuple[tuple[str, str, Callable[..., RunConfig], int], ...] = (
         ("EVLGen", "EVLGen", evlgen, merged),
         ("linear", "linear projection (LLaVA)", linear, chosen.tokens),

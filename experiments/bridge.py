@@ -1,9 +1,9 @@
 """Small real models: SmolLM2-135M as the frozen language model, connectors from a six-layer BERT (MiniLM).
 
-Image features are the miniature's. The budgets are small: what this shows is that the same code trains and
-speaks with a real language model, not which row is better. The miniworld's pairs are those in the role of the
-11M, which are cleaner. On easy-VQA, a set that is not of this project, training sees captions alone and the
-questions are asked zero-shot. BLIP-2's two stages do not fit into an hour: see ``table1 --scale bridge``.
+Image features are the miniature's. The budgets are small: this shows that the same code trains and generates
+with a real language model, not which row is better. The miniworld's pairs are those in the role of the 11M,
+which are cleaner. On easy-VQA, an external data set, training sees captions alone and the questions are asked
+zero-shot. BLIP-2's two stages do not fit into an hour: see ``table1 --scale bridge``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 
 from evlgen.config import DataConfig, RunConfig
 from experiments.base import Experiment, Row
-from experiments.merge_schedules import with_connector
+from experiments.changes import with_connector
 from experiments.scales import blip2_single_stage, evlgen, get
 
 METRICS = (

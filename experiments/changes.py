@@ -1,8 +1,9 @@
-"""What ``--set key=value`` changes in a run, and in the stage that it starts from."""
+"""Changes of a run: by experiments, and by ``--set key=value``."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from evlgen.config import RunConfig, with_value
 from evlgen.errors import UserError
@@ -37,3 +38,29 @@ def _with_value(config: RunConfig, key: str, value: str) -> RunConfig:
     if config.init_from is None or not (key in _BOTH_STAGES or key.startswith("data.")):
         return config
     return dataclasses.replace(config, init_from=_with_value(config.init_from, key, value))
+
+
+def with_connector(config: RunConfig, **changes: Any) -> RunConfig:
+    """The run with other values in its connector's configuration."""
+    return dataclasses.replace(config, connector=dataclasses.replace(config.connector, **changes))
+
+
+def with_setting(config: RunConfig, init: str, lr: float, warmup: float | None = None) -> RunConfig:
+    """The run with other initial weights, another peak learning rate and another warm-up.
+
+    The ends of the learning rate's schedule stay in proportion to its peak.
+
+    Args:
+        warmup: share of the updates; None keeps the warm-up of the run.
+    """
+    steps = config.optim.warmup_steps if warmup is None else max(1, round(config.optim.steps * warmup))
+    optim = dataclasses.replace(
+        config.optim,
+        lr=lr,
+        warmup_lr=lr / 100,
+        min_lr=lr / 10,
+        warmup_steps=steps,
+    )
+    return dataclasses.replace(
+        config, optim=optim, connector=dataclasses.replace(config.connector, init=init)
+    )

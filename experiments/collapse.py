@@ -1,10 +1,10 @@
-"""Where a single stage collapses and where not, for both connectors, and whether it is collapse or slowness.
+"""Where a single stage collapses, for both connectors, and whether it is collapse or only slow learning.
 
-One factor at a time is changed, from the settings in force and at the paper's shorter budget. Settings chosen
+One factor at a time is changed, from the default settings and at the paper's shorter budget. Settings chosen
 before any was run, not those that turned out badly, have a row with three times the updates after a warm-up
-of the same length: one that only then uses its image was slow (`evlgen.collapse.classify`). They are the
-settings in force, the lowest and the highest learning rate, the longest warm-up, the fewest soft tokens and
-the other initial weights; of the other numbers, warm-ups and depths nothing is known but their one budget.
+of the same length: a run that only then uses its image was slow (`evlgen.collapse.classify`). They are the
+default settings, the lowest and the highest learning rate, the longest warm-up, the fewest soft tokens and
+the other initial weights. All other settings were tried at one budget only.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 from evlgen.config import QFormerConfig, RunConfig, Schedule, TomeFormerConfig
 from experiments.base import Experiment, Row
-from experiments.learning_rates import with_setting
-from experiments.merge_schedules import spread, with_connector
+from experiments.changes import with_connector, with_setting
+from experiments.merge_schedules import spread
 from experiments.scales import ABLATION_STEPS, ablation, blip2_single_stage, evlgen, get
 from experiments.scales.base import Scale
 
 METRICS = ("gap", "val_loss", "cosine", "effective_rank", "attention_entropy", "coco/CIDEr")
-RATES = (1 / 10, 1 / 3, 3.0)  # of the rate in force
+RATES = (1 / 10, 1 / 3, 3.0)  # of the default rate
 WARMUPS = (0.02, 0.5)
 LONGER = 3
-IN_FORCE = "in force"
+DEFAULT = "default"
 
 
 def build(scale: str) -> Experiment:
@@ -35,7 +35,7 @@ def build(scale: str) -> Experiment:
         rate, init = base.optim.lr, base.connector.init
         other = chosen.bert if init == "random" else "random"
         from_other = (other, chosen.other_lr, chosen.other_warmup)  # each initial weights at their own rate
-        cases: list[tuple[str, str, float | str, RunConfig]] = [(IN_FORCE, "", "", base)]
+        cases: list[tuple[str, str, float | str, RunConfig]] = [(DEFAULT, "", "", base)]
         rates = [float(f"{rate * factor:.1g}") for factor in RATES]
         for other_rate in rates:
             changed = with_setting(base, init, other_rate)
@@ -59,7 +59,7 @@ def build(scale: str) -> Experiment:
             cases.append((f"{layers} layers", "depth", layers, changed))
         usual = {text: config for text, _, _, config in cases}
         for text in (
-            IN_FORCE,
+            DEFAULT,
             f"lr {rates[-1]:g}",
             f"lr {rates[0]:g}",
             f"warm-up {WARMUPS[-1]:.0%}",
@@ -69,7 +69,7 @@ def build(scale: str) -> Experiment:
             cases.append((f"{text}, {LONGER}x the updates", "budget", text, _longer(usual[text])))
         for text, kind, level, config in cases:
             values: dict[str, float | str] = {"connector": connector, "factor": kind, "level": level}
-            against = f"{connector}, {IN_FORCE}"
+            against = f"{connector}, {DEFAULT}"
             rows.append(Row(f"{connector}, {text}", config, values=values, against=against))
     return Experiment("collapse", "Where a single stage collapses", tuple(rows), METRICS, chosen.seeds)
 
@@ -86,7 +86,7 @@ def _longer(config: RunConfig) -> RunConfig:
 
 
 def _numbers_of_tokens(config: RunConfig, scale: Scale) -> list[tuple[int, dict[str, Any]]]:
-    """Fewer and more soft tokens than in force, and what gives them."""
+    """Fewer and more soft tokens than by default, and the settings that give them."""
     connector = config.connector
     if isinstance(connector, QFormerConfig):
         numbers = (max(2, connector.num_queries // 4), connector.num_queries * 2)

@@ -11,13 +11,13 @@ from experiments.scales import ABLATION_STEPS, ablation, blip2_single_stage, evl
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap")
 FRACTIONS = (1.0, 1 / 2, 1 / 5, 1 / 10, 1 / 20, 1 / 50)
 NOTES = (
-    "At equal epochs a fraction of the data is also that fraction of the updates: the small ones end before "
-    "they use their images, and say nothing of how much data it takes once they do."
+    "At equal epochs a fraction of the data also gets only that fraction of the updates: the small ones end "
+    "before they use their images, and say nothing about how much data is needed once they do."
 )
 
 
 def build(scale: str) -> Experiment:
-    """At equal epochs a tenth of the data gets a tenth of the updates."""
+    """At equal epochs, a tenth of the data gets a tenth of the updates."""
     rows = []
     for connector, make in (("EVLGen", evlgen), ("BLIP-2, single stage", blip2_single_stage)):
         for equal in ("steps", "epochs"):
@@ -40,9 +40,9 @@ def build(scale: str) -> Experiment:
 
 
 def _cleaner(scale: str) -> Row:
-    """All pools but the noisiest, whole: how much less data is worth if it is the better part.
+    """All pools but the noisiest, whole: what less data is worth if it is the better part.
 
-    The 11M pairs of the paper are both, fewer and cleaner; the fractions of all pools are fewer alone.
+    The paper's 11M pairs are both fewer and cleaner; the fractions of all pools are only fewer.
     """
     config = ablation(evlgen(scale, steps=ABLATION_STEPS))
     _, *others = config.data.pools

@@ -1,20 +1,20 @@
-"""Does a connector need BERT's weights to start from? The paper's has them; random ones beside.
+"""Does a connector need BERT's weights to start from, as in the paper, or do random ones do as well?
 
-Each initial weights have the learning rate and the warm-up that were found for them: at one rate for both,
-those that it was not found for would look worse than they are.
+Both have the learning rate and the warm-up that were found for them: at one rate for both, the weights that
+it was not found for would look worse than they are.
 """
 
 from __future__ import annotations
 
 from experiments.base import Experiment, Row
-from experiments.learning_rates import with_setting
+from experiments.changes import with_setting
 from experiments.scales import ABLATION_STEPS, ablation, blip2_single_stage, evlgen, get
 
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap")
 
 
 def build(scale: str) -> Experiment:
-    """Both connectors from both."""
+    """Both connectors, each from both."""
     chosen = get(scale)
     rows = []
     for connector, make in (("EVLGen", evlgen), ("BLIP-2, single stage", blip2_single_stage)):

@@ -1,8 +1,8 @@
 """The search of peak learning rates, warm-ups and initial weights, by validation loss.
 
-The same settings for every part. What was found is written down in CALIBRATION.md and used in
-``experiments/scales/mini.py``. The settings of the miniature were chosen from this table once; no test set was
-looked at.
+Every part gets the same settings. What was found is written down in CALIBRATION.md and used in
+``experiments/scales/mini.py``: the miniature's settings were chosen once, from this table, without a look at
+any test set.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 
 from evlgen.config import EvalConfig, RunConfig
 from experiments.base import Experiment, Row
+from experiments.changes import with_setting
 from experiments.scales import (
     blip2,
     blip2_single_stage,
@@ -23,7 +24,7 @@ from experiments.scales import (
     pooled,
 )
 
-# Initial weights, peak learning rate in those of EVLGen in force, share of the updates that warm up to it
+# Initial weights, peak learning rate in multiples of EVLGen's default, share of the updates that warm up to it
 SETTINGS = (
     ("random", 1 / 3, 0.15),
     ("random", 1.0, 0.05),
@@ -34,7 +35,7 @@ SETTINGS = (
     ("bert", 1 / 3, 0.15),
     ("bert", 1.0, 0.15),
 )
-# Further steps where the best of a part lay at the edge of these
+# Further settings of parts whose best lay at the edge of these
 FURTHER = {
     "BLIP-2, single stage": ((1.0, 0.50),),
     "linear": ((10.0, 0.15),),
@@ -49,8 +50,8 @@ METRICS = ("val_loss", "gap")
 def build(scale: str) -> Experiment:
     """Each part at each setting.
 
-    Of BLIP-2's two stages one changes, the other is as in force, and what counts is the loss at the end of
-    both; a stage 2 has the initial weights that stage 1 gives it. The baselines have no BERT in them.
+    Of BLIP-2's two stages one changes while the other keeps its default settings, and the loss after both
+    counts; stage 2 starts from what stage 1 has learned. The baselines have no BERT in them.
     """
     baselines = {"linear": linear, "MLP": mlp, "average pooling": pooled, "perceiver": perceiver}
     chosen = get(scale)
@@ -83,29 +84,8 @@ def build(scale: str) -> Experiment:
     return Experiment("learning_rates", title, tuple(row for _, row in rows), METRICS, 1, in_all=False)
 
 
-def with_setting(config: RunConfig, init: str, lr: float, warmup: float | None = None) -> RunConfig:
-    """The run with other initial weights, another peak learning rate and another warm-up.
-
-    The ends of the learning rate's schedule stay in proportion to its peak.
-
-    Args:
-        warmup: share of the updates; None keeps the warm-up of the run.
-    """
-    steps = config.optim.warmup_steps if warmup is None else max(1, round(config.optim.steps * warmup))
-    optim = dataclasses.replace(
-        config.optim,
-        lr=lr,
-        warmup_lr=lr / 100,
-        min_lr=lr / 10,
-        warmup_steps=steps,
-    )
-    return dataclasses.replace(
-        config, optim=optim, connector=dataclasses.replace(config.connector, init=init)
-    )
-
-
 def _rate(scale: str, factor: float) -> float:
-    """``factor`` times EVLGen's learning rate in force, with one digit."""
+    """``factor`` times EVLGen's default learning rate, rounded to one digit."""
     return float(f"{evlgen(scale).optim.lr * factor:.1g}")
 
 

@@ -1,4 +1,4 @@
-"""How many tokens TomeFormer merges, in which layers, by what rule, and what becomes of those merged."""
+"""How many tokens TomeFormer merges, in which layers, by which rule, and how merged tokens are combined."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from evlgen.config import RunConfig, Schedule, TomeFormerConfig
+from evlgen.config import Schedule, TomeFormerConfig
 from experiments.base import Experiment, Row
+from experiments.changes import with_connector
 from experiments.scales import ABLATION_STEPS, ablation, evlgen, get
 
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "connector_gmacs")
@@ -77,8 +78,3 @@ def _row(scale: str, label: str, kind: str, against: str, **changes: Any) -> Row
     if isinstance(schedule, int):
         values["r"] = schedule
     return Row(label, config, values=values, against=against)
-
-
-def with_connector(config: RunConfig, **changes: Any) -> RunConfig:
-    """The run with other values in its connector's configuration."""
-    return dataclasses.replace(config, connector=dataclasses.replace(config.connector, **changes))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from experiments.base import Experiment, Row
+from experiments.changes import with_connector
 from experiments.collapse import fewest
-from experiments.merge_schedules import with_connector
 from experiments.scales import ABLATION_STEPS, ablation, blip2_single_stage, evlgen, get
 
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "connector_gmacs")
 
 
 def build(scale: str) -> Experiment:
-    """From a few to twice as many as in force; all tokens where a connector can leave them."""
+    """From a few to twice the default number; up to all image tokens where a connector can keep them."""
     chosen = get(scale)
     r, layers, tokens = chosen.tomeformer.r, chosen.tomeformer.num_layers, chosen.tokens
     assert isinstance(r, int)
-    final = tokens - r * layers  # in force
+    final = tokens - r * layers  # the default
     rows = []
     for number in (final // 3, final // 2):
         schedule = fewest(tokens, layers, number)

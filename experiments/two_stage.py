@@ -9,7 +9,7 @@ from evlgen.config import RunConfig
 from experiments.base import Experiment, Row
 from experiments.scales import ablation, blip2, blip2_split, get, stage_costs
 
-IN_FORCE = "as in table 1"
+AS_IN_TABLE_1 = "as in table 1"
 METRICS = ("coco/CIDEr", "vqav2", "val_loss", "gap", "total_seconds")
 SPLITS = ((0, 1), (1, 3), (1, 1), (3, 1))  # stage 1 : stage 2
 Loss = Literal["itc", "itm", "lm"]
@@ -17,10 +17,10 @@ LOSSES: tuple[Loss, ...] = ("itc", "itm", "lm")
 
 
 def build(scale: str) -> Experiment:
-    """All at the same cost in all; a stage 1 without one of its losses has more updates for it."""
+    """All rows cost the same in total; a stage 1 without one of its losses has more updates instead."""
     chosen = get(scale)
     first, second = stage_costs(scale)
-    in_force = first / (first + second)
+    usual = first / (first + second)
     rows = []
     for one, two in SPLITS:
         share = one / (one + two)
@@ -29,21 +29,21 @@ def build(scale: str) -> Experiment:
             config = dataclasses.replace(config, init_from=None)
         values: dict[str, float | str] = {"share": share, "without": ""}
         label = f"stage 1 : stage 2 = {one} : {two}"
-        rows.append(Row(label, ablation(config), values=values, against=IN_FORCE))
-    values = {"share": in_force, "without": ""}
-    rows.append(Row(IN_FORCE, ablation(blip2(scale)), values=values, against=IN_FORCE))
+        rows.append(Row(label, ablation(config), values=values, against=AS_IN_TABLE_1))
+    values = {"share": usual, "without": ""}
+    rows.append(Row(AS_IN_TABLE_1, ablation(blip2(scale)), values=values, against=AS_IN_TABLE_1))
     for loss in LOSSES:
-        values = {"share": in_force, "without": loss}
+        values = {"share": usual, "without": loss}
         config = ablation(without(scale, loss))
-        rows.append(Row(f"without {loss.upper()} in stage 1", config, values=values, against=IN_FORCE))
+        rows.append(Row(f"without {loss.upper()} in stage 1", config, values=values, against=AS_IN_TABLE_1))
     return Experiment("two_stage", "BLIP-2's two stages", tuple(rows), METRICS, chosen.seeds)
 
 
 def without(scale: str, loss: Loss) -> RunConfig:
-    """The run behind a stage 1 that lacks one of its losses and has as many more updates as that saves.
+    """BLIP-2 with a stage 1 that lacks one of its losses and has as many more updates as that saves.
 
-    ITM, with its three passes for a pair, is more than half of the miniature's stage 1: to leave it out at
-    equal updates would compare two costs.
+    ITM, with its three passes for a pair, is more than half of the miniature's stage 1: without it, the same
+    number of updates would cost less than half.
     """
     objectives = tuple(one for one in LOSSES if one != loss)
     config = blip2(scale, stage1_steps=250 / get(scale).without_loss[loss])

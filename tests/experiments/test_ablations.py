@@ -24,7 +24,7 @@ AT_SCALES = [(name, scale) for name in TRAINED for scale in NAMES if (name, scal
 def test_rows_are_told_apart_and_can_be_built(name: str, scale: str) -> None:
     rows = load(name, scale).rows
     assert len({row.label for row in rows}) == len(rows)
-    if name != "learning_rates":  # a setting in force is a row of several searches
+    if name != "learning_rates":  # a part's default setting is a row of several searches
         assert len({row.config for row in rows}) == len(rows)
     for row in rows:
         connector = row.config.connector
@@ -102,7 +102,7 @@ def test_rows_are_compared_with_rows_that_there_are(name: str, scale: str) -> No
 @pytest.mark.parametrize(
     ("name", "label", "against"),
     [
-        ("collapse", "BLIP-2, single stage, lr 0.0003", "BLIP-2, single stage, in force"),
+        ("collapse", "BLIP-2, single stage, lr 0.0003", "BLIP-2, single stage, default"),
         ("two_stage", "without ITC in stage 1", "as in table 1"),
         (
             "data_fractions",

@@ -99,7 +99,7 @@ def test_baselines_have_the_best_settings_of_their_search() -> None:
         assert (optim.lr, optim.warmup_steps) == found[part]
 
 
-def test_what_is_in_force_is_the_best_of_its_search() -> None:
+def test_default_settings_are_the_best_of_their_search() -> None:
     """By the committed table of the search, within what a seed is worth: nobody is weak by neglect."""
     parts = {
         "EVLGen": evlgen("mini"),
@@ -120,15 +120,15 @@ def test_what_is_in_force_is_the_best_of_its_search() -> None:
     assert {row.label for row in rows} == set(losses)
     for part, config in parts.items():
         own = [row for row in rows if row.label.startswith(f"{part}, ")]
-        in_force = [
+        default = [
             row
             for row in own
             if row.config.optim == config.optim
             and row.config.connector == config.connector
             and row.config.init_from == config.init_from
         ]
-        assert len(in_force) == 1, part
-        assert losses[in_force[0].label] < min(losses[row.label] for row in own) + 0.01, part
+        assert len(default) == 1, part
+        assert losses[default[0].label] < min(losses[row.label] for row in own) + 0.01, part
         varied = [_searched(row.config, part).lr for row in own]
         assert min(varied) < _searched(config, part).lr < max(varied), f"{part}: at the edge of its search"
 
