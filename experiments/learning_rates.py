@@ -24,7 +24,7 @@ from experiments.scales import (
     pooled,
 )
 
-# Initial weights, peak learning rate in multiples of EVLGen's default, share of the updates that warm up to it
+# Initial weights, peak learning rate in multiples of EVLGen's default, share of warm-up
 SETTINGS = (
     ("random", 1 / 3, 0.15),
     ("random", 1.0, 0.05),
