@@ -7,90 +7,34 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
-from rich.console import Console
-from rich.table import Table
-
 from evlgen.errors import UserError, exit_code
-from evlgen.runs import archive
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
-from experiments.scales import NAMES as SCALES
 from experiments.scales import get
-from sweeps import records, reporting, requirements
-from sweeps.plan import unique_runs
-from sweeps.slurm import queue as slurm
-from sweeps.sweep import QUEUED, Sweep, plan_phases, run_here, run_queued, states_of, table_seeds, wait
+from sweeps import show, states
+from sweeps.arguments import ALL, RUN, Arguments, parse
+from sweeps.display import console
+from sweeps.plan import Sweep, unique_runs
+from sweeps.slurm import queue
+from sweeps.slurm.profile import Profile, changed_profile, profile_of, read_profile
 
-console = Console()
+# What executes and concludes is imported where it is used: it imports torch, for which nobody who only looks
+# should wait.
 
 EXAMPLES = 8  # images whose captions are shown
-ALL = "all"  # every experiment of the paper, and the claims that they decide
-# That take an experiment
-COMMANDS = ("status", "show", "captions", "retry", "wait", "cancel", "pack", "unpack")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Run an experiment, or say what there is."""
-
-    command: Annotated[str, tyro.conf.Positional]
-    """an experiment, or: all, list, status, show, captions, logs, retry, wait, cancel, pack, unpack,
-    foundation"""
-    target: Annotated[str, tyro.conf.Positional] = ""
-    """an experiment or all, or for show, captions and logs the beginning of a run's id"""
-    scale: str = ""
-    """smoke, mini, bridge or paper; default: mini, of the experiment bridge: bridge"""
-    seeds: int | None = None
-    """seeds of every row; default: what the scale says (all: more for what claims rest on)"""
-    executor: str = "local"
-    """where runs are executed: local or slurm"""
-    workers: int = 0
-    """processes side by side; 0: one for each core, or what the cluster's profile says"""
-    dry_run: bool = False
-    """say what would run and what it would cost, and stop"""
-    rows: str = ""
-    """only rows whose label contains this"""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """key=value, changes a field of every run (optim.lr=1e-3); may be given again; data, vision, batch size,
-    precision, accumulate and gradient_checkpointing also of the stage that it starts from"""
-    cluster: str = ""
-    """TOML profile of a SLURM cluster, see clusters/example.toml; the next flags go before it"""
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    time: str | None = None
-    """limit of a job: D-HH:MM:SS, HH:MM:SS or minutes"""
-    memory_gb: float | None = None
-    """of a node"""
-    gpus: int | None = None
-    """on each node"""
-    nodes: int | None = None
-    """of one run"""
-
-    def profile(self) -> slurm.Profile:
-        """What to ask a cluster for: the file's values under those of the flags."""
-        names = ("partition", "account", "qos", "constraint", "time", "memory_gb", "gpus", "nodes")
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.workers:
-            changes["workers"] = self.workers
-        return slurm.read_profile(self.cluster, changes)
+QUEUED = 3  # exit code: all is well, but not done yet
 
 
 def main(argv: list[str]) -> int:
     """Exit code: 0 all complete, 1 runs failed, 2 a user's mistake, 3 queued in SLURM, 130 interrupted."""
     # A shell that starts a command in the background has it ignore Ctrl-C; this one can always be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    arguments = tyro.cli(Arguments, args=argv, prog="sweeps/run.py", description=__doc__)
-    return answered(lambda: _dispatch(arguments), "runs")
+    return answered(lambda: _dispatch(parse(argv)), "runs")
 
 
 def answered(action: Callable[[], int], kept: str) -> int:
@@ -115,94 +59,110 @@ def answered(action: Callable[[], int], kept: str) -> int:
 
 
 def _dispatch(arguments: Arguments) -> int:
-    if arguments.command == "list":
-        return list_experiments()
-    if arguments.command == "foundation":
-        return build_foundation(arguments)
-    of_a_run = {"logs": reporting.show_logs, "show": reporting.show_run, "captions": reporting.show_captions}
-    if arguments.command == "logs" or (
-        arguments.command in of_a_run and arguments.target and arguments.target not in (*EXPERIMENTS, ALL)
-    ):
-        of_a_run[arguments.command](arguments.target)
+    command, target = arguments.command, arguments.target
+    if command == "list":
+        show.show_experiments()
         return 0
-    name = arguments.target if arguments.command in COMMANDS else arguments.command
-    if arguments.executor not in ("local", "slurm"):
-        raise UserError(f"--executor {arguments.executor}: no such executor; there are: local, slurm")
-    if arguments.seeds is not None and arguments.seeds < 1:
-        raise UserError(f"--seeds {arguments.seeds}: at least 1 is needed")
-    if not name and arguments.command not in ("status", "show"):
-        raise UserError(f"{arguments.command}: of what? There are: {', '.join((*EXPERIMENTS, ALL))}")
-    names = _of_all() if name == ALL else (name,) if name else EXPERIMENTS
-    if not name:
-        names = tuple(one for one in names if (one, arguments.scale) != ("table2", "bridge"))  # it refuses
+    if command == "foundation":
+        return build_foundation(arguments)
+    of_a_run = {"logs": show.show_logs, "show": show.show_run, "captions": show.show_captions}
+    if command in of_a_run and target not in (*EXPERIMENTS, ALL):
+        of_a_run[command](target)
+        return 0
     # Planned before any is executed: a mistake in a flag must not show after an hour.
-    sweeps = [_sweep(one, arguments, everything=name == ALL) for one in names]
+    sweeps = [_sweep(name, arguments) for name in _names(arguments)]
     codes = [_carry_out(sweep, arguments) for sweep in sweeps]
-    is_over = arguments.command == ALL or (arguments.command == "wait" and name == ALL)
+    is_over = target == ALL and command in (RUN, "wait")
     if is_over and not arguments.dry_run and QUEUED not in codes:
-        judge(sweeps[0].scale, arguments)
+        from sweeps.conclude import judge
+
+        judge(sweeps[0].scale, arguments.seeds, changed=bool(arguments.set or arguments.rows))
     # 1, some runs failed, says more than 3, some are queued
     return 1 if 1 in codes else max(codes)
 
 
-def _of_all() -> tuple[str, ...]:
-    return tuple(name for name in EXPERIMENTS if load(name).in_all)
+def _names(arguments: Arguments) -> tuple[str, ...]:
+    """The experiments that are meant."""
+    if arguments.target == ALL:
+        return tuple(name for name in EXPERIMENTS if load(name).in_all)
+    if arguments.target:
+        return (arguments.target,)
+    # table2 has no rows at this scale, and says so
+    return tuple(name for name in EXPERIMENTS if (name, arguments.scale) != ("table2", "bridge"))
 
 
-def judge(scale: str, arguments: Arguments) -> None:
-    """Judge the paper's claims by the runs that were asked for."""
-    if arguments.set or arguments.rows:
-        console.print("claims not judged: they are about all rows as they stand, without --set and --rows")
-        return
-    from analysis import claims
-
-    claims.write(scale, arguments.seeds)
-
-
-def _sweep(name: str, arguments: Arguments, everything: bool) -> Sweep:
+def _sweep(name: str, arguments: Arguments) -> Sweep:
     scale = arguments.scale or load(name).default_scale
     experiment = load(name, scale, arguments.set, arguments.rows)
     seeds = arguments.seeds or experiment.seeds
-    if everything and experiment.claimed and not arguments.seeds:
+    if arguments.target == ALL and experiment.claimed and not arguments.seeds:
         seeds = get(scale).claim_seeds
+    if experiment.count is not None and arguments.target != ALL:
+        for flag in ("seeds", "executor", "workers"):
+            if flag in arguments.typed:
+                raise UserError(f"--{flag}: {name} trains nothing, so this changes nothing; leave it out")
     return Sweep(experiment, scale, seeds, bool(arguments.set or arguments.rows))
 
 
 def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     """Do with one experiment what the command says; exit code."""
     experiment, command = sweep.experiment, arguments.command
-    if experiment.count is not None and command != "show":
+    if experiment.count is not None and command not in ("show", "captions"):
         count(sweep, arguments)
     elif command == "show":
-        reporting.print_table(sweep.scale, experiment.name)
+        show.show_table(sweep.table, sweep.scale)
     elif command == "captions":
-        reporting.show_examples(sweep.experiment, EXAMPLES)
+        show.show_examples(sweep.experiment, EXAMPLES)
     elif command == "status":
-        reporting.show_status(experiment, sweep.scale, sweep.seeds, sweep.runs, states_of(sweep, _queue()))
+        status(sweep)
     elif command == "pack":
         pack(sweep)
     elif command == "unpack":
-        if arguments.target != ALL or archive.path_of(sweep.table, sweep.scale).exists():
-            unpack(sweep)
+        unpack(sweep, is_one_of_all=arguments.target == ALL)
     elif command == "wait":
-        return wait(sweep, arguments.profile() if arguments.cluster else None)
+        from sweeps.slurm.launch import wait
+
+        return wait(sweep, _profile(sweep, arguments) if arguments.asks_a_cluster else None)
     elif command == "cancel":
-        print(f"{slurm.cancel(sweep.name)} jobs cancelled; the same command queues what is not done")
+        print(f"{queue.cancel(sweep.name)} jobs cancelled; the same command queues what is not done")
     elif arguments.dry_run:
-        plan(sweep, arguments)
+        dry_run(sweep, arguments)
     elif arguments.executor == "slurm":
-        profile = arguments.profile()
-        if command == "retry" and not arguments.cluster:
-            profile = slurm.profile_of(slurm.batches(sweep.name).values()) or profile
-        return run_queued(sweep, profile, failed_only=command == "retry")
+        from sweeps.slurm.launch import run_queued
+
+        return run_queued(sweep, _profile(sweep, arguments), failed_only=command == "retry")
     else:
+        from sweeps.conclude import conclude
+        from sweeps.execute import run_here
+
         workers = arguments.workers or os.cpu_count() or 1
-        return run_here(sweep, workers, failed_only=command == "retry")
+        return conclude(sweep, run_here(sweep, workers, failed_only=command == "retry"))
     return 0
 
 
+def _profile(sweep: Sweep, arguments: Arguments) -> Profile:
+    """What to ask the cluster for: values of the file or of the jobs before, replaced by those of flags."""
+    if arguments.cluster or arguments.command == RUN:
+        return read_profile(arguments.cluster, arguments.profile_changes)
+    before = profile_of(queue.batches(sweep.name).values())
+    return changed_profile(before or Profile(), arguments.profile_changes)
+
+
+def status(sweep: Sweep) -> None:
+    """Say which runs of a sweep are in which state."""
+    try:
+        jobs = queue.jobs()
+    except UserError as error:
+        print(f"{error} (queued and lost runs are not told apart)", file=sys.stderr)
+        jobs = None
+    show.show_status(sweep, states.with_records(sweep.runs, queue.states_of(sweep.runs, jobs)))
+
+
 def pack(sweep: Sweep) -> None:
-    """Put the records of a table's finished runs into a file beside it."""
+    """Put the records of a table's finished runs into an archive beside it."""
+    from evlgen.runs import archive
+    from sweeps.conclude import table_seeds
+
     experiment, path = sweep.experiment, archive.path_of(sweep.table, sweep.scale)
     seeds = table_seeds(sweep)
     runs = unique_runs(experiment, seeds)
@@ -212,33 +172,36 @@ def pack(sweep: Sweep) -> None:
     console.print(f"{experiment.name}: {len(packed)} of {len(runs)} runs in {where}")
 
 
-def unpack(sweep: Sweep) -> None:
-    """Put the finished runs that came with a table into the run store."""
+def unpack(sweep: Sweep, is_one_of_all: bool) -> None:
+    """Put the finished runs of the archive beside a table into the run store."""
+    from evlgen.runs import archive
+    from sweeps import records
+
     path = archive.path_of(sweep.table, sweep.scale)
+    if is_one_of_all and not path.exists():
+        return
     put = records.unpack(path)
     known = len(set(put) & set(unique_runs(sweep.experiment, get(sweep.scale).claim_seeds)))
-    of_others = "" if known == len(put) else f"; {len(put) - known} are of other configurations or versions"
+    of_others = (
+        "" if known == len(put) else f"; {len(put) - known} have other ids than this checkout gives them"
+    )
     console.print(f"{sweep.experiment.name}: {len(put)} runs put into {paths.runs_folder().name}/{of_others}")
 
 
-def _queue() -> dict[str, slurm.Job] | None:
-    """What is queued; None, and a word about it, where SLURM cannot be asked."""
-    try:
-        return slurm.queue()
-    except UserError as error:
-        print(f"{error} (queued and lost runs are not told apart)", file=sys.stderr)
-        return None
+def dry_run(sweep: Sweep, arguments: Arguments) -> None:
+    """Say what a sweep would do, and what is missing for it; with SLURM also in how many jobs."""
+    from sweeps import requirements
 
-
-def plan(sweep: Sweep, arguments: Arguments) -> None:
-    """Say what a sweep would do; with SLURM also in how many jobs."""
-    missing = reporting.show_plan(sweep.experiment, sweep.scale, sweep.runs)
+    missing = show.show_plan(sweep)
     for line in requirements.missing(sweep.runs[run] for run in missing):
         print(f"missing: {line}")
     if arguments.executor == "slurm":
-        profile = arguments.profile()
+        from sweeps.slurm.launch import plan_phases
+        from sweeps.slurm.submit import pack as pack_tasks
+
+        profile = _profile(sweep, arguments)
         phases, seconds = plan_phases({run: sweep.runs[run] for run in missing})
-        jobs = [len(slurm.pack(phase, seconds, profile)) for phase in phases]
+        jobs = [len(pack_tasks(phase, seconds, profile)) for phase in phases]
         of_runs = " + ".join(map(str, jobs[1:])) or 0
         console.print(f"SLURM jobs: {jobs[0]} for features, {of_runs} for runs, 1 to score")
         console.print(f"SLURM: {profile}")
@@ -248,7 +211,7 @@ def count(sweep: Sweep, arguments: Arguments) -> None:
     """An experiment that trains nothing: make its table, or say whether it is there."""
     experiment = sweep.experiment
     folder = paths.results_folder() / sweep.table / sweep.scale
-    if arguments.command in COMMANDS or arguments.dry_run:
+    if arguments.command != RUN or arguments.dry_run:
         there = "is there" if (folder / "table.csv").exists() else "is not made yet; it takes half a minute"
         console.print(f"{experiment.name}, {sweep.scale}: counted, nothing to train; its table {there}")
         return
@@ -258,19 +221,8 @@ def count(sweep: Sweep, arguments: Arguments) -> None:
     assert experiment.count is not None
     counted, measured = experiment.count(experiment, sweep.scale), training_times(sweep.scale)
     write_counts(counted, folder, () if measured is None else (measured,))
-    reporting.print_table(sweep.scale, sweep.table)
+    show.show_table(sweep.table, sweep.scale)
     console.print(f"table in {os.path.relpath(folder)}/")
-
-
-def list_experiments() -> int:
-    """Name and title of each experiment."""
-    table = Table("experiment", "title", "rows")
-    for name in EXPERIMENTS:
-        experiment = load(name)
-        table.add_row(name, experiment.title, str(len(experiment.rows)))
-    console.print(table)
-    console.print(f"scales: {', '.join(SCALES)}")
-    return 0
 
 
 def build_foundation(arguments: Arguments) -> int:
@@ -280,7 +232,7 @@ def build_foundation(arguments: Arguments) -> int:
 
     scale = arguments.scale or "mini"
     out = paths.ROOT / "foundation" / scale
-    with Display(0) as display:
+    with Display({}) as display:
         from evlgen.training import Progress as Step
 
         def report(name: str, step: int, steps: int, loss: float, rate: float) -> None:

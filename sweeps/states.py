@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
+from evlgen.runtime.paths import runs_folder
 from sweeps import leases
 
-STATES = ("done", "trained", "running", "queued", "pending", "stopped", "lost", "failed")
+STATES = (
+    *("done", "packed", "earlier", "trained", "running", "queued", "pending", "stopped", "lost", "failed"),
+)
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,11 @@ class State:
     """Where a run is, by the files of its folder and by what the queue says.
 
     Attributes:
-        name: ``done``; ``running``; ``queued`` in SLURM; ``failed``; ``lost``, its process or job has ended
-            without a word; ``stopped`` on purpose, with a checkpoint; ``trained``, only its scores are
-            missing; ``pending``, not begun.
+        name: ``done``; ``running``; ``queued`` in SLURM; ``failed``; ``lost``, its process or job is gone and
+            has left no reason; ``stopped`` on purpose, with a checkpoint; ``trained``, only its scores are
+            missing; ``pending``, not begun. Of those that are not begun, `with_records` tells apart
+            ``packed``, complete in the archive beside a table, and ``earlier``, complete with an earlier
+            behaviour of the code.
         device_seconds: what it has cost so far, over all attempts.
         samples_per_second, share: pace and progress of one that runs.
     """
@@ -63,6 +71,40 @@ def state(folder: Path | str, now: float, queued: str | None = None, was_submitt
     if silent or was_submitted:
         return State("lost", spent)
     return State("stopped" if files.CHECKPOINT in names else "pending", spent)
+
+
+def of_runs(
+    runs: Iterable[str], queued: Mapping[str, str] | None, submitted: Collection[str]
+) -> dict[str, State]:
+    """State of each of several runs.
+
+    Args:
+        queued: what SLURM says of the jobs of runs; None: it was not asked.
+        submitted: runs that were given to SLURM at some time.
+    """
+    root = runs_folder()
+    now = server_time(root) if root.exists() else 0.0
+    words = queued or {}
+    return {
+        run: state(root / run, now, words.get(run), queued is not None and run in submitted) for run in runs
+    }
+
+
+def with_records(runs: Mapping[str, RunConfig], found: Mapping[str, State]) -> dict[str, State]:
+    """The states, those of pending runs of which there is a record elsewhere or of an earlier behaviour said.
+
+    Args:
+        runs: by id.
+    """
+    from evlgen.runs import results  # imports numpy, which the polling of a queue does not need
+
+    known = dict(found)
+    for run, one in found.items():
+        if one.name == "pending":
+            record = results.find(runs[run])
+            if record is not None:
+                known[run] = dataclasses.replace(one, name="earlier" if record.changed else "packed")
+    return known
 
 
 def server_time(root: Path) -> float:

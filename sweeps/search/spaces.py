@@ -20,14 +20,6 @@ from evlgen.errors import UserError
 from evlgen.merging import merge_limit, merge_schedule, token_counts
 from experiments.base import Experiment
 
-MERGE_SPACES = {
-    "constant": "r, the same in every layer",
-    "inflection": "(r, inflection): linear in depth, r on average",
-    "free": "one entry a layer, each a share of the most that the layer can merge",
-    "position": "r in `span` layers from layer `first` on, zeros elsewhere",
-    "layers": "number of layers and a constant r",
-    "joint": "number of layers, first, span, r and inflection together",
-}
 FEWEST_LAYERS = 3  # the configuration reads a list of two entries as (r, inflection)
 WARMUP = (0.005, 0.2)  # share of the updates
 
@@ -40,16 +32,17 @@ class Target:
 
     Attributes:
         part: name in the tables: a merge space, or a part of an experiment.
-        base: the run in force, without captions and questions: only the validation loss counts.
+        base: the run with the default parameters, without captions and questions: a search looks at the
+            validation loss alone.
         space: parameter -> range.
-        in_force: the parameters that give ``base``, tried first; None if the space does not hold it.
+        default: the parameters that give ``base``, tried first; None if the space does not hold it.
         config: from a trial's parameters to its run.
     """
 
     part: str
     base: RunConfig
     space: dict[str, BaseDistribution]
-    in_force: dict[str, Any] | None
+    default: dict[str, Any] | None
     config: Callable[[Params], RunConfig]
 
 
@@ -65,11 +58,9 @@ def merge_target(name: str, base: RunConfig, tokens: int) -> Target:
         tokens: image tokens, the class token among them.
 
     Raises:
-        UserError: no such space, another connector, or fewer than three layers.
+        UserError: another connector, or fewer than three layers.
     """
     connector = base.connector
-    if name not in MERGE_SPACES:
-        raise UserError(f"--space {name}: no such space; there are: {', '.join(MERGE_SPACES)}")
     if not isinstance(connector, TomeFormerConfig):
         raise UserError(f"connector {connector.kind}: merges no tokens; a TomeFormer is needed")
     if connector.num_layers < FEWEST_LAYERS:
@@ -113,7 +104,7 @@ def merge_space(name: str, connector: TomeFormerConfig, tokens: int) -> dict[str
 
 
 def merge_params(name: str, connector: TomeFormerConfig, tokens: int) -> dict[str, Any] | None:
-    """The parameters of the schedule in force, None where a space does not hold it."""
+    """The parameters of the default schedule, None where a space does not hold it."""
     layers = connector.num_layers
     if name == "free":
         schedule = merge_schedule(layers, connector.r)
@@ -183,7 +174,7 @@ def parts(experiment: Experiment) -> dict[str, RunConfig]:
 def rate_targets(experiment: Experiment, warmup: bool) -> list[Target]:
     """The search of the peak learning rate, the same range for every part.
 
-    The range goes from a tenth of the lowest rate in force to ten times the highest.
+    The range goes from a tenth of the lowest default rate to ten times the highest.
 
     Args:
         warmup: search the share of the updates that warm up as well.
@@ -198,13 +189,13 @@ def rate_targets(experiment: Experiment, warmup: bool) -> list[Target]:
 
 def _rate_target(part: str, base: RunConfig, space: dict[str, BaseDistribution]) -> Target:
     optim = _searched(part, base).optim
-    in_force: dict[str, Any] = {"lr": optim.lr}
+    default: dict[str, Any] = {"lr": optim.lr}
     if "warmup" in space:
-        in_force["warmup"] = min(max(optim.warmup_steps / optim.steps, WARMUP[0]), WARMUP[1])
+        default["warmup"] = min(max(optim.warmup_steps / optim.steps, WARMUP[0]), WARMUP[1])
 
     def config(params: Params) -> RunConfig:
         searched, lr = _searched(part, base), float(f"{params['lr']:.3g}")
-        # The ends of the schedule in proportion, as in force.
+        # The ends of the schedule in proportion, as by default.
         changed = dataclasses.replace(searched.optim, lr=lr, warmup_lr=lr / 100, min_lr=lr / 10)
         if "warmup" in params:
             steps = max(1, round(params["warmup"] * optim.steps))
@@ -212,7 +203,7 @@ def _rate_target(part: str, base: RunConfig, space: dict[str, BaseDistribution])
         run = dataclasses.replace(searched, optim=changed)
         return dataclasses.replace(base, init_from=run) if is_stage1(part) else run
 
-    return Target(part, base, space, in_force, config)
+    return Target(part, base, space, default, config)
 
 
 def is_stage1(part: str) -> bool:

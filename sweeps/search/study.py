@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,28 +29,25 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from evlgen.backbones.eva import EvaConfig
-from evlgen.backbones.pretrained import SOURCES
-from evlgen.backbones.vision import build_vision
 from evlgen.config import RunConfig, TomeFormerConfig
 from evlgen.cost import connector_macs
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.merging import merge_schedule, token_counts
 from evlgen.runs import folder as files
-from evlgen.runs import identity
+from evlgen.runs.identity import run_folder, run_id
 from evlgen.runtime import paths
-from evlgen.training import read_metrics
 from sweeps import leases
-from sweeps.execute import finish
+from sweeps.conclude import score_trained
 from sweeps.search.spaces import Target
+from sweeps.search.targets import image_tokens
 from sweeps.worker import execute_run
 
 STARTUP = 8  # trials drawn at random, before the sampler learns from those that ended
 PEERS = 3  # trials that must have got as far before one is pruned
 ATTEMPTS = 4  # workers that may die of one trial, one after the other and without getting any farther
 
-# What a worker says: kind, name of a trial, detail. Kinds: "progress" (where a run is), "done" (a line on how
+# A worker's message: kind, name of a trial, detail. Kinds: "progress" (where a run is), "done" (a line on how
 # a trial ended).
 Tell = Callable[[tuple[str, str, Any]], None]
 
@@ -69,13 +67,6 @@ class Rules:
     seed: int
 
 
-def image_tokens(config: RunConfig) -> int:
-    """Tokens that the image encoder gives for an image, the class token among them."""
-    if config.vision in SOURCES:
-        return 1 + EvaConfig().grid ** 2
-    return build_vision(config.vision).tokens
-
-
 # ---------------------------------------------------------------------------------------------- study
 
 
@@ -90,7 +81,7 @@ def open_storage(place: str) -> BaseStorage:
             waits = {"connect_args": {"timeout": 60}} if place.startswith("sqlite") else None
             return RDBStorage(place, engine_kwargs=waits)
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-        mend_journal(Path(place))
+        repair_journal(Path(place))
         return JournalStorage(JournalFileBackend(place))
     except Exception as error:  # of sqlalchemy, of a database's driver, of the operating system, of json
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -107,7 +98,7 @@ def without_password(place: str) -> str:
         return place.partition("://")[0] + "://..."
 
 
-def mend_journal(path: Path) -> None:
+def repair_journal(path: Path) -> None:
     """Cut off a last line that a full disk or a crash left half written: nothing could be added after it."""
     if not path.exists():
         return
@@ -122,7 +113,7 @@ def mend_journal(path: Path) -> None:
 
 
 def open_study(name: str, target: Target, rules: Rules, storage: BaseStorage) -> Study:
-    """The study of a target; the parameters in force are its first trial. Call it in your `turn`."""
+    """The study of a target; the default parameters are its first trial. Call it in your `turn`."""
     is_new = name not in optuna.get_all_study_names(storage)
     study = optuna.create_study(
         study_name=name,
@@ -134,8 +125,8 @@ def open_study(name: str, target: Target, rules: Rules, storage: BaseStorage) ->
     )
     if is_new:
         study.set_metric_names(list(rules.objectives))
-        if target.in_force is not None:
-            study.enqueue_trial(target.in_force, user_attrs={"attempt": 1, "in_force": True})
+        if target.default is not None:
+            study.enqueue_trial(target.default, user_attrs={"attempt": 1, "in_force": True})
     return study
 
 
@@ -191,6 +182,23 @@ class ResumableTPE(BaseSampler):
 def is_lost(trial: FrozenTrial) -> bool:
     """Whether a trial's worker died (or was stopped) and the trial was given out again under a new number."""
     return trial.state == TrialState.FAIL and trial.user_attrs.get("attempt", 1) < ATTEMPTS
+
+
+def quiet() -> None:
+    """Leave reports to the launcher: Optuna prints each trial on its own otherwise."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "PedAnova", UserWarning)  # low values are what is wanted
+
+
+def to_go(trials: int, found: list[Study | None]) -> int:
+    """How many trials have not ended yet, of all studies.
+
+    Args:
+        trials: that were asked for, of each.
+    """
+    counts = [0 if study is None else len(ended(study)) for study in found]
+    return sum(max(0, trials - count) for count in counts)
 
 
 def ended(study: Study) -> list[FrozenTrial]:
@@ -254,15 +262,15 @@ def give_back(study: Study, trial: FrozenTrial) -> None:
 
 def updates_done(facts: Mapping[str, Any]) -> int:
     """How far the runs of a trial have got, in updates."""
-    logs = [read_metrics(paths.runs_folder() / facts[key]) for key in ("run", "stage1") if key in facts]
+    logs = [files.read_metrics(paths.runs_folder() / facts[key]) for key in ("run", "stage1") if key in facts]
     return sum(int(lines[-1]["step"]) for lines in logs if lines)
 
 
 def described(target: Target, config: RunConfig) -> dict[str, Any]:
     """What a trial is, beyond its parameters."""
-    facts: dict[str, Any] = {"run": identity.run_id(config)}
+    facts: dict[str, Any] = {"run": run_id(config)}
     if config.init_from is not None:
-        facts["stage1"] = identity.run_id(config.init_from)
+        facts["stage1"] = run_id(config.init_from)
     connector = config.connector
     if isinstance(connector, TomeFormerConfig):
         tokens = image_tokens(config)
@@ -285,18 +293,18 @@ def run_trial(
     """
     key = f"{target.part}, trial {trial.number}"
     config = target.config(trial.params)
-    follower = Follower(study, trial, config, rules.pruner != "none")
+    pruning = PruningCallback(study, trial, config, rules.pruner != "none")
 
     def progress(detail: Any) -> None:
         tell(("progress", key, detail))
-        follower.look()
+        pruning.check()
 
     try:
         if config.init_from is not None:
             complete(config.init_from, scorer, lambda detail: tell(("progress", key, detail)))
-        follower.look()
+        pruning.check()
         metrics = complete(config, scorer, progress)
-        follower.look()
+        pruning.check()
         loss = metrics["val_loss"]
         if not math.isfinite(loss):
             raise FloatingPointError(f"the validation loss is {loss}")
@@ -313,33 +321,32 @@ def run_trial(
         trial.set_user_attr("reason", f"diverged: {reason}")
         study.tell(trial, state=TrialState.PRUNED)
         line = f"diverged: {reason}"
-    tell(("done", key, f"{in_words(trial.params, trial.user_attrs)}: {line}"))
+    tell(("done", key, f"{described_in_words(trial.params, trial.user_attrs)}: {line}"))
 
 
 def complete(config: RunConfig, scorer: CaptionScorer, tell: Callable[[Any], None]) -> dict[str, Any]:
     """The metrics of a run, which is executed if the store does not have it complete."""
-    run = identity.run_id(config)
     folder = files.prepare(config)
     if not files.is_complete(folder) or files.lacks_weights(folder, config):
-        first = None if config.init_from is None else str(identity.run_folder(config.init_from))
+        first = None if config.init_from is None else str(run_folder(config.init_from))
         execute_run(tell, str(folder), first)
-        finish({run: config}, scorer)
-    result = files.read_json(folder / "result.json")
+        score_trained({folder.name: config}, scorer)
+    result = files.read_result(folder)
     assert result is not None
     metrics: dict[str, Any] = result["metrics"]
     return metrics
 
 
-class Follower:
-    """Reports a run's validation losses to its trial, and says when to stop it."""
+class PruningCallback:
+    """Reports a run's validation losses to its trial, and ends the run if it is to be pruned."""
 
     def __init__(self, study: Study, trial: Trial, config: RunConfig, prunes: bool) -> None:
         self.study, self.trial, self.config, self.prunes = study, trial, config, prunes
-        self.path = identity.run_folder(config) / "metrics.jsonl"
+        self.path = run_folder(config) / files.METRICS
         self.seen: dict[str, float] = {}
         self.size = -1
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Report what is new in ``metrics.jsonl``.
 
         Raises:
@@ -350,15 +357,15 @@ class Follower:
             return
         self.size = size
         try:
-            for line in read_metrics(self.path.parent):
+            for line in files.read_metrics(self.path.parent):
                 step = int(line["step"])
                 if "val_loss" in line and str(step) not in self.seen:
                     self.seen[str(step)] = line["val_loss"]
-                    self.judge(step)
+                    self._judge(step)
         finally:
             self.trial.set_user_attr("validation", self.seen)
 
-    def judge(self, step: int) -> None:
+    def _judge(self, step: int) -> None:
         """Raise `optuna.TrialPruned` if the trial is to end at this step."""
         loss, is_last = self.seen[str(step)], step >= self.config.optim.steps
         if len(self.study.directions) == 1:
@@ -398,7 +405,7 @@ def outclassed(
     return middle if loss > middle else None
 
 
-def in_words(params: dict[str, Any], facts: dict[str, Any]) -> str:
+def described_in_words(params: dict[str, Any], facts: dict[str, Any]) -> str:
     """A trial in a few words."""
     text = ", ".join(f"{k} {v:.3g}" for k, v in params.items() if not k.startswith("merge_"))
     if "schedule" in facts:

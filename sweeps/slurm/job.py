@@ -1,9 +1,9 @@
 """What a SLURM job does: the tasks of one chunk of a batch, by a pool of processes, until all are done.
 
-A job is told nothing but the name of a file and a number, so that it runs whatever the checkout holds, and it
-refuses to if that is not what was there when the job was queued. When SLURM announces that it takes the node
-away, the runs leave their checkpoints and the job goes back to the queue. A long run comes back as often as
-it takes; only a job that comes back again and again and gets nowhere is given up.
+A job is given the name of a file and a number, nothing else, so it runs with whatever the checkout holds by
+then. It refuses the runs whose ids the checkout no longer gives: what they stand for has changed since they
+were queued. When SLURM announces that it takes the node away, the runs write their checkpoints and the job
+goes back to the queue, as often as it takes; only one that comes back without progress is given up.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from evlgen.errors import UserError
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import local
-from sweeps.slurm import queue as slurm
+from sweeps.slurm.profile import make_profile
 
-_CHECKPOINT = "checkpoint.pt"  # `evlgen.runtime.checkpoints.CURRENT`, without importing torch for it
 _PATIENCE = 120.0  # seconds that a job with its checkpoints in place waits for SLURM to end it
 
 
@@ -35,7 +34,7 @@ class Chunk:
     """Some tasks of a batch; what submitit pickles.
 
     Attributes:
-        batch: path of the batch's file, see `sweeps.slurm.queue.submit`.
+        batch: path of the batch's file, see `sweeps.slurm.submit.submit`.
         index: which of its chunks.
     """
 
@@ -46,7 +45,7 @@ class Chunk:
         """Do the tasks.
 
         Raises:
-            UserError: the checkout has changed, the job was requeued too often, or tasks have failed.
+            UserError: the job was requeued too often, or tasks have failed.
         """
         batch = files.read_json(Path(self.batch))
         if batch is None:
@@ -58,14 +57,14 @@ class Chunk:
             self._refuse(self._too_often(batch))
         _export_ranks()
         # Where SLURM binds processes to cores, each sees its own alone, which must not be divided once more.
-        decoders = slurm.make_profile(batch["profile"], self.batch).decoders
+        decoders = make_profile(batch["profile"], self.batch).decoders
         os.environ.setdefault("EVLGEN_DECODERS", str(decoders))
         # submitit minds SIGUSR2 alone, and only in the first process. To the others it must not look like a
         # failure of their run that the first one leaves it.
         for number in (signal.SIGTERM,) if os.environ.get("RANK", "0") == "0" else local.STOP_SIGNALS:
             signal.signal(number, self._terminate)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, local.STOP_SIGNALS)  # what came meanwhile comes now
-        outcome = local.execute(tasks, batch["profile"]["workers"], _note)
+        outcome = _execute(tasks, batch["profile"]["workers"])
         if "stopped" in outcome.values():
             self._await_end()
         failed = [key for key, how in outcome.items() if how != "done"]
@@ -124,7 +123,7 @@ class Chunk:
         """When the file system got the newest checkpoint or finished run of the chunk; 0: there is none."""
         times = [0.0]
         for entry in batch["chunks"][self.index]:
-            for name in (_CHECKPOINT, "outcome.json"):
+            for name in (files.CHECKPOINT, files.OUTCOME):
                 with contextlib.suppress(FileNotFoundError):
                     times.append((paths.runs_folder() / entry["key"] / name).stat().st_mtime)
         return max(times)
@@ -147,8 +146,24 @@ class Chunk:
         batch = files.read_json(Path(self.batch))
         assert batch is not None
         for entry in batch["chunks"][self.index]:
-            if not (paths.runs_folder() / entry["key"] / "outcome.json").exists():
+            if not (paths.runs_folder() / entry["key"] / files.OUTCOME).exists():
                 _note("failed", entry["key"], reason)
+
+
+def _execute(tasks: list[local.Task], workers: int) -> dict[str, str]:
+    """What became of each task; runs whose ids the checkout no longer gives are refused."""
+    outcome = {}
+    for task in tasks:
+        folder = paths.runs_folder() / task.key
+        config = files.read_config(folder)
+        if config is not None:
+            try:
+                files.check_id(folder, config)
+            except UserError as error:
+                _note("failed", task.key, str(error))
+                outcome[task.key] = "failed"
+    possible = [task for task in tasks if task.key not in outcome]
+    return outcome | local.execute(possible, workers, _note)
 
 
 def read_task(entry: dict[str, Any]) -> local.Task:
@@ -157,14 +172,14 @@ def read_task(entry: dict[str, Any]) -> local.Task:
 
 
 def _note(kind: str, key: str, detail: Any) -> None:
-    """Tell the job's log, and a run's folder if it has failed."""
+    """Write an event to the job's log, and a failure to the run's folder."""
     if kind == "progress":
         return
     print(f"{time.strftime('%H:%M:%S')} {key}: {kind}", flush=True)
     if kind == "failed":
         print(detail, file=sys.stderr, flush=True)
-        if (paths.runs_folder() / key / "config.json").exists():
-            files.write_json(paths.runs_folder() / key / "error.json", {"error": str(detail)})
+        if (paths.runs_folder() / key / files.CONFIG).exists():
+            files.write_json(paths.runs_folder() / key / files.ERROR, {"error": str(detail)})
 
 
 def _restarts() -> int:
@@ -172,7 +187,7 @@ def _restarts() -> int:
 
 
 def _stop_workers(seconds: float) -> None:
-    """Tell the processes of the pool to stop and wait until their checkpoints are written."""
+    """Ask the processes of the pool to stop, and wait until their checkpoints are written."""
     end = time.monotonic() + seconds
     children = multiprocessing.active_children()
     for child in children:

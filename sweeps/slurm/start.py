@@ -1,7 +1,7 @@
-"""Start of a SLURM job's Python: ``slurm_start.py ARGUMENTS`` is ``python ARGUMENTS``, but deaf at first.
+"""Start of a SLURM job's Python: ``start.py ARGUMENTS`` is ``python ARGUMENTS`` with two signals blocked.
 
-Importing takes a while, on a slow file system many seconds, and a signal that comes before anybody minds it
-would end the job as a failure. So both wait, across the exec, until `sweeps.slurm.job.Chunk` lets them in.
+Importing takes a while, on a slow file system many seconds, and a signal that comes before its handler is set
+would end the job as a failure. So both wait, across the exec, until `sweeps.slurm.job.Chunk` unblocks them.
 """
 
 import os

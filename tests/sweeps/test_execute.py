@@ -12,7 +12,7 @@ from evlgen.evaluation import decoding
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.runs import folder as files
 from experiments.scales import blip2, evlgen
-from sweeps import execute
+from sweeps import conclude
 
 OUTCOME = {"train_seconds": 1.0, "val_loss": 2.0}
 
@@ -37,7 +37,7 @@ def test_predictions_that_are_damaged_or_gone_are_made_again(
     silent = dataclasses.replace(talks, evaluation=dataclasses.replace(talks.evaluation, sets=()))
     damaged, good = trained(talks, predictions), trained(silent, None)
     with CaptionScorer() as scorer:
-        execute.finish({damaged.name: talks, good.name: silent}, scorer)
+        conclude.score_trained({damaged.name: talks, good.name: silent}, scorer)
     assert files.is_complete(good)
     assert not files.is_complete(damaged)
     assert not (damaged / "outcome.json").exists()  # so that the same command evaluates it anew
@@ -53,10 +53,12 @@ def test_a_run_whose_stage_1_is_gone_waits_for_it(
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, sets=()))
     second, other = trained(config, None), trained(dataclasses.replace(config, init_from=None), None)
     with CaptionScorer() as scorer:
-        execute.finish({second.name: config}, scorer)
+        conclude.score_trained({second.name: config}, scorer)
         assert not files.is_complete(second)
         assert "not scored" in capsys.readouterr().err
         trained(config.init_from, None)
-        execute.finish({second.name: config, other.name: dataclasses.replace(config, init_from=None)}, scorer)
+        conclude.score_trained(
+            {second.name: config, other.name: dataclasses.replace(config, init_from=None)}, scorer
+        )
     totals = [files.read_json(folder / "result.json") for folder in (second, other)]
     assert [total["metrics"]["total_seconds"] for total in totals if total] == [2.0, 1.0]

@@ -28,8 +28,8 @@ from evlgen.merging import merge_schedule, token_counts
 from experiments import table1, table2
 from paper_figures import merge_search as figures
 from sweeps import merge_search
+from sweeps.search.arguments import MERGE_SPACES
 from sweeps.search.spaces import (
-    MERGE_SPACES,
     as_schedule,
     largest_r,
     merge_entries,
@@ -137,7 +137,7 @@ def _lasting(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def test_trials_are_runs_of_the_store(searched: Box) -> None:
     rows = searched.table("free-changed")
     assert [row["trial"] for row in rows] == list("0123456")
-    assert rows[0]["schedule"] == "12 12 12 12"  # what is in force comes first
+    assert rows[0]["schedule"] == "12 12 12 12"  # the default comes first
     assert rows[0]["in_force"] == "yes"
     assert {row["state"] for row in rows} == {"complete", "pruned"}  # both happen with this seed
     for row in rows:
@@ -318,10 +318,16 @@ def _wait(condition: Callable[[], bool], process: subprocess.Popen[str], seconds
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--space", "positon"], "free, position, layers, joint; did you mean position?"),
+        (["--trails", "3"], "--trails: no such flag; did you mean --trials?"),
+        (["table1"], "table1: a search takes flags only; --experiment table1?"),
+        (["--cluster", "mine.toml"], "--cluster: add --executor slurm"),
+        (["--warmup"], "--warmup: is for --search learning-rate"),
+        (["--search", "learning-rate", "--space", "free"], "--space: is for --search merge"),
         (["--space", "round"], "--space round: no such space; there are: constant, inflection, free"),
         (["--search", "luck"], "--search luck: no such search; there are: merge, learning-rate"),
-        (["--scale", "big"], "scale 'big': no such scale; there are: smoke, mini, bridge, paper"),
-        (["--experiment", "table9"], "experiment 'table9': no such experiment"),
+        (["--scale", "big"], "--scale big: no such scale; there are: smoke, mini, bridge, paper"),
+        (["--experiment", "table9"], "--experiment table9: no such experiment"),
         (["--trials", "0"], "--trials 0: at least 1 is needed"),
         (["--workers", "-1"], "--workers -1: at least 0"),
         (["--objectives", "speed"], "--objectives speed: no such objective; there are: val_loss, macs"),
@@ -366,8 +372,8 @@ def test_dry_run_writes_nothing(
 def test_every_point_of_a_space_is_a_run(space: str, scale: str) -> None:
     base, tokens = _tomeformer(scale), 257 if scale == "paper" else TOKENS
     target = merge_target(space, base, tokens)
-    assert target.in_force is not None
-    assert target.config(target.in_force) == base
+    assert target.default is not None
+    assert target.config(target.default) == base
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for _ in range(25):
         config = target.config(study.ask(target.space).params)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +90,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Sandbo
     finished = Sandbox(tmp_path_factory.mktemp("undisturbed"), cache)
     outcome = finished.run(*SMALL)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    progress = [line for line in outcome.stdout.splitlines() if line.startswith("[0")]
+    for label in ("EVLGen, OPT-2.7B", "EVLGen, Vicuna-7B", "BLIP-2, Vicuna-7B", "stage 1 of BLIP-2"):
+        done = [line for line in progress if f"] {label}, seed 0: done (sweep: " in line]
+        assert len(done) == 1, progress
+        assert " left)" in done[0] or "time left unknown)" in done[0]
+    assert "about 0 s left" in progress[-1]
+    assert not any(run in line for line in progress for run in finished.metrics())
     return finished
 
 
@@ -100,14 +111,21 @@ def test_sweep_is_complete_and_not_repeated(undisturbed: Sandbox) -> None:
     assert again.returncode == 0
     assert "5 runs, 5 complete" in again.stdout
     status = undisturbed.run("status", *SMALL)
-    assert status.stdout.count("complete") == 4
+    assert status.stdout.count("complete") == 5
+    assert all(name in status.stdout for name in undisturbed.metrics())
     name = next(iter(undisturbed.metrics()))
     shown = undisturbed.run("show", name[:8])
     assert shown.returncode == 0
-    assert '"code_version"' in shown.stdout
+    assert '"git_commit"' in shown.stdout
     assert "parameters" in shown.stdout
     plan = undisturbed.run(*SMALL, "--dry-run", "--seeds", "2")
     assert "5 of 10 runs to execute" in plan.stdout
+    undisturbed.environment["COLUMNS"] = "80"  # the usual terminal: no id and no number is cut
+    narrow = undisturbed.run("status", *SMALL).stdout
+    assert max(map(len, narrow.splitlines()[:-1])) <= 80
+    assert all(name in narrow for name in undisturbed.metrics())
+    assert "stage 1 of BLIP-2" in narrow
+    assert "…" not in narrow + undisturbed.run(*SMALL, "--dry-run", "--seeds", "2").stdout
 
 
 def test_killed_sweep_goes_on_to_the_same_bits(undisturbed: Sandbox, sandbox: Sandbox) -> None:
@@ -177,6 +195,10 @@ def test_failed_run_is_reported_and_others_finish(sandbox: Sandbox) -> None:
     )
     assert outcome.returncode == 1
     assert outcome.stdout.count("failed: FloatingPointError") == 2
+    for path in (sandbox.folder / "runs").glob("*/error.json"):  # row, seed and id, and where to read more
+        assert f"seed 0 ({path.parent.name}) failed: " in outcome.stdout
+        assert f": see {path.with_name('log.txt')}" in outcome.stdout
+    assert "EVLGen, Vicuna-7B, seed 0 (" in outcome.stdout
     assert "lower optim.lr" in outcome.stdout
     assert "0 of 2 runs complete" in outcome.stdout
     errors = list((sandbox.folder / "runs").glob("*/error.json"))
@@ -187,7 +209,7 @@ def test_failed_run_is_reported_and_others_finish(sandbox: Sandbox) -> None:
     ("arguments", "message"),
     [
         (["table9"], "experiment 'table9': no such experiment; there are: table1, table2"),
-        (["table2", "--scale", "big"], "scale 'big': no such scale; there are: smoke, mini, bridge, paper"),
+        (["table2", "--scale", "big"], "--scale big: no such scale; there are: smoke, mini, bridge, paper"),
         (["table2", "--set", "optim.speed=1"], "--set optim.speed: no such key; there are: "),
         (["table2", "--set", "optim.lr=fast"], "--set optim.lr: 'fast' is not a float"),
         (["table2", "--set", "optim.lr"], "--set optim.lr: give key=value"),
@@ -223,6 +245,70 @@ def test_full_disk_is_one_line(sandbox: Sandbox, cache: Path) -> None:
     assert "No space left on device" in outcome.stderr
     assert outcome.stderr.count("\n") == 1
     assert "Traceback" not in outcome.stdout
+
+
+def test_on_a_terminal_bars_name_rows_and_what_is_left(sandbox: Sandbox, undisturbed: Sandbox) -> None:
+    """The runs are there but for one, so that it is quick."""
+    runs = sandbox.folder / "runs"
+    shutil.copytree(undisturbed.folder / "runs", runs)
+    for path in runs.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if (config["language"], config["connector"]["kind"]) == ("mini-llama", "tomeformer"):
+            shutil.rmtree(path.parent)
+    ours, theirs = pty.openpty()
+    sandbox.environment |= {"COLUMNS": "80", "LINES": "40", "TERM": "xterm"}
+    launcher = subprocess.Popen(
+        sandbox.command(*SMALL), env=sandbox.environment, cwd=sandbox.folder, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # at the end of a terminal
+        while piece := os.read(ours, 65536):
+            seen += piece
+    os.close(ours)
+    assert launcher.wait(30) == 0
+    screens = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    bars = [line.strip() for line in re.split(r"[\r\n]+", screens) if "samples/s" in line]
+    assert any(
+        re.match(r"EVLGen, Vicuna-7B, +\S* +\d+/12 +(training|validating), loss ", bar) for bar in bars
+    ), bars
+    assert re.search(r"sweep +\S+ +\d/\d+ +about \d+ s left", screens)
+    assert "…" not in screens
+
+
+LOOKS = [
+    *(["list"], ["status"], ["status", "table1"], ["--help"], ["status", "--help"], ["table2", "--dry-run"]),
+    *(["status", "table1", "--scale", "paper"], ["show", "zzz"], ["table2", "--scale", "big"]),
+]
+
+
+@pytest.mark.parametrize("arguments", LOOKS, ids=" ".join)
+def test_who_only_looks_does_not_wait_for_torch(sandbox: Sandbox, arguments: list[str]) -> None:
+    """Half a second, most of it Python's own; what takes longer to import than all else is not imported."""
+    script = str(ROOT / "sweeps" / "run.py")
+    code = (
+        f"import runpy, sys; sys.argv = {[script, *arguments]!r}\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "slow = {'torch', 'transformers', 'pandas', 'scipy', 'optuna', 'tyro'}\n"
+        "print('imported', *slow & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=sandbox.environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1].strip() == "imported", done.stdout + done.stderr
+
+
+def test_a_plan_of_ten_thousand_runs_takes_seconds_of_processor_time(sandbox: Sandbox) -> None:
+    """2 s where nothing else runs; the limit here is for a busy machine."""
+    before = os.times()
+    plan = sandbox.run("learning_rates", "--seeds", "130", "--dry-run")
+    spent = sum(after - b for after, b in zip(os.times()[2:4], before[2:4], strict=True))
+    assert plan.returncode == 0, plan.stderr
+    found = re.search(r"(\d+) of \1 runs to execute", plan.stdout)
+    assert found is not None
+    assert int(found.group(1)) > 7000
+    assert spent < 6.0
 
 
 def test_list_names_what_there_is(sandbox: Sandbox) -> None:

@@ -19,18 +19,19 @@ import pytest
 
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
-from evlgen.runs import identity
+from evlgen.runs.identity import run_id
 from experiments.scales import evlgen
 from sweeps import states
 from sweeps.local import Task, execute
 from sweeps.slurm import job as slurm_job
-from sweeps.slurm import queue as slurm
+from sweeps.slurm import queue, submit
+from sweeps.slurm.profile import Profile, make_profile, read_profile
 from tests.sweeps import cluster as real
 from tests.sweeps.cluster import until
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 SETUP = (f"export PYTHONPATH={HERE} EVLGEN_BEAT_SECONDS=1",)
-ONE_EACH = slurm.Profile(time="10", setup=SETUP, signal_seconds=20)
+ONE_EACH = Profile(time="10", setup=SETUP, signal_seconds=20)
 TIMES = ("train_seconds", "total_seconds", "resumed_from", "peak_memory_gib")
 
 pytestmark = pytest.mark.xdist_group("slurm")
@@ -68,23 +69,23 @@ def call(*arguments: str, expect: int) -> str:
     return done.stdout
 
 
-def submit(tasks: list[Task], profile: slurm.Profile = ONE_EACH) -> slurm.Submission:
-    return slurm.submit("test-smoke", [tasks], {}, profile, {})
+def put(tasks: list[Task], profile: Profile = ONE_EACH) -> submit.Submission:
+    return submit.submit("test-smoke", [tasks], {}, profile, {})
 
 
 def job_of(key: str) -> str:
-    return slurm.queue()[key].id
+    return queue.jobs()[key].id
 
 
 def queue_is_empty() -> bool:
-    return not slurm.queue()
+    return not queue.jobs()
 
 
 # ------------------------------------------------------------------------------------- without a queue
 
 
 def test_profile_and_its_mistakes(tmp_path: Path) -> None:
-    example = slurm.read_profile(str(ROOT / "clusters" / "example.toml"), {"gpus": 2})
+    example = read_profile(str(ROOT / "clusters" / "example.toml"), {"gpus": 2})
     assert example.gpus == 2
     for text, message in (
         ("speed = 1", "speed: no such key; there are: partition, "),
@@ -102,11 +103,11 @@ def test_profile_and_its_mistakes(tmp_path: Path) -> None:
         path = tmp_path / "cluster.toml"
         path.write_text(text)
         with pytest.raises(UserError, match=message):
-            slurm.read_profile(str(path), {})
+            read_profile(str(path), {})
 
 
 def test_the_example_says_what_the_defaults_are() -> None:
-    assert slurm.read_profile(str(ROOT / "clusters" / "example.toml"), {}) == slurm.Profile()
+    assert read_profile(str(ROOT / "clusters" / "example.toml"), {}) == Profile()
 
 
 @pytest.mark.parametrize(
@@ -124,8 +125,8 @@ def test_the_example_says_what_the_defaults_are() -> None:
 def test_every_gpu_has_a_process_and_cores(
     values: dict[str, int], processes: int, cores: int, decoders: int, told: str
 ) -> None:
-    profile = slurm.make_profile(values, "test")
-    asked = slurm._parameters("name", profile, [])
+    profile = make_profile(values, "test")
+    asked = submit._parameters("name", profile, [])
     assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (processes, cores)
     assert asked.get("gpus_per_node", 0) == values.get("gpus", 0)
     assert profile.decoders == decoders
@@ -138,14 +139,14 @@ def test_the_dry_run_says_what_a_run_gets(runs: Path) -> None:
 
 
 def test_features_and_scores_are_one_process_on_one_gpu() -> None:
-    profile = slurm.Profile(gpus=8, nodes=2)
-    score = Task("score", "sweeps.execute:score", ())
+    profile = Profile(gpus=8, nodes=2)
+    score = Task("score", "sweeps.conclude:score", ())
     features = Task("features", "sweeps.worker:cache_features", ())
-    small = slurm._narrowed(profile, [[score], [features]])
+    small = submit._narrowed(profile, [[score], [features]])
     assert (small.nodes, small.processes, small.gpus, small.cores) == (1, 1, 1, 8)
-    assert slurm._narrowed(profile, [[score], [Task("run", "sweeps.worker:execute_run", ())]]) == profile
-    packed = slurm.Profile(gpus=2, workers=4)
-    assert slurm._narrowed(packed, [[features]]) == packed
+    assert submit._narrowed(profile, [[score], [Task("run", "sweeps.worker:execute_run", ())]]) == profile
+    packed = Profile(gpus=2, workers=4)
+    assert submit._narrowed(packed, [[features]]) == packed
 
 
 def test_runs_side_by_side_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,50 +172,66 @@ def test_runs_side_by_side_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     ("text", "minutes"), [("90", 90), ("1:30:00", 90), ("2-12", 3600), ("1-00:00:01", 1441), ("0:00:10", 1)]
 )
 def test_time_limits(text: str, minutes: int) -> None:
-    assert slurm.Profile(time=text).minutes == minutes
+    assert Profile(time=text).minutes == minutes
 
 
 def test_small_tasks_are_packed_and_unknown_ones_are_not() -> None:
     tasks = [Task(str(i), "x:y", ()) for i in range(12)]
     seconds = {str(i): 60.0 * (i + 1) for i in range(10)}  # 1 to 10 minutes; two are unknown
-    chunks = slurm.pack(tasks, seconds, dataclasses.replace(ONE_EACH, pack_minutes=15, time="60"))
+    chunks = submit.pack(tasks, seconds, dataclasses.replace(ONE_EACH, pack_minutes=15, time="60"))
     assert sorted(task.key for chunk in chunks for task in chunk) == sorted(task.key for task in tasks)
     assert ["10"] in [[t.key for t in chunk] for chunk in chunks]
     spans = [sum(seconds.get(t.key, 0) for t in chunk) / 60 for chunk in chunks]
     assert max(spans) <= 15
     assert len(chunks) == 2 + 5  # 10, 9, 8 + 7, 6 + 5 + 4, 3 + 2 + 1 minutes
-    assert [len(array) for array in slurm.arrays(chunks, 3)] == [3, 3, 1]
+    assert [len(array) for array in submit.arrays(chunks, 3)] == [3, 3, 1]
 
 
-def test_too_many_requeues_are_refused_in_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_are_others_by_now_and_too_many_requeues_are_refused(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose id the checkout no longer gives is refused; the others of its job are done."""
+    folder = files.prepare(evlgen("smoke"))
+    other = folder.with_name(folder.name[:-8] + "0" * 8)
+    other.mkdir()
+    (other / files.CONFIG).write_bytes((folder / files.CONFIG).read_bytes())
+    task = Task("good", "runner_tasks:write", (str(tmp_path / "good"), "done"))
     batch = runs / ".slurm" / "0123abcd.json"
     record = {
-        "chunks": [[dataclasses.asdict(Task("run", "x:y", ()))]],
-        "profile": dataclasses.asdict(slurm.Profile(max_requeues=2)),
+        "chunks": [[dataclasses.asdict(Task(other.name, "x:y", ())), dataclasses.asdict(task)]],
+        "profile": dataclasses.asdict(Profile(max_requeues=2)),
         "environment": {},
     }
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     files.write_json(batch, record)
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("EVLGEN_DECODERS", "0")
+    with pytest.raises(UserError, match=f"1 of 2 tasks failed: {other.name}"):
+        slurm_job.Chunk(str(batch), 0)()
+    assert (tmp_path / "good").read_text() == "done"
+    error = files.read_json(other / files.ERROR)
+    assert error is not None
+    assert f"{other.name}: is {folder.name} by now" in error["error"]
+    assert error["error"].count("\n") == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     with pytest.raises(UserError, match="requeued 3 times"):
         slurm_job.Chunk(str(batch), 0)()
-    error = files.read_json(runs / "run" / "error.json")
+    error = files.read_json(other / files.ERROR)
     assert error is not None
     assert "requeued 3 times" in error["error"]
 
 
 def test_only_restarts_without_progress_are_counted(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = runs / "run"
-    folder.mkdir(parents=True)
+    folder = files.prepare(evlgen("smoke"))
     path = runs / ".slurm" / "0123abcd.json"
     batch = {
         "sweep": "test",
-        "chunks": [[dataclasses.asdict(Task("run", "x:y", ()))]],
-        "profile": dataclasses.asdict(slurm.Profile(max_requeues=2)),
+        "chunks": [[dataclasses.asdict(Task(folder.name, "x:y", ()))]],
+        "profile": dataclasses.asdict(Profile(max_requeues=2)),
         "environment": {},
         "submitted": 0.0,
     }
     files.write_json(path, batch)
-    monkeypatch.setattr(slurm_job.local, "execute", lambda *_: {"run": "done"})
+    monkeypatch.setattr(slurm_job.local, "execute", lambda *_: {folder.name: "done"})
     monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
     monkeypatch.setenv("EVLGEN_DECODERS", "0")
 
@@ -232,13 +249,7 @@ def test_only_restarts_without_progress_are_counted(runs: Path, monkeypatch: pyt
     assert slurm_job.Chunk(str(path), 0).checkpoint() is None
     with pytest.raises(UserError, match="requeued 3 times without a new checkpoint, max_requeues is 2"):
         start(103)
-    assert slurm.batches().keys() == {"0123abcd"}  # what was counted is no batch
-
-
-def test_the_file_that_shows_progress_is_the_checkpoint() -> None:
-    from evlgen.runtime.checkpoints import CURRENT
-
-    assert slurm_job._CHECKPOINT == CURRENT
+    assert queue.batches().keys() == {"0123abcd"}  # what was counted is no batch
 
 
 # ------------------------------------------------------------------------------------------- the queue
@@ -297,25 +308,25 @@ def test_a_run_that_is_preempted_timed_out_and_loses_its_node_ends_with_the_same
     optim = dataclasses.replace(config.optim, steps=40, eval_every=40, checkpoint_every=1000)
     evaluation = dataclasses.replace(config.evaluation, sets=())
     config = dataclasses.replace(config, optim=optim, evaluation=evaluation)
-    run = identity.run_id(config)
+    run = run_id(config)
     folder = files.prepare(config)
     # Three restarts are more than one, but only the last comes without a new checkpoint.
     profile = dataclasses.replace(ONE_EACH, max_requeues=1)
-    submit([Task(run, "runner_tasks:slow_run", (str(folder),))], profile)
+    put([Task(run, "runner_tasks:slow_run", (str(folder),))], profile)
 
     def wait_for(step: int) -> None:
         until(lambda: any(line["step"] >= step for line in course(folder)))
 
     def lose_node() -> None:
         cluster.kill_node()
-        until(lambda: slurm.queue()[run].state != "RUNNING")  # SLURM has noticed
+        until(lambda: queue.jobs()[run].state != "RUNNING")  # SLURM has noticed
         cluster.start_node()
 
     def preempt() -> None:
         """A job of higher priority wants the whole node."""
         cluster.slurm("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 2")
 
-    taken_up = [0]
+    resumed = [0]
     for step, disturb in (
         (3, preempt),
         (9, lambda: cluster.slurm("scancel", "--signal=USR2", job_of(run))),  # as before the time limit
@@ -323,9 +334,9 @@ def test_a_run_that_is_preempted_timed_out_and_loses_its_node_ends_with_the_same
     ):
         wait_for(step)
         disturb()
-        until(partial(was_taken_up, folder, len(taken_up)))
-        taken_up.append(int(log(folder).rsplit("taken up at step ", 1)[1].split()[0]))
-    assert 3 <= taken_up[1] < taken_up[2] <= taken_up[3], "no checkpoint at the signal"
+        until(partial(was_resumed, folder, len(resumed)))
+        resumed.append(int(log(folder).rsplit("resumed at step ", 1)[1].split()[0]))
+    assert 3 <= resumed[1] < resumed[2] <= resumed[3], "no checkpoint at the signal"
     until(queue_is_empty)
     assert states.state(folder, time.time()).name == "trained"
 
@@ -352,8 +363,8 @@ def course(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def was_taken_up(folder: Path, times: int) -> bool:
-    return log(folder).count("taken up at step") >= times
+def was_resumed(folder: Path, times: int) -> bool:
+    return log(folder).count("resumed at step") >= times
 
 
 def log(folder: Path) -> str:
@@ -366,7 +377,7 @@ def test_a_time_limit_stops_the_work_in_time_and_the_job_comes_back(
     cluster: real.Cluster, runs: Path, tmp_path: Path
 ) -> None:
     task = Task("work", "runner_tasks:until_stopped", (str(tmp_path),))
-    submit([task], dataclasses.replace(ONE_EACH, time="1", signal_seconds=20))
+    put([task], dataclasses.replace(ONE_EACH, time="1", signal_seconds=20))
     until((tmp_path / "saved").exists)  # the limit has struck
     cluster.slurm("scontrol", "update", f"jobid={job_of('work')}", "timelimit=10")
     until((tmp_path / "finished").exists)
@@ -382,15 +393,15 @@ def test_cancelled_jobs_save_their_work_and_do_not_come_back(
     for folder in folders:
         folder.mkdir()
         task = Task(folder.name, "runner_tasks:until_stopped", (str(folder),))
-        slurm.submit(folder.name, [[task]], {}, ONE_EACH, {})
+        submit.submit(folder.name, [[task]], {}, ONE_EACH, {})
     until(lambda: all((folder / "started").exists() for folder in folders))
-    assert slurm.cancel("ours") == 1
+    assert queue.cancel("ours") == 1
     cluster.slurm("scancel", job_of("slurms"))
     until(queue_is_empty)
     for folder in folders:
         assert (folder / "saved").exists()
         assert not (folder / "finished").exists()
-    assert slurm.submitted(slurm.batches()) == {"slurms"}  # what was cancelled on purpose is not lost
+    assert queue.submitted(queue.batches()) == {"slurms"}  # what was cancelled on purpose is not lost
 
 
 @pytest.mark.slow
@@ -401,9 +412,9 @@ def test_arrays_stay_below_the_clusters_limit_and_phases_wait(
     last = Task("last", "runner_tasks:attempts", (str(tmp_path), 99), needs=("task 0",))
     seconds = {task.key: 400.0 for task in tasks[:2]}  # two of them share a job
     profile = dataclasses.replace(ONE_EACH, pack_minutes=30, time="60", max_jobs=5)
-    done = slurm.submit("test-smoke", [tasks, [last], [tasks[0]]], seconds, profile, {})
+    done = submit.submit("test-smoke", [tasks, [last], [tasks[0]]], seconds, profile, {})
     assert (done.jobs, done.arrays, done.left) == (5, 3, 1)  # 3 + 1, then the last; MaxArraySize is 3
-    assert slurm.queue().keys() == {task.key for task in tasks} | {"last"}
+    assert queue.jobs().keys() == {task.key for task in tasks} | {"last"}
     until(queue_is_empty)
     assert {path.name: path.read_text() for path in tmp_path.glob("task-*")} == {
         f"task-{i}": "x" for i in (0, 1, 2, 3, 4, 99)
@@ -419,17 +430,17 @@ def test_after_the_launcher_was_killed_nothing_is_queued_twice(
     profile = tmp_path / "cluster.toml"
     profile.write_text('pack_minutes = 0.01\ntime = "10"\nsbatch = {hold = true}\n')
     sweep = ["table2", "--scale", "smoke", "--seeds", "2"]
-    queue = [*sweep, "--executor", "slurm", "--cluster", str(profile)]
-    launcher = subprocess.Popen(command(*queue), stdout=subprocess.DEVNULL)
+    queued = [*sweep, "--executor", "slurm", "--cluster", str(profile)]
+    launcher = subprocess.Popen(command(*queued), stdout=subprocess.DEVNULL)
     until(lambda: len(list((runs / ".slurm").glob("????????.json"))) >= 3)
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
-    before = {key for key in slurm.queue() if not key.startswith("score")}
+    before = {key for key in queue.jobs() if not key.startswith("score")}
     assert len(before) > 0
-    call(*queue, expect=3)
-    names = slurm.batches()
+    call(*queued, expect=3)
+    names = queue.batches()
     keys = Counter(
-        task["key"] for _, batch, index in slurm._listed() for task in names[batch]["chunks"][index]
+        task["key"] for _, batch, index in queue.listed() for task in names[batch]["chunks"][index]
     )
     assert max(keys.values()) == 1
     assert sum(not key.startswith(("score", "features")) for key in keys) == 10
@@ -459,9 +470,9 @@ def test_workers_in_the_queue_search_one_study_and_come_back(
 
     assert "4 trials to go, 2 workers in the queue" in asked(3)
     assert "trials to go, 2 workers in the queue" in asked(3)
-    assert len(slurm.queue()) == 2  # nothing is queued twice
+    assert len(queue.jobs()) == 2  # nothing is queued twice
     until(lambda: list(runs.glob("*/checkpoint.pt")), seconds=240)
-    victim = next(iter(slurm.queue().values())).id
+    victim = next(iter(queue.jobs().values())).id
     subprocess.run(["scontrol", "requeue", victim], check=True)
     until(queue_is_empty, seconds=400)
     assert "4 of 4 trials" in asked(0)
@@ -473,7 +484,7 @@ def test_workers_in_the_queue_search_one_study_and_come_back(
 @pytest.mark.slow
 def test_processes_of_one_run_find_each_other(cluster: real.Cluster, runs: Path, tmp_path: Path) -> None:
     task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
-    submit([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))
+    put([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))
     until(queue_is_empty)
     told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
     assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 0 decoders" for i in range(2)}
@@ -485,7 +496,7 @@ def test_a_run_gets_a_process_for_each_gpu_that_is_asked_for(
     cluster: real.Cluster, runs: Path, tmp_path: Path
 ) -> None:
     task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
-    submit([task], dataclasses.replace(ONE_EACH, gpus=2, cpus=2))
+    put([task], dataclasses.replace(ONE_EACH, gpus=2, cpus=2))
     until(queue_is_empty)
     told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
     assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 1 decoders" for i in range(2)}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from evlgen.runs import identity
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, load
 from sweeps import leases, states
-from sweeps.run import load, unique_runs
+from sweeps.plan import unique_runs
 
 
 def test_tables_share_runs_and_stage_one() -> None:

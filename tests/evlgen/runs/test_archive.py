@@ -20,9 +20,10 @@ from experiments import load
 from experiments.base import Experiment, Row
 from experiments.scales import blip2
 from sweeps import leases, records, run
-from sweeps.plan import unique_runs
-from sweeps.reporting import show_plan
-from sweeps.sweep import Sweep, run_here, unfinished
+from sweeps.conclude import conclude
+from sweeps.execute import run_here
+from sweeps.plan import Sweep, unfinished, unique_runs
+from sweeps.show import show_plan
 
 
 @pytest.fixture(autouse=True)
@@ -175,23 +176,25 @@ def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(
         rows = tuple(Row(str(number), config) for number, config in enumerate(configs))
         return Sweep(Experiment("some", "Some", rows, ("val_loss",), 1), "smoke", 1)
 
-    assert run_here(sweep(one), 1) == 0
+    assert conclude(sweep(one), run_here(sweep(one), 1)) == 0
     stage1 = identity.run_folder(first)
     weights, course = (stage1 / files.CONNECTOR).read_bytes(), (stage1 / "metrics.jsonl").read_text()
     path = place / "x.tar.xz"
     archive.pack(path, list(sweep(one).runs), [])
     shutil.rmtree(place / "runs")
     records.unpack(path)
-    assert unfinished(sweep(one)) == {}
+    assert unfinished(sweep(one).runs) == {}
     assert files.read_json(stage1 / "config.json") == to_json(first)
     both = sweep(one, other)
-    assert list(unfinished(both)) == [identity.run_id(first), identity.run_id(other)]
-    assert show_plan(both.experiment, "smoke", both.runs) == list(unfinished(both))
+    assert list(unfinished(both.runs)) == [identity.run_id(first), identity.run_id(other)]
+    assert show_plan(both) == list(unfinished(both.runs))
     assert "no weights" in capsys.readouterr().out
-    assert run_here(both, 1, failed_only=True) == 1  # nothing has failed: nothing is made, nothing is lost
+    assert (
+        conclude(both, run_here(both, 1, failed_only=True)) == 1
+    )  # nothing has failed: nothing is made, nothing is lost
     assert files.is_complete(stage1)
     files.write_json(files.prepare(other) / "error.json", {"error": "of some kind"})
-    assert run_here(both, 1, failed_only=True) == 0  # with the stage 1 that it needs
+    assert conclude(both, run_here(both, 1, failed_only=True)) == 0  # with the stage 1 that it needs
     assert (stage1 / files.CONNECTOR).read_bytes() == weights
     assert len((stage1 / "metrics.jsonl").read_text().splitlines()) == len(course.splitlines())
-    assert unfinished(both) == {}
+    assert unfinished(both.runs) == {}

@@ -12,13 +12,12 @@ from evlgen.config import to_json
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
 from evlgen.runs import identity
-from evlgen.runtime import paths
 from experiments import load
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import blip2, evlgen, get
-from sweeps import reporting, run, states, sweep
-from sweeps.slurm import queue as slurm
-from sweeps.sweep import Sweep, conclude
+from sweeps import conclude, run, show, states
+from sweeps.plan import Sweep
+from sweeps.slurm import launch, queue
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def test_without_any_run_the_table_that_is_there_stays(
     table = tmp_path / "results" / "table2" / "smoke" / "table.csv"
     table.parent.mkdir(parents=True)
     table.write_text("came with the checkout")
-    assert conclude(Sweep(load("table2", "smoke"), "smoke", 1)) == 1
+    assert conclude.conclude(Sweep(load("table2", "smoke"), "smoke", 1)) == 1
     assert table.read_text() == "came with the checkout"
     assert "no table written" in capsys.readouterr().out
 
@@ -41,25 +40,25 @@ def test_without_any_run_the_table_that_is_there_stays(
 def test_who_waits_outlives_a_restart_of_the_controller(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    busy = {"some run": slurm.Job("7", "RUNNING")}
-    answers: list[dict[str, slurm.Job] | None] = [busy, None, None, {}]
+    busy = {"some run": queue.Job("7", "RUNNING")}
+    answers: list[dict[str, queue.Job] | None] = [busy, None, None, {}]
 
-    def queue() -> dict[str, slurm.Job]:
+    def jobs() -> dict[str, queue.Job]:
         answer = answers.pop(0)
         if answer is None:
             raise UserError("squeue: Unable to contact slurm controller; is the SLURM controller up?")
         return answer
 
-    monkeypatch.setattr(slurm, "queue", queue)
-    monkeypatch.setattr(slurm, "submitted", lambda found: {"some run"})
-    monkeypatch.setattr(sweep, "_POLL_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(queue, "jobs", jobs)
+    monkeypatch.setattr(queue, "submitted", lambda found: {"some run"})
+    monkeypatch.setattr(launch, "_POLL_SECONDS", (0.0, 0.0))
     small = Sweep(load("table2", "smoke"), "smoke", 1)
-    assert sweep.wait(small, None) == 1
+    assert launch.wait(small, None) == 1
     assert not answers
     assert capsys.readouterr().out.count("asked again") == 2
     answers.append(None)
     with pytest.raises(UserError, match="Unable to contact"):  # who was never answered is told at once
-        sweep.wait(small, None)
+        launch.wait(small, None)
 
 
 @pytest.mark.parametrize(
@@ -85,30 +84,20 @@ def test_claims_are_judged_at_the_end_of_everything(
     """With the seeds that were run, and not where the runs are others than the claims are about."""
     asked: list[tuple[str, int | None]] = []
     monkeypatch.setattr(claims, "write", lambda scale, seeds=None: asked.append((scale, seeds)))
-    monkeypatch.setattr(run, "_of_all", lambda: ("table1", "budgets"))
+    monkeypatch.setattr(run, "_names", lambda arguments: ("table1", "budgets"))
     monkeypatch.setattr(run, "_carry_out", lambda sweep, arguments: 0)
     assert run.main([*flags, "--scale", "smoke"]) == 0
     assert asked == judged
     assert ("claims not judged" in capsys.readouterr().out) == bool({"--rows", "--set"} & set(flags))
 
 
-def test_a_table_keeps_the_seeds_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_keeps_the_seeds_that_are_there() -> None:
     """`all` makes 5 seeds, the experiment alone 3: its table must stay that of the claims and the figures."""
     experiment = load("table1", "mini")
     assert (experiment.seeds, get("mini").claim_seeds) == (3, 5)
-    asked: list[int] = []
-
-    def write_table(of: Experiment, scale: str, seeds: int, name: str) -> Path:
-        asked.append(seeds)
-        return paths.results_folder()
-
-    monkeypatch.setattr(sweep, "write_table", write_table)
-    monkeypatch.setattr(sweep, "print_table", lambda scale, name: None)
-    monkeypatch.setattr(sweep, "show_examples", lambda experiment, count: None)
 
     def table_of(seeds: int, changed: bool = False) -> int:
-        conclude(Sweep(experiment, "mini", seeds, changed))
-        return asked[-1]
+        return conclude.table_seeds(Sweep(experiment, "mini", seeds, changed))
 
     def put(seed: int, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -134,24 +123,24 @@ def test_a_job_is_queued_only_where_its_stage_1_will_be(capsys: pytest.CaptureFi
     asked = Sweep(Experiment("some", "Some", (Row("x", config),), ("val_loss",), 1), "smoke", 1)
     usual, retry = ("pending", "stopped", "lost"), ("failed", "lost")
 
-    def queue(of_first: str, of_second: str, wanted: tuple[str, ...], in_queue: bool = False) -> list[str]:
+    def queued(of_first: str, of_second: str, wanted: tuple[str, ...], in_queue: bool = False) -> list[str]:
         now = {first: states.State(of_first), second: states.State(of_second)}
-        jobs = {first: slurm.Job("1", "running")} if in_queue else {}
-        return list(sweep._ready_to_queue(asked, now, jobs, wanted))
+        jobs = {first: queue.Job("1", "running")} if in_queue else {}
+        return list(launch._ready_to_queue(asked, now, jobs, wanted))
 
-    assert queue("pending", "pending", usual) == [first, second]
-    assert queue("done", "pending", usual) == [first, second]  # records alone, without weights
+    assert queued("pending", "pending", usual) == [first, second]
+    assert queued("done", "pending", usual) == [first, second]  # records alone, without weights
     folder = files.prepare(config.init_from)
     (folder / files.CONNECTOR).touch()
     files.write_outcome(folder, {})
-    assert queue("done", "pending", usual) == [second]
-    assert queue("trained", "failed", retry) == [second]
-    assert queue("running", "pending", usual, in_queue=True) == [second]
-    assert queue("running", "pending", usual) == []  # by a launcher outside the queue
-    assert queue("failed", "pending", usual) == []
+    assert queued("done", "pending", usual) == [second]
+    assert queued("trained", "failed", retry) == [second]
+    assert queued("running", "pending", usual, in_queue=True) == [second]
+    assert queued("running", "pending", usual) == []  # by a launcher outside the queue
+    assert queued("failed", "pending", usual) == []
     assert "is left out: its stage 1" in capsys.readouterr().out
-    assert queue("stopped", "failed", retry) == [first, second]
-    assert queue("failed", "failed", retry) == [first, second]
+    assert queued("stopped", "failed", retry) == [first, second]
+    assert queued("failed", "failed", retry) == [first, second]
 
 
 def test_a_run_is_found_by_its_beginning_and_by_its_folder(tmp_path: Path) -> None:
@@ -160,7 +149,7 @@ def test_a_run_is_found_by_its_beginning_and_by_its_folder(tmp_path: Path) -> No
     files.write_json(tmp_path / "runs" / name / "config.json", to_json(config))
     (tmp_path / "runs" / "studies").mkdir()
     for prefix in (name[:6], name, str(tmp_path / "runs" / name), f"runs/{name}/"):
-        assert reporting.find_run("show", prefix).name == name
+        assert show.find_run("show", prefix).name == name
     for prefix in ("*", "[", "studies", "../runs/none"):
         with pytest.raises(UserError, match="no run in"):
-            reporting.find_run("show", prefix)
+            show.find_run("show", prefix)

@@ -13,7 +13,7 @@ from evlgen.config import EvalConfig, RunConfig
 from evlgen.runs import folder as files
 from evlgen.runs import identity
 from experiments.base import Experiment, Row
-from sweeps import reporting, run
+from sweeps import run, show
 
 
 @pytest.fixture
@@ -32,14 +32,16 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
                 "captions": {"coco": {str(i): f"caption {i} of {label}" for i in range(images)}},
                 "answers": {"vqav2": answers, "vqav2_shuffled": dict.fromkeys(answers, "nonsense")},
             }
-            (folder / "predictions.json").write_text(json.dumps(said))
+            (folder / files.PREDICTIONS).write_text(json.dumps(said))
+            files.write_outcome(folder, {"train_seconds": 1.0, "samples": 10.0})
+            files.write_result(folder, {"train_seconds": 1.0, "samples": 10.0}, {})
     return Experiment("tiny", "Tiny", tuple(rows), (), 1, examples=2)
 
 
 def test_captions_of_rows_stand_below_what_a_person_says(
     runs: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reporting.show_examples(runs, 5)
+    show.show_examples(runs, 5)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "miniworld, coco 0",
@@ -62,7 +64,7 @@ def test_captions_of_one_run(runs: Experiment, capsys: pytest.CaptureFixture[str
     assert run.main(["captions", first[:8]]) == 0
     assert "caption 2 of first" in capsys.readouterr().out
     assert run.main(["captions", silent]) == 2
-    assert "has said nothing yet; it is pending" in capsys.readouterr().err
+    assert "has no predictions yet; it is pending" in capsys.readouterr().err
 
 
 def test_an_experiment_has_a_scale_of_its_own(runs: Experiment, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,228 @@
+"""A search, executed here or through a SLURM queue, and what is shown of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.study import Study
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+
+from analysis.search import Outcome, write_search
+from sweeps import local, plan, requirements
+from sweeps.display import Display, console, in_words
+from sweeps.search.arguments import Arguments
+from sweeps.search.spaces import Target, is_stage1
+from sweeps.search.study import (
+    described_in_words,
+    ended,
+    importances,
+    is_lost,
+    open_storage,
+    quiet,
+    to_go,
+    without_password,
+)
+from sweeps.search.targets import study_name, targets
+from sweeps.search.worker import print_ended, work
+from sweeps.slurm import queue
+from sweeps.slurm.profile import read_profile
+from sweeps.slurm.submit import submit
+
+QUEUED = 3  # exit code: all is well, but not done yet
+_WORK = "sweeps.search.worker:work"
+_ROUNDS_IN_VAIN = 3
+
+
+def run(arguments: Arguments) -> int:
+    """Do what the command line says; exit code."""
+    quiet()
+    goals = targets(arguments)
+    if arguments.dry_run:
+        show_plan(arguments, goals)
+        for line in requirements.missing(target.base for target in goals):
+            print(f"missing: {line}")
+        return 0
+    requirements.check((target.base for target in goals), arguments.scale)
+    if arguments.worker:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its trial is given out again at once
+        work(print_ended, dataclasses.asdict(arguments))
+        return report(arguments, goals)
+    if arguments.executor == "slurm":
+        return queue_workers(arguments, goals)
+    return search(arguments, goals)
+
+
+def search(arguments: Arguments, goals: list[Target]) -> int:
+    """Workers on this machine, until the asked number of trials has ended; then the tables."""
+    missing = to_go(arguments.trials, studies(arguments, goals))
+    console.print(
+        f"[bold]{arguments.search}[/] search, {arguments.name} at scale {arguments.scale}: "
+        f"{arguments.trials} trials of {len(goals)} parts, {missing} to go",
+    )
+    place = without_password(arguments.place)
+    console.print(f"study: {place} (optuna-dashboard {place})", soft_wrap=True)
+    broken = ""
+    workers = min(arguments.workers or os.cpu_count() or 1, max(missing, 1))
+    known = [expected_seconds(target, plan.measured_rates()) for target in goals]
+    each = None if None in known else sum(seconds or 0.0 for seconds in known) / len(known)
+    with Display({}, workers, missing, each) as display:
+
+        def event(kind: str, key: str, detail: Any) -> None:
+            nonlocal broken
+            if kind == "progress":
+                what, trial, news = detail
+                if what == "done":
+                    console.print(escape(f"{trial}, {news}"), soft_wrap=True)
+                display.event(what, trial, news)
+            elif kind == "failed":
+                if "Traceback" in detail:  # no accident of one process: it would happen again
+                    broken = str(detail).strip().splitlines()[-1]
+                console.print(
+                    f"[red]{key}: {escape(str(detail).strip().splitlines()[-1])}[/]", soft_wrap=True
+                )
+
+        settings = dataclasses.asdict(arguments)
+        in_vain, handed_out = 0, -1
+        while missing > 0 and not broken:  # again only if all workers were killed
+            tasks = [local.Task(f"worker {index}", _WORK, (settings,)) for index in range(workers)]
+            local.execute(tasks, workers, event)
+            found = studies(arguments, goals)
+            missing, before = to_go(arguments.trials, found), handed_out
+            handed_out = sum(len(study.get_trials(deepcopy=False)) for study in found if study is not None)
+            in_vain = in_vain + 1 if handed_out == before else 0
+            if in_vain == _ROUNDS_IN_VAIN:
+                broken = "the workers die before they begin a trial"
+    if broken:
+        console.print(f"[red]stopped: {escape(broken)}[/]; the same command goes on", soft_wrap=True)
+    return report(arguments, goals)
+
+
+def queue_workers(arguments: Arguments, goals: list[Target]) -> int:
+    """Workers in the SLURM queue, a job each, unless there are some; then what there is so far.
+
+    A job that is preempted or out of time writes a checkpoint and comes back, and resumes the trial that was
+    interrupted.
+
+    Returns:
+        0 if all trials have ended, else `QUEUED`.
+    """
+    profile = read_profile(arguments.cluster, {})
+    found = studies(arguments, goals)
+    missing = to_go(arguments.trials, found)
+    name = f"search-{arguments.name}-{arguments.scale}"
+    if missing:
+        with queue.launching():
+            jobs = queue.jobs()
+            at_work = [key for key in jobs if key.startswith(f"{name} ")]
+            if not at_work:
+                place = arguments.place
+                settings = dataclasses.asdict(arguments) | {"worker": True, "executor": "local"}
+                settings["storage"] = place if "://" in place else str(Path(place).absolute())
+                batch = uuid.uuid4().hex[:8]
+                at_work = [f"{name} {batch} {index}" for index in range(min(arguments.workers or 4, missing))]
+                tasks = [local.Task(key, _WORK, (settings,)) for key in at_work]
+                submit(name, [tasks], {}, profile, jobs)
+        console.print(
+            f"{missing} trials to go, {len(at_work)} workers in the queue (squeue shows them as "
+            f"evlgen-{name}-...); the same command shows how far they are",
+            soft_wrap=True,
+        )
+    if any(study is not None and ended(study) for study in found):
+        report(arguments, goals)
+    return QUEUED if missing else 0
+
+
+def studies(arguments: Arguments, goals: list[Target]) -> list[Study | None]:
+    """The study of each target, None where there is none yet."""
+    place = arguments.place
+    if "://" not in place and not Path(place).exists():
+        return [None for _ in goals]
+    storage = open_storage(place)
+    known = set(optuna.get_all_study_names(storage))
+    wanted = [study_name(arguments, target) for target in goals]
+    return [optuna.load_study(study_name=n, storage=storage) if n in known else None for n in wanted]
+
+
+# ------------------------------------------------------------------------------------------ what is shown
+
+
+def report(arguments: Arguments, goals: list[Target]) -> int:
+    """Write the tables of all trials there are, and show them; 0 if it is as many as were asked for."""
+    found = studies(arguments, goals)
+    outcomes = []
+    for target, study in zip(goals, found, strict=True):
+        if study is None:
+            continue
+        trials = study.get_trials(deepcopy=False)
+        front = [trial.number for trial in study.best_trials]
+        importance = importances(study, arguments.minimised)
+        lost = sum(map(is_lost, trials))
+        outcomes.append(Outcome(target.part, list(target.space), ended(study), front, importance, lost))
+    folder = arguments.results
+    write_search(arguments.title, _ranges(goals), arguments.minimised, outcomes, folder)
+    console.print(Markdown((folder / "trials.md").read_text()))
+    missing, asked = to_go(arguments.trials, found), arguments.trials * len(goals)
+    console.print(
+        f"{asked - missing} of {asked} trials; tables in {os.path.relpath(folder)}/", soft_wrap=True
+    )
+    return 0 if missing == 0 else 1
+
+
+def show_plan(arguments: Arguments, goals: list[Target]) -> None:
+    """What a search would do, and what it would cost by the rate of earlier runs; nothing is written."""
+    table = Table(
+        *("part", "parameters", "first trial", "trials", "to go", "seconds a trial"), title=arguments.title
+    )
+    rates = plan.measured_rates()
+    total = 0.0
+    for target, study in zip(goals, studies(arguments, goals), strict=True):
+        missing = to_go(arguments.trials, [study])
+        seconds = expected_seconds(target, rates)
+        total += 0.0 if seconds is None else seconds * missing
+        table.add_row(
+            target.part,
+            "\n".join(f"{name}: {_range(axis)}" for name, axis in target.space.items()),
+            "" if target.default is None else described_in_words(target.default, {}),
+            str(arguments.trials),
+            str(missing),
+            "unknown" if seconds is None else f"{seconds:.0f}",
+        )
+    console.print(table)
+    objectives, place = ", ".join(arguments.minimised), without_password(arguments.place)
+    console.print(f"objectives: {objectives}; study: {place}", soft_wrap=True)
+    console.print(
+        f"about {in_words(total)} of one process at most, where known; pruning saves some of it",
+        soft_wrap=True,
+    )
+
+
+def expected_seconds(target: Target, rates: dict[tuple[object, ...], float]) -> float | None:
+    """Seconds of a trial; a stage 1 counts where each trial has its own. None if a rate is not known."""
+    configs = [target.base]
+    if is_stage1(target.part) and target.base.init_from is not None:
+        configs.append(target.base.init_from)
+    known = [plan.expected_seconds(config, rates) for config in configs]
+    return None if None in known else sum(seconds for seconds in known if seconds is not None)
+
+
+def _ranges(goals: Sequence[Target]) -> dict[str, str]:
+    """The range of each parameter, in words; it is the same for all targets of a search."""
+    return {name: _range(axis) for target in goals for name, axis in target.space.items()}
+
+
+def _range(axis: BaseDistribution) -> str:
+    low, high = getattr(axis, "low", "?"), getattr(axis, "high", "?")
+    step = getattr(axis, "step", None)
+    how = ", log-uniform" if getattr(axis, "log", False) else f", step {step:g}" if step else ""
+    return f"{low:g} to {high:g}{how}"

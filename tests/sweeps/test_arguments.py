@@ -1,0 +1,111 @@
+"""The command line of ``sweeps/run.py``, as typed."""
+
+from __future__ import annotations
+
+import pytest
+
+from sweeps import run
+from sweeps.arguments import COMMANDS, parse
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("", "give an experiment or a command; sweeps/run.py --help lists them"),
+        ("--scale smoke", "give an experiment or a command"),
+        ("tabel1", "did you mean table1?"),
+        ("statsu table1", "experiment 'statsu': no such experiment; there are: table1, table2"),
+        ("statsu", "did you mean status?"),
+        ("table1 table2", "table1 table2: one at a time; all takes those of the paper"),
+        ("status table1 table2", "table1 table2: one at a time"),
+        ("status tabel1", "did you mean table1?"),
+        ("table1 --sed 3", "--sed: no such flag; did you mean --seeds?"),
+        ("table1 --dry_run", "--dry_run: no such flag; did you mean --dry-run?"),
+        ("table1 --frobnicate", "--frobnicate: no such flag; sweeps/run.py --help lists them"),
+        ("status table1 --workers 2", "--workers: no such flag; sweeps/run.py status --help lists them"),
+        ("status --dry-run", "--dry-run: no such flag; sweeps/run.py status --help lists them"),
+        (
+            "table1 --scale smok",
+            "--scale smok: no such scale; there are: smoke, mini, bridge, paper; did you",
+        ),
+        ("table1 --workers -1", "--workers -1: at least 1 is needed"),
+        ("table1 --workers two", "--workers two: must be a whole number"),
+        ("table1 --seeds 0", "--seeds 0: at least 1 is needed"),
+        (
+            "table1 --executor slrum",
+            "--executor slrum: no such executor; there are: local, slurm; did you mean",
+        ),
+        ("table1 --set", "--set: expected one argument"),
+        ("table1 --set optim.learnrate=1", "did you mean optim."),
+        ("table1 --set lr=1e-3", "did you mean optim.lr?"),
+        ("table1 --gpus 8", "--gpus: asks a cluster for something; add --executor slurm, or leave it out"),
+        ("table1 --cluster no.toml", "--cluster: asks a cluster for something; add --executor slurm"),
+        ("table1 --executor slurm --cluster no.toml", "--cluster no.toml: No such file or directory"),
+        (
+            "table1 --executor slurm --dry-run --cluster no.toml",
+            "--cluster no.toml: No such file or directory",
+        ),
+        ("wait table1 --cluster no.toml", "--cluster no.toml: No such file or directory"),
+        ("list table1", "list table1: list takes no argument"),
+        ("foundation --seeds 3", "--seeds: no such flag"),
+        ("logs", "logs: of what? Give a run's id"),
+        ("show", "show: of what? Give one of table1, table2"),
+        ("retry", "retry: of what? Give one of table1, table2"),
+        ("show 0123 --scale mini", "show 0123: --scale: is for experiments, not for one run"),
+        ("captions table", "captions table: no run in"),
+        ("captions table", "did you mean table"),
+        ("table5 --seeds 3", "--seeds: table5 trains nothing, so this changes nothing; leave it out"),
+        ("table5 --workers 3", "--workers: table5 trains nothing"),
+    ],
+)
+def test_what_is_unknown_or_would_be_ignored_is_refused(
+    typed: str,
+    message: str,
+    tmp_path: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("EVLGEN_RUNS", f"{tmp_path}/runs")
+    assert run.main(typed.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_flags_stand_before_and_after_the_experiment() -> None:
+    for typed in (
+        "table1 --scale smoke --seeds 2",
+        "--scale smoke table1 --seeds 2",
+        "--seeds=2 --scale=smoke table1",
+    ):
+        arguments = parse(typed.split())
+        assert (arguments.command, arguments.target) == ("run", "table1")
+        assert (arguments.scale, arguments.seeds) == ("smoke", 2)
+        assert arguments.typed == {"scale", "seeds"}
+    arguments = parse("status --set optim.lr=1 --rows x table1 --set connector.r=8".split())
+    assert (arguments.command, arguments.target, arguments.rows) == ("status", "table1", "x")
+    assert arguments.set == ("optim.lr=1", "connector.r=8")
+    assert parse(["status"]).target == ""
+    assert parse("table1 --executor slurm --gpus 2 --workers 4".split()).profile_changes == {
+        "gpus": 2,
+        "workers": 4,
+    }
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_a_help_of_its_own(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for flag in ("-h", "--help"):
+        with pytest.raises(SystemExit) as exit:
+            run.main([*command.split(), flag])
+        assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: sweeps/run.py {command or 'EXPERIMENT'}" in text
+    if command:
+        assert COMMANDS[command].help[1:] in text
+        assert ("--dry-run" in text) == (command in ("",))
+    else:
+        assert all(f"\n  {name} " in text for name in COMMANDS)
