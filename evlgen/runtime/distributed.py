@@ -105,6 +105,13 @@ ALONE = Ranks()
 
 
 class _Gather(torch.autograd.Function):
+    """Differentiable all-gather.
+
+    torch's own is not stable: `torch.distributed.nn.functional.all_gather` (the same gradients in our tests)
+    is deprecated and warns at each call, and what is to replace it is in a private module, under names that
+    changed between the releases that we support.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: int, size: int) -> Tensor:
         ctx.index, ctx.size = index, size
