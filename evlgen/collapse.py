@@ -1,6 +1,6 @@
 """Has a run collapsed? The thresholds, and the verdict on a run from its history. No torch.
 
-The measurements are those of `evlgen.diagnostics`, which training writes into ``metrics.jsonl``.
+`evlgen.diagnostics` measures, and training writes the measurements into ``metrics.jsonl``.
 """
 
 from __future__ import annotations

@@ -85,18 +85,18 @@ class Attention:
 def attention_to_prompt(
     model: CaptionModel, prompt: Tensor, text_ids: Tensor, text_mask: Tensor
 ) -> Attention:
-    """Attention of the positions that write text over the soft tokens, averaged over layers and heads.
+    """Attention from the text positions to the soft tokens, averaged over layers and heads.
 
-    Of an encoder-decoder it is the cross-attention of the decoder, over what the encoder made of them.
+    For an encoder-decoder it is the decoder's cross-attention to the encoder's output.
 
     Args:
         prompt: (B, N_out, D_llm); N_out at least 2.
-        text_ids, text_mask: as of `CaptionModel.loss`.
+        text_ids, text_mask: as in `CaptionModel.forward`.
     """
     llm, tokens = model.language.model, prompt.shape[1]
     first = 1 if model.language.bos_position == "first" else 0
     before = llm.config._attn_implementation
-    llm.set_attn_implementation("eager")  # the others do not give their probabilities
+    llm.set_attn_implementation("eager")  # the others do not return attention probabilities
     try:
         output = model.language_output(prompt, text_ids, output_attentions=True)
     finally:
@@ -120,11 +120,11 @@ def attention_to_prompt(
 def validate(model: Model, pool: PairPool, batch_size: int = 32, seed: int = 0) -> dict[str, float]:
     """All measurements of a model on held-out pairs; the names are the keys of ``metrics.jsonl``.
 
-    The stage ``caption`` gives what the head of this module lists; the stage ``represent`` gives ``val_loss``
-    (the sum), ``val_itc``, ``val_itm``, ``val_lm`` and ``retrieval@1`` (percent, image to text and text to
-    image, averaged, among all pairs of the set); of losses that are left out there is nothing, and without
-    ITC no retrieval, which it alone trains. The same model and pool give the same numbers: no random
-    generator is read or moved.
+    The stage ``caption`` has those in the docstring of this module. The stage ``represent`` has ``val_loss``
+    (the sum), ``val_itc``, ``val_itm``, ``val_lm`` and ``retrieval@1`` (percent, mean of image-to-text and
+    text-to-image, among all pairs of the set). A loss that is not trained is not measured, and without ITC
+    there is no retrieval. The same model and pool give the same numbers: global random generators are not
+    used.
     """
     with evaluating(model):
         if isinstance(model, CaptionModel):

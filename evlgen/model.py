@@ -1,8 +1,8 @@
 """The captioner from top to bottom: image encoder -> LayerNorm -> connector -> projection -> language model.
 
 LayerNorm, connector and projection are trained, image encoder and language model are frozen (PAPER). The
-frozen models are not submodules: parameters, state dict and training mode of a model here are those of its
-trained parts alone, so nothing can thaw a frozen one by accident.
+frozen models are not submodules: parameters, state dict and training mode of a model cover its trained parts
+only, so nothing can unfreeze a frozen one by accident.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training loop of both stages: steps, validation, checkpoints, log.
+"""The training loop of both stages: steps, validation, checkpoints, history.
 
 A step is a pure function of the state before it and of (config, step): which pairs it sees and what its
 dropout, random matchings and sampled negatives are comes from (seed, step) and not from a generator's past.
@@ -152,26 +152,26 @@ def _train(
     start = state.step
     with watch.paused():
         utilisation = _Utilisation.of(config, data, state, device, ranks)
-    log_book = _Log(folder / METRICS, config, watch, utilisation, ranks, losses)
-    log_book.cut_after(start)
-    reporter = _Reporter(progress, optim.steps, log_book, ranks)
+    history = _History(folder / METRICS, config, watch, utilisation, ranks, losses)
+    history.cut_after(start)
+    reporter = _Reporter(progress, optim.steps, history, ranks)
     parts = _parts(optim, ranks)
     steps = data.source.steps(config.seed, range(start, optim.steps), optim.batch_size, parts, device, ranks)
     for batches in steps:
         due = _Due.at(state.step, optim)
         loss, norm = _update(state, batches, config, device, ranks, wants_norm=due.log)
-        log_book.losses.append(loss)
-        line = log_book.line(state, norm) if due.log else {}
+        history.losses.append(loss)
+        line = history.line(state, norm) if due.log else {}
         reporter.report("train", state.step, at_once=due.log)
         if due.validation:
-            reporter.report("validate", state.step)
             with watch.paused():
+                reporter.report("validate", state.step)
                 state.validation = _validate(state, data, config, device, ranks)
             line |= state.validation
         stops: bool = ranks.broadcast(reporter.stop is not None)
-        log_book.write(line, to_disk=due.checkpoint or stops)
+        history.write(line, to_disk=due.checkpoint or stops)
         if due.checkpoint or stops:
-            checkpoints.save(state, watch.read(), log_book.losses)
+            checkpoints.save(state, watch.read(), history.losses)
         if stops:
             raise reporter.stop or Stop
     if ranks.is_first:
@@ -367,7 +367,7 @@ def _share_of_loss(
     if isinstance(model, CaptionModel):
         return model(batch.images, batch.text_ids, batch.text_mask) * own_tokens / tokens
     losses = model.losses(batch.images, batch.text_ids, batch.text_mask, negatives, ranks)
-    of_pairs = None  # a mean over pairs; that of the LM is one over tokens
+    of_pairs = None  # a mean over pairs, where the LM loss is one over tokens
     if losses.itc is not None or losses.itm is not None:
         of_pairs = add_present((losses.itc, losses.itm)) / (optim.accumulate * ranks.size)
     return add_present((of_pairs, None if losses.lm is None else losses.lm * own_tokens / tokens))
@@ -490,7 +490,7 @@ class _Checkpoints:
         save_trained(model, self.folder / CONNECTOR, {**self.identity, "config_hash": config_hash})
 
 
-# ---------------------------------------------------------------------------------------- log and progress
+# ------------------------------------------------------------------------------------ history and progress
 
 
 @dataclass(frozen=True)
@@ -519,7 +519,7 @@ class _Utilisation:
             return cls(peak * ranks.size, training_flops(state.model, batch))
 
 
-class _Log:
+class _History:
     """The lines of ``metrics.jsonl``; rank 0 writes them.
 
     Attributes:
@@ -605,9 +605,9 @@ class _Reporter:
     """
 
     def __init__(
-        self, progress: Callable[[Progress], None], steps: int, log_book: _Log, ranks: Ranks
+        self, progress: Callable[[Progress], None], steps: int, history: _History, ranks: Ranks
     ) -> None:
-        self.progress, self.steps, self.log_book, self.ranks = progress, steps, log_book, ranks
+        self.progress, self.steps, self.history, self.ranks = progress, steps, history, ranks
         self.stop: Stop | None = None
         self._reported_at = 0.0
 
@@ -618,7 +618,7 @@ class _Reporter:
             return
         self._reported_at = now
         try:
-            self.progress(Progress(phase, step, self.steps, self.log_book.loss, self.log_book.pace))
+            self.progress(Progress(phase, step, self.steps, self.history.loss, self.history.pace))
         except Stop as stop:
             self.stop = stop
 

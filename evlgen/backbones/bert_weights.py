@@ -14,7 +14,7 @@ from evlgen.errors import UserError
 
 
 def bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
-    """The tensors of a BERT: the miniature's, a safetensors file's, or those of a folder.
+    """The tensors of a BERT: the miniature's, or from a safetensors file or a folder.
 
     They are taken as they are in the file, so that a checkpoint's masked LM head is among them.
 
@@ -24,7 +24,7 @@ def bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
         num_heads: attention heads that the connector has.
 
     Raises:
-        UserError: there are no such weights, or they are not those of a BERT with as many heads and GELU.
+        UserError: there are no such weights, or they are not of a BERT with GELU and this number of heads.
     """
     if name == MINI_BERT:
         return load_file(weights_file("mini-bert.safetensors"))
@@ -39,11 +39,11 @@ def bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
     config = read_config(path)
     if config.model_type != "bert":
         raise UserError(f"connector.init {name!r}: is no BERT but of the architecture {config.model_type!r}")
-    if config.num_attention_heads != num_heads:  # the shapes of its weights would not tell
+    if config.num_attention_heads != num_heads:  # the shapes of its weights do not show it
         raise UserError(
             f"connector.init {name!r}: has {config.num_attention_heads} heads, the config wants num_heads = "
             f"{num_heads}"
         )
     if config.hidden_act not in ("gelu", "gelu_python"):  # nor of what is computed between them
-        raise UserError(f"connector.init {name!r}: has the activation {config.hidden_act!r}, wanted 'gelu'")
+        raise UserError(f"connector.init {name!r}: has the activation {config.hidden_act!r}, expected 'gelu'")
     return read_state(path)

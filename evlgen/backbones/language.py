@@ -53,10 +53,10 @@ PLAIN_HEADS = ("opt", "llama")
 
 @dataclass(frozen=True)
 class FrozenLanguage:
-    """A frozen language model, and what decides how it is spoken to.
+    """A frozen language model, and how it is prompted.
 
-    A decoder reads the soft prompt, then the question if there is one, and writes on. An encoder-decoder (T5)
-    reads soft prompt and question, closed by ``</s>``, in its encoder; its decoder writes.
+    A decoder gets the soft prompt, then the question if there is one, and continues. The encoder of an
+    encoder-decoder (T5) gets soft prompt and question, closed by ``</s>``; its decoder writes.
 
     Attributes:
         width: width of its token embeddings, the soft prompt's width.
@@ -67,8 +67,8 @@ class FrozenLanguage:
         end_id: the token that ends a caption and an answer: a newline, for an encoder-decoder ``</s>``.
         fingerprint: hash of the weights.
         is_encoder_decoder: see above.
-        has_plain_head: logits are the output embeddings times the last hidden state, and nothing else, so
-            that they can be computed where there is a label only.
+        has_plain_head: logits are the output embeddings times the last hidden state and nothing else, so
+            they can be computed at labelled positions only.
     """
 
     model: Any  # a transformers language model: PreTrainedModel does not type generate()
@@ -225,7 +225,7 @@ def language_folder(name: str) -> Path:
     """Folder of a language model: see `model_folder`.
 
     Raises:
-        UserError: there is none; the message says what there is, or where it was looked for.
+        UserError: there is none; the message says what there is, or where it was searched for.
     """
     if (found := model_folder(name)) is not None:
         return found
@@ -242,7 +242,7 @@ def bert_folder(name: str) -> Path:
     """Folder of a BERT: a path, or the name of one that is installed, in EVLGEN_WEIGHTS or the hub's cache.
 
     Raises:
-        UserError: there is none; the message says where it was looked for.
+        UserError: there is none; the message says where it was searched for.
     """
     if (found := model_folder(name)) is not None:
         return found
@@ -256,7 +256,9 @@ def bert_folder(name: str) -> Path:
 
 
 def model_folder(name: str) -> Path | None:
-    """Folder of a model that an installed wheel or a GGUF file holds, of a path, or of one that is at hand.
+    """Folder of a model: unpacked from an installed package or a GGUF file, a path, or found by its name.
+
+    Names are looked up in EVLGEN_WEIGHTS and in the hub's cache.
 
     Returns:
         None if there is nothing: then `evlgen.backbones.pretrained.find_weights` can say what is missing.
@@ -378,7 +380,7 @@ def _read_tokenizer(path: Path, config: Any) -> Any:
     except Exception as error:  # a missing package, a damaged file, a class that does not exist
         raise UserError(
             f"{path}: its tokenizer cannot be loaded ({first_line(error)}); tokenizer.json, vocab.json with "
-            "merges.txt, or tokenizer.model is wanted; for the last one, pip install 'evlgen[llm]'"
+            "merges.txt, or tokenizer.model is expected; for the last one, pip install 'evlgen[llm]'"
         ) from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{path}: its tokenizer knows no words; are tokenizer files missing?")

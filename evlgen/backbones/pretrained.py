@@ -63,7 +63,7 @@ def find_weights(name: str) -> Path:
     """File or folder of the weights called ``name``: a path as it is, else below ``EVLGEN_WEIGHTS``.
 
     Raises:
-        UserError: nothing is there; the message says what is missing, whence it comes, how to point to it.
+        UserError: nothing is there; the message says what is missing, where to get it, how to point to it.
     """
     source = SOURCES.get(name)
     if source is None:
@@ -76,7 +76,7 @@ def find_weights(name: str) -> Path:
     for sub in filter(None, (source.path, source.other)):
         if root and (found := Path(root).expanduser() / sub).exists():
             return found
-    where = f"{path} is missing" if root else f"{source.path} is wanted and EVLGEN_WEIGHTS is not set"
+    where = f"{path} is missing" if root else f"{source.path} is needed and EVLGEN_WEIGHTS is not set"
     raise UserError(
         f"weights {name!r}: {where}; get it from {source.origin}, put it into a folder and set "
         "EVLGEN_WEIGHTS to that folder, or give its path as the name"
@@ -145,7 +145,7 @@ def refuse_pointer(file: Path) -> None:
     """Say so where git has left the address of a large file in its place.
 
     Raises:
-        UserError: with the mend.
+        UserError: it is one; the message says how to fetch it.
     """
     if file.is_file():
         with file.open("rb") as opened:
@@ -175,7 +175,7 @@ def read_config(path: Path) -> Any:
 
 
 def check_folder(path: Path) -> None:
-    """A model's folder has weights, as far as a look at its files can tell.
+    """Check that a model's folder has weights, without reading them.
 
     Raises:
         UserError: it has none, or pointers of git-lfs in their place.
@@ -211,11 +211,11 @@ def load_transformers(model_class: Any, path: Path, config: Any, dtype: torch.dt
             ignore_mismatched_sizes=True,  # they are reported
             output_loading_info=True,
         )
-    except Exception as error:  # whatever file it is that cannot be read
+    except Exception as error:  # any file may be unreadable
         raise UserError(f"{path}: its weights cannot be loaded ({first_line(error)})") from error
-    for key, found, wanted in sorted(report["mismatched_keys"]):
+    for key, found, expected in sorted(report["mismatched_keys"]):
         raise UserError(
-            f"{path}: another architecture: {key} has shape {tuple(found)}, wanted {tuple(wanted)}"
+            f"{path}: another architecture: {key} has shape {tuple(found)}, expected {tuple(expected)}"
         )
     for key in sorted(report["missing_keys"]):
         raise UserError(f"{path}: another architecture: {key} is missing")
@@ -254,7 +254,7 @@ def load_checked(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     if (wrong := first_mismatch(model, state)) is not None:
         key, found, wanted = wrong
         shape = "none" if found is None else found
-        raise UserError(f"{path}: another architecture: {key} has shape {shape}, wanted {wanted}")
+        raise UserError(f"{path}: another architecture: {key} has shape {shape}, expected {wanted}")
     model.load_state_dict({key: state[key] for key in model.state_dict()})
 
 

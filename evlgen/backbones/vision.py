@@ -307,7 +307,7 @@ def build_clip(path: Path, dtype: torch.dtype | None = None) -> FrozenVision:
     """
     config = read_config(path)
     if config.model_type not in ("clip", "clip_vision_model"):
-        raise UserError(f"{path}: is a model of type {config.model_type!r}, wanted clip")
+        raise UserError(f"{path}: is a model of type {config.model_type!r}, expected clip")
     config = getattr(config, "vision_config", config)
     if config.num_hidden_layers < 2:
         raise UserError(f"{path}: has {config.num_hidden_layers} layers: there is no second-to-last one")

@@ -7,7 +7,7 @@ share its pages.
 Augmentation stays possible: a cache holds ``views`` versions of each image, and training draws one of them
 each time. View 0 is the plain image, every other one a random resized crop (scale 0.5 to 1, bicubic: the
 paper's). A crop is a pure function of pool, index and view. There is no horizontal flip in the miniworld: its
-captions say what is left and what is right, and a flip would make them lie.
+captions say what is left and what is right, and a flip would make them wrong.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _BATCH = 64  # fixed, since the bits of a feature may depend on it
 def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "miniworld") -> Path:
     """The cache file with the features of the first ``size`` images of a pool, or of all if there are fewer.
 
-    It is made if it is not there, and made anew, with a line in the log, if its bytes are not those that its
-    checksum promises. Processes that want the same file wait for the one that makes it.
+    It is made if it is missing, and made again, with a line in the log, if it does not match its checksum.
+    Processes that need the same file wait for the one that makes it.
 
     Args:
         pool: name of the pool.
@@ -183,7 +183,7 @@ def _is_good(path: Path) -> bool:
         return False
     if _matches(path, status.st_mtime_ns, status.st_size):
         return True
-    log.warning("%s: damaged (its bytes do not match its checksum): it is made anew", path)
+    log.warning("%s: damaged (its bytes do not match its checksum): it is made again", path)
     return False
 
 

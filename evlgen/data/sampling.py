@@ -1,7 +1,7 @@
 """In which order the pairs are seen: pure functions, so nothing has to be saved to resume.
 
 The batch of step t is a function of (seed, t, number of pairs). All rows of a table that use the same pools
-see the same pairs in the same order, whatever they train.
+see the same pairs in the same order, whichever connector they train.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def hashed(*key: int | Words) -> Words:
     return state
 
 
-# What a draw is for: draws for different purposes must not agree.
+# Purposes of draws: those for different purposes must be independent.
 ORDER, CAPTION, VIEW, CROP, SHUFFLE, WEIGHTS, NOISE = range(1, 8)
 
 

@@ -38,7 +38,7 @@ class Stream:
 
     Attributes:
         pools: pool -> size. Only the first ``size`` pairs of a pool are read, each once in an epoch; a pool
-            that has fewer is gone through more than once, so that the proportions of the sizes are kept.
+            that has fewer is read more than once, so that the proportions of the sizes are kept.
         side: of the images, in pixels.
         encoder: fingerprint of the image encoder that they are for.
     """

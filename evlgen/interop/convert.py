@@ -107,7 +107,7 @@ def convert(path: Path, connector: ConnectorConfig | None = None) -> Converted:
 
     layers = 1 + max((int(found[1]) for key in state if (found := _LAYER.match(key))), default=-1)
     if layers > connector.num_layers:
-        raise UserError(f"{path}: another architecture: {layers} layers, wanted {connector.num_layers}")
+        raise UserError(f"{path}: another architecture: {layers} layers, expected {connector.num_layers}")
     names = checkpoint_names(connector, layout, projection or PROJECTIONS[0])
     shapes = _shapes(connector, len(state.get(f"{projection}.weight", ())))
     tensors: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ def _layout(state: Mapping[str, Tensor], path: Path) -> Layout:
             return layout
     found = ", ".join(list(state)[:3]) or "no tensors at all"
     wanted = ", ".join(f"{mark}*" for mark in _MARKS.values())
-    raise UserError(f"{path}: no checkpoint that is known: has {found}; wanted one of {wanted}")
+    raise UserError(f"{path}: no checkpoint that is known: has {found}; expected one of {wanted}")
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -222,7 +222,7 @@ def _take(state: Mapping[str, Tensor], key: str, shape: tuple[int, ...], path: P
         raise UserError(
             f"{path}: another architecture: {key} "
             + ("is missing" if found is None else f"has shape {found}")
-            + f", wanted {shape}"
+            + f", expected {shape}"
         )
     tensor = state[key]
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -271,11 +271,11 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional]
     """folder for connector.safetensors and config.json"""
     config: Path | None = None
-    """a run's config.json that the checkpoint shall fit; default: the paper's"""
+    """a run's config.json that the checkpoint must fit; default: the paper's"""
     vision: str = "eva-clip-g"
     """the frozen image encoder, for config.json; not used with --config"""
     language: str = ""
-    """the frozen LLM, for config.json; default: told from the projection; not used with --config"""
+    """the frozen LLM, for config.json; default: inferred from the projection; not used with --config"""
 
 
 def convert_to_folder(arguments: Arguments) -> RunConfig:

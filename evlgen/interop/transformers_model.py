@@ -266,12 +266,12 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: (B, T) int64 text tokens, without the beginning-of-sequence token, which is put where
                 the LLM wants it. T5's decoder writes them.
             attention_mask: (B, T), 1 at text and 0 at padding, which is behind the text.
-            labels: (B, T), `input_ids` with -100 where no loss is wanted; padding never has one.
+            labels: (B, T), `input_ids` with -100 at positions without a loss; padding never has one.
 
         Returns:
             ``loss`` (mean cross-entropy of the labelled tokens, nats; None without labels) and ``logits``
-            (B, 1 + T, V): entry t foretells text token t, and the last one what comes after them. There are
-            none at the positions of the soft prompt, which foretell nothing.
+            (B, 1 + T, V): entry t predicts text token t, and the last one what follows them. There are none
+            at the positions of the soft prompt, which predict nothing.
 
         Raises:
             UserError: padding in front of a text, texts of no token or not one an image, or images of another
@@ -284,7 +284,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise UserError(
                 "attention_mask: forward wants the padding behind the texts (padding_side='right')"
             )
-        # `read` leaves the last token out, for it foretells nothing there; here it does
+        # `language_output` drops the last token, which predicts nothing there; here it does
         text, keep = F.pad(input_ids, (0, 1)), input_ids.shape[1] + 1
         options = {} if self.config.text_config.is_encoder_decoder else {"logits_to_keep": keep}
         prompt = self.soft_prompt(pixel_values)
@@ -314,8 +314,8 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 may be closed by ``</s>`` or not.
             attention_mask: (B, T), 1 at the prompt and 0 at padding, which is in front of it (for T5 on
                 either side).
-            generation_config: None: the model's own, that of the run (PAPER: beam 5, 8 to 30 tokens).
-            kwargs: as of `transformers`' ``generate``: ``num_beams``, ``max_new_tokens``, ``do_sample``, ...
+            generation_config: None: the model's own, from the run (PAPER: beam 5, 8 to 30 tokens).
+            kwargs: for `transformers`' ``generate``: ``num_beams``, ``max_new_tokens``, ``do_sample``, ...
 
         Returns:
             (B, new tokens) int64, or what ``return_dict_in_generate`` asks for. The prompt is not repeated,
@@ -372,7 +372,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
     ) -> Any:
-        """As of `transformers` (``dtype``, ``device_map``, ...).
+        """As in `transformers` (``dtype``, ``device_map``, ...).
 
         Raises:
             UserError: the weights are not whole; `transformers` would draw random ones for what is missing.
@@ -391,12 +391,12 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 def _check_texts(pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> None:
     if input_ids.ndim != 2 or len(input_ids) != len(pixel_values):
         raise UserError(
-            f"input_ids: shape {tuple(input_ids.shape)}; wanted (batch, tokens), one text for each of the "
+            f"input_ids: shape {tuple(input_ids.shape)}; expected (batch, tokens), one text for each of the "
             f"{len(pixel_values)} images"
         )
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise UserError(
-            f"attention_mask: shape {tuple(attention_mask.shape)}, wanted that of input_ids, "
+            f"attention_mask: shape {tuple(attention_mask.shape)}, expected the shape of input_ids, "
             f"{tuple(input_ids.shape)}"
         )
 
@@ -405,7 +405,7 @@ def _build_encoder(fields: dict[str, Any]) -> nn.Module:
     kind, fields = fields.get("kind"), {key: value for key, value in fields.items() if key != "kind"}
     if kind == "clip":
         for key in fields.keys() ^ set(_CLIP_FIELDS):
-            raise UserError(f"vision.{key}: of clip exactly these are wanted: {', '.join(_CLIP_FIELDS)}")
+            raise UserError(f"vision.{key}: of clip exactly these are expected: {', '.join(_CLIP_FIELDS)}")
         return ClipViT(CLIPVisionModel(CLIPVisionConfig(**fields)), fields["image_size"])
     if kind not in _ENCODERS:
         raise UserError(f"vision.kind {kind!r}: there are {', '.join([*_ENCODERS, 'clip'])}")
@@ -433,8 +433,8 @@ def from_run(
     """Model, image processor and tokenizer of a finished run, or of a folder that `evlgen.interop.convert`
     has made.
 
-    The frozen parts are those that the run names. They are shared with whatever else in this process has been
-    built from the same names: moving one model to another device or dtype moves them for all.
+    The frozen parts are the ones that the run names. All models in this process that were built from the same
+    names share them: moving one of these to another device or dtype moves the parts of all.
 
     Args:
         folder: has ``config.json`` and ``connector.safetensors``.
@@ -496,10 +496,10 @@ def _load_trained(model: CaptionModel, path: Path) -> None:
         state = read_state(path)
         if (wrong := first_mismatch(model, state)) is not None:
             key, found, wanted = wrong
-            message = f"{key} has shape {'none' if found is None else found}, wanted {wanted}"
+            message = f"{key} has shape {'none' if found is None else found}, expected {wanted}"
         else:
             key = min(state.keys() - model.state_dict().keys())
-            message = f"{key} has shape {tuple(state[key].shape)}, wanted none"
+            message = f"{key} has shape {tuple(state[key].shape)}, expected none"
         raise UserError(f"{path}: is not of the model in {CONFIG}: {message}") from error
 
 
@@ -568,16 +568,16 @@ def _as_picture(image: Any, index: int) -> Image.Image:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] in (3, 4)):
         raise UserError(
-            f"image {index}: has shape {array.shape}; (H, W) or (H, W, C) with C = 1, 3 or 4 is wanted"
+            f"image {index}: has shape {array.shape}; (H, W) or (H, W, C) with C = 1, 3 or 4 is expected"
         )
     if np.issubdtype(array.dtype, np.floating):
         if array.size and not (array.min() >= 0 and array.max() <= 1):
             raise UserError(
-                f"image {index}: floats from {array.min():g} to {array.max():g}; 0 to 1 is wanted"
+                f"image {index}: floats from {array.min():g} to {array.max():g}; 0 to 1 is expected"
             )
         array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
-        raise UserError(f"image {index}: has type {array.dtype}; uint8 or floats in 0..1 are wanted")
+        raise UserError(f"image {index}: has type {array.dtype}; uint8 or floats in 0..1 are expected")
     if 0 in array.shape:
         raise UserError(f"image {index}: is empty, shape {array.shape}")
     return Image.fromarray(array)

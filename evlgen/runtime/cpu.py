@@ -17,9 +17,9 @@ def prepare_worker(threads: int = 1) -> None:
     """Call once, first thing, in a process that trains.
 
     One-thread processes side by side make the most of a few cores, and the number of threads changes the
-    order of sums, hence the bits. glibc hands every large buffer back to the kernel as soon as it is freed
-    and gets it again, page by page, a moment later: half of the time of a small model's step. So it is told
-    to keep what it has.
+    order of sums, hence the bits. glibc returns every large buffer to the kernel as soon as it is freed and
+    requests it again, page by page, a moment later: half of the time of a small model's step. The settings
+    here make it keep its memory.
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)

@@ -3,7 +3,7 @@
 Data parallelism in its plainest form. Each rank computes its share of the joint loss on its share of the
 joint batch, and `Ranks.sum_gradients` adds the gradients up, all of them in one buffer in a fixed order.
 torch's ``DistributedDataParallel`` is not used for two reasons: it averages over ranks, where a mean over the
-text tokens of the joint batch is wanted, and it regroups its buckets after the first step of a process, so
+text tokens of the joint batch is needed, and it regroups its buckets after the first step of a process, so
 that a resumed run adds in another order and ends with other bits. What it would hide, sending the gradient of
 a connector (110M numbers) while the rest is computed, is below a hundredth of a step of the paper.
 

@@ -108,7 +108,7 @@ def test_of_a_blip2_folder_only_the_image_encoder_is_read(tmp_path: Path) -> Non
 def test_another_architecture_names_key_and_both_shapes(tmp_path: Path) -> None:
     path = tmp_path / "eva_vit_g.pth"
     torch.save(lavis(reference()), path)
-    with pytest.raises(UserError, match=r"cls_token has shape \(1, 1, 24\), wanted \(1, 1, 32\)"):
+    with pytest.raises(UserError, match=r"cls_token has shape \(1, 1, 24\), expected \(1, 1, 32\)"):
         load(path, EvaConfig(28, 7, 32, 3, 4, 40))
 
 
@@ -180,7 +180,7 @@ def test_a_path_names_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "elsewhere.pth"
     torch.save(lavis(reference()), path)
     with pytest.raises(
-        UserError, match=r"elsewhere\.pth: another architecture: cls_token .* wanted \(1, 1, 1408\)"
+        UserError, match=r"elsewhere\.pth: another architecture: cls_token .* expected \(1, 1, 1408\)"
     ):
         build_vision(str(path))
     with pytest.raises(UserError, match="no such image encoder"):
@@ -189,5 +189,5 @@ def test_a_path_names_the_weights(tmp_path: Path) -> None:
 
 def test_the_paper_scale_says_what_weights_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EVLGEN_WEIGHTS", raising=False)
-    with pytest.raises(UserError, match=r"eva_vit_g\.pth is wanted and EVLGEN_WEIGHTS is not set"):
+    with pytest.raises(UserError, match=r"eva_vit_g\.pth is needed and EVLGEN_WEIGHTS is not set"):
         build_vision("eva-clip-g")

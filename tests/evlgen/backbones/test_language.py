@@ -483,7 +483,7 @@ def spoil(path: Path, how: str) -> None:
     [
         ("pickle", "its weights cannot be loaded"),
         ("cut", "its weights cannot be loaded"),
-        ("shape", r"layers\.1\.fc1\.weight has shape \(5, 16\), wanted \(32, 16\)"),
+        ("shape", r"layers\.1\.fc1\.weight has shape \(5, 16\), expected \(32, 16\)"),
         ("missing", r"layers\.1\.fc1\.weight is missing"),
         ("no config", "no config.json"),
         ("bad config", "no model that transformers knows"),

@@ -269,11 +269,11 @@ def test_a_bert_that_does_not_fit_is_refused(tmp_path, monkeypatch):
         build_connector(config)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "relu"}))
-    with pytest.raises(UserError, match="has the activation 'relu', wanted 'gelu'"):
+    with pytest.raises(UserError, match="has the activation 'relu', expected 'gelu'"):
         build_connector(dataclasses.replace(QFORMER, init=str(tmp_path)))
     monkeypatch.delenv("EVLGEN_WEIGHTS", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="bert-base-uncased is wanted and EVLGEN_WEIGHTS is not set"):
+    with pytest.raises(UserError, match="bert-base-uncased is needed and EVLGEN_WEIGHTS is not set"):
         build_connector(dataclasses.replace(QFORMER, init="bert-base-uncased"))
     with pytest.raises(UserError, match=r"BERT 'no/such': no such model; there are: mini-bert, bert-base"):
         build_connector(dataclasses.replace(QFORMER, init="no/such"))

@@ -124,9 +124,9 @@ def test_mistakes_give_one_line(tmp_path):
     shutil.copytree(tmp_path / "clip", tmp_path / "bert")
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     for name, message in (
-        ("shape", r"layers\.1\.mlp\.fc1\.weight has shape \(3, 24\), wanted \(40, 24\)"),
+        ("shape", r"layers\.1\.mlp\.fc1\.weight has shape \(3, 24\), expected \(40, 24\)"),
         ("missing", r"layers\.1\.mlp\.fc1\.weight is missing"),
-        ("bert", "is a model of type 'bert', wanted clip"),
+        ("bert", "is a model of type 'bert', expected clip"),
         ("nowhere", "no config.json"),
     ):
         with pytest.raises(UserError, match=message) as raised:

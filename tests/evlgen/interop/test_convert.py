@@ -327,7 +327,7 @@ def test_transformers_has_no_whole_stage1(tmp_path: Path) -> None:
     """Its retrieval model keeps neither the temperature nor the generation head."""
     blip = Blip2ForImageTextRetrieval(blip2_config(text=True))
     blip.save_pretrained(tmp_path / "blip")
-    with pytest.raises(UserError, match=r"temp is missing, wanted \(\)"):
+    with pytest.raises(UserError, match=r"temp is missing, expected \(\)"):
         convert(tmp_path / "blip", QFORMER)
 
 
@@ -337,11 +337,11 @@ def test_transformers_has_no_whole_stage1(tmp_path: Path) -> None:
 def test_another_architecture(tmp_path: Path, theirs: Theirs) -> None:
     path = save_as_lavis(tmp_path / "x.pth", theirs.state("opt_proj"))
     with pytest.raises(
-        UserError, match=r"x.pth: another.* ln_vision.weight has shape \(8,\), wanted \(1408,\)"
+        UserError, match=r"x.pth: another.* ln_vision.weight has shape \(8,\), expected \(1408,\)"
     ):
         convert(path)
     wide = dataclasses.replace(TOMEFORMER, intermediate=48)
-    key = r"VLconnector.encoder.layer.0.intermediate.dense.weight has shape \(32, 16\), wanted \(48, 16\)"
+    key = r"VLconnector.encoder.layer.0.intermediate.dense.weight has shape \(32, 16\), expected \(48, 16\)"
     with pytest.raises(UserError, match=key):
         convert(path, wide)
     deep = dataclasses.replace(TOMEFORMER, num_layers=3)
@@ -350,7 +350,7 @@ def test_another_architecture(tmp_path: Path, theirs: Theirs) -> None:
     ):
         convert(path, deep)
     shallow = dataclasses.replace(TOMEFORMER, num_layers=1)
-    with pytest.raises(UserError, match="another architecture: 2 layers, wanted 1"):
+    with pytest.raises(UserError, match="another architecture: 2 layers, expected 1"):
         convert(path, shallow)
     with pytest.raises(UserError, match=r"keys VLconnector.\* are no qformer"):
         convert(path, QFORMER)

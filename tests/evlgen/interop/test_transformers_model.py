@@ -194,7 +194,7 @@ def test_texts_that_do_not_go_with_the_images(architecture: str) -> None:
     for call in (model, model.generate):
         with pytest.raises(UserError, match=r"^input_ids: shape \(2, 4\).* each of the 3 images"):
             call(images, two)
-        with pytest.raises(UserError, match=r"^attention_mask: shape \(3, 2\), wanted .*\(3, 4\)"):
+        with pytest.raises(UserError, match=r"^attention_mask: shape \(3, 2\), expected .*\(3, 4\)"):
             call(images, torch.full((3, 4), 5), torch.ones(3, 2))
     how = {"num_beams": 2, "max_new_tokens": 4}
     assert model.generate(images, none, none, **how).equal(model.generate(images, **how))
@@ -499,11 +499,11 @@ def test_runs_that_cannot_be_taken(run: Path, tmp_path: Path) -> None:
     layers = stored["connector"]["num_layers"]
     deeper = {**stored["connector"], "num_layers": layers + 1}
     expect(
-        rf"safetensors: is not of the model in config.json: .*\.{layers}\..* has shape none, wanted",
+        rf"safetensors: is not of the model in config.json: .*\.{layers}\..* has shape none, expected",
         connector=deeper,
     )
     shallower = {**stored["connector"], "num_layers": layers - 1}
-    expect(rf"is not of the model .*\.{layers - 1}\..* has shape \(.*\), wanted none", connector=shallower)
+    expect(rf"is not of the model .*\.{layers - 1}\..* has shape \(.*\), expected none", connector=shallower)
     (run / "connector.safetensors").unlink()
     expect("has not finished its training")
 
