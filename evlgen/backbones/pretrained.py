@@ -1,15 +1,13 @@
-"""Where the weights of the paper's models come from: the one table, and how they are found and checked."""
+"""Weights files and folders of published models: read without executing code, and checked."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,69 +16,7 @@ from transformers import AutoConfig
 
 from evlgen.errors import UserError
 from evlgen.runtime.files import sha256_of
-
-Role = Literal["vision", "language", "bert"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Sub-path below ``EVLGEN_WEIGHTS`` and, for the message, where a user gets the weights.
-
-    Attributes:
-        other: another sub-path that holds the same weights, taken where the first is missing.
-    """
-
-    role: Role
-    path: str
-    origin: str
-    other: str = ""
-
-
-SOURCES = {
-    "eva-clip-g": Source(
-        "vision",
-        "eva_vit_g.pth",
-        "LAVIS (https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
-        "eva_vit_g.pth), or the folder of Salesforce/blip2-opt-2.7b, as blip2-opt-2.7b",
-        other="blip2-opt-2.7b",
-    ),
-    "bert-base-uncased": Source("bert", "bert-base-uncased", "the folder of google-bert/bert-base-uncased"),
-    "clip-vit-l": Source("vision", "clip-vit-large-patch14", "the folder of openai/clip-vit-large-patch14"),
-    "opt-2.7b": Source("language", "opt-2.7b", "the folder of facebook/opt-2.7b"),
-    "opt-6.7b": Source("language", "opt-6.7b", "the folder of facebook/opt-6.7b"),
-    "vicuna-7b": Source("language", "vicuna-7b-v1.1", "the folder of lmsys/vicuna-7b-v1.1"),
-    "vicuna-13b": Source("language", "vicuna-13b-v1.1", "the folder of lmsys/vicuna-13b-v1.1"),
-    "flan-t5-xl": Source("language", "flan-t5-xl", "the folder of google/flan-t5-xl"),
-}
-
-
-def names(role: Role) -> list[str]:
-    """The names of the weights that play a role."""
-    return [name for name, source in SOURCES.items() if source.role == role]
-
-
-def find_weights(name: str) -> Path:
-    """File or folder of the weights called ``name``: a path as it is, else below ``EVLGEN_WEIGHTS``.
-
-    Raises:
-        UserError: nothing is there; the message says what is missing, where to get it, how to point to it.
-    """
-    source = SOURCES.get(name)
-    if source is None:
-        path = Path(name).expanduser()
-        if path.exists():
-            return path
-        raise UserError(f"weights {name!r}: neither a path nor one of {', '.join(SOURCES)}")
-    root = os.environ.get("EVLGEN_WEIGHTS", "")
-    path = Path(root).expanduser() / source.path
-    for sub in filter(None, (source.path, source.other)):
-        if root and (found := Path(root).expanduser() / sub).exists():
-            return found
-    where = f"{path} is missing" if root else f"{source.path} is needed and EVLGEN_WEIGHTS is not set"
-    raise UserError(
-        f"weights {name!r}: {where}; get it from {source.origin}, put it into a folder and set "
-        "EVLGEN_WEIGHTS to that folder, or give its path as the name"
-    )
+from evlgen.runtime.sources import WEIGHTS_PATTERNS, weights_files
 
 
 def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -106,15 +42,6 @@ def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
     wanted = [key for key in owner if key.startswith(prefix)] or list(owner)
     with _reading(path):
         return {key: owner[key].get_tensor(key) for key in wanted}
-
-
-WEIGHTS_PATTERNS = "*.safetensors or pytorch_model*.bin"
-
-
-def weights_files(folder: Path) -> list[Path]:
-    """The files of weights in a model's folder, safetensors where there are any."""
-    first, second = WEIGHTS_PATTERNS.split(" or ")
-    return sorted(folder.glob(first)) or sorted(folder.glob(second))
 
 
 def _read_pickled(file: Path) -> dict[str, Tensor]:

@@ -17,19 +17,16 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from evlgen.backbones.eva import EvaConfig, EvaViT, check_size, eva_state
 from evlgen.backbones.pretrained import (
-    find_weights,
     load_checked,
     load_transformers,
-    names,
     read_config,
     read_state,
     tensors_hash,
 )
 from evlgen.errors import UserError
-from evlgen.runtime import paths
 from evlgen.runtime.files import sha256_of
+from evlgen.runtime.sources import find_weights, names, shipped_file
 
-WEIGHTS = paths.SHIPPED_WEIGHTS  # the miniature's foundation models, shipped in the package
 MINI = ("mini-vit", "mini-clip")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels, for EVA-CLIP and CLIP (PAPER)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -152,18 +149,6 @@ def file_hash(path: Path) -> str:
     return sha256_of(path)[:16]
 
 
-def weights_file(name: str) -> Path:
-    """Path of a shipped weights file.
-
-    Raises:
-        UserError: it is not there; the message says how to make it.
-    """
-    path = WEIGHTS / name
-    if not path.exists():
-        raise UserError(f"{path}: missing; make it with `python sweeps/run.py foundation`")
-    return path
-
-
 class ImageEncoder(nn.Module):
     """The frozen image encoder as the first part of a model; loaded when the first pixels come.
 
@@ -208,7 +193,7 @@ def build_vision(name: str) -> FrozenVision:
     """The frozen image encoder called ``name``, the same object each time; it draws no random numbers.
 
     Args:
-        name: of the miniature or of `evlgen.backbones.pretrained.SOURCES`, or the path of CLIP's folder or of
+        name: of the miniature or of `evlgen.runtime.sources.SOURCES`, or the path of CLIP's folder or of
             EVA-CLIP ViT-g/14 weights.
 
     Raises:
@@ -223,7 +208,7 @@ def _build(name: str) -> FrozenVision:
     if name == "mini-vit":
         return _build_mini()
     if name == "mini-clip":
-        return load_mini_clip(weights_file("mini-clip.safetensors"))
+        return load_mini_clip(shipped_file("mini-clip.safetensors"))
     if name not in names("vision") and not Path(name).expanduser().exists():
         known = ", ".join([*MINI, *names("vision")])
         raise UserError(f"vision {name!r}: no such image encoder; there are: {known}, or a path")
@@ -235,7 +220,7 @@ def _build(name: str) -> FrozenVision:
 
 
 def _build_mini() -> FrozenVision:
-    path = weights_file("mini-vit.safetensors")
+    path = shipped_file("mini-vit.safetensors")
     config = MiniViTConfig()
     model = MiniViT(config)
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()})

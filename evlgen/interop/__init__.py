@@ -1,1 +1,5 @@
-"""Other formats: transformers models, checkpoints of other projects."""
+"""Other formats: models of `transformers`, checkpoints of other projects."""
+
+from evlgen.interop.transformers_model import from_run
+
+__all__ = ["from_run"]

@@ -25,15 +25,16 @@ from torch import Tensor
 from evlgen import qformer, tomeformer
 from evlgen.backbones.pretrained import read_state
 from evlgen.bert import Names, cross_attention_names, linear_names
-from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig, from_json, to_json
+from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig, to_json
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError, exit_code
+from evlgen.interop.run_folders import read_run_config
+from evlgen.runs.folder import CONFIG, CONNECTOR, write_json, write_outcome
 from evlgen.runtime.files import sha256_of, write_atomic
-from evlgen.training import CONNECTOR
 
 log = logging.getLogger(__name__)
 
-CONFIG, TEMPORAL = "config.json", "temporal.safetensors"
+TEMPORAL = "temporal.safetensors"
 Layout = Literal["evlgen", "lavis", "transformers"]
 
 # The language model that a projection to this width leads to, where the authors of both papers had but one.
@@ -281,8 +282,9 @@ class Arguments:
 def convert_to_folder(arguments: Arguments) -> RunConfig:
     """Write what the command promises; returns the configuration of ``config.json``.
 
-    The folder has ``connector.safetensors`` (for `evlgen.model.load_trained`; of stage 1 also for
-    `evlgen.model.init_from_stage1`), ``config.json`` and for a video model ``temporal.safetensors``.
+    The folder has the form of a run's: ``connector.safetensors`` (for `evlgen.model.load_trained`; of stage 1
+    also for `evlgen.model.init_from_stage1`), ``config.json``, ``outcome.json`` with the checksum of the
+    weights, and for a video model ``temporal.safetensors``.
 
     Raises:
         UserError: see `convert`; or the configuration is of another stage, or the disk is full.
@@ -309,26 +311,9 @@ def convert_to_folder(arguments: Arguments) -> RunConfig:
     write_atomic(arguments.out / CONNECTOR, save(_contiguous(converted.tensors.items()), metadata=metadata))
     if converted.temporal:
         write_atomic(arguments.out / TEMPORAL, save(_contiguous(converted.temporal.items())))
-    write_atomic(arguments.out / CONFIG, config_json.encode())
+    write_json(arguments.out / CONFIG, to_json(wanted))
+    write_outcome(arguments.out, {})
     return wanted
-
-
-def read_run_config(path: Path) -> RunConfig:
-    """The configuration in a run's ``config.json``.
-
-    Raises:
-        UserError: the file is missing or damaged, or a key or value is wrong.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    try:
-        return from_json(data)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _contiguous(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

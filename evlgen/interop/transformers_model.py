@@ -3,7 +3,7 @@
 A finished run captions a photo::
 
     from PIL import Image
-    from evlgen.interop.transformers_model import from_run
+    from evlgen.interop import from_run
     model, processor, tokenizer = from_run("run")
     ids = model.generate(**processor(Image.open("photo.png"), return_tensors="pt"))
     print(tokenizer.batch_decode(ids, skip_special_tokens=True))
@@ -68,9 +68,9 @@ from evlgen.backbones.vision import (
 from evlgen.config import TomeFormerConfig, from_json, to_json
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError
-from evlgen.interop.convert import CONFIG, read_run_config
+from evlgen.interop.run_folders import read_run_config, trained_weights
 from evlgen.model import CaptionModel, evaluating, load_trained
-from evlgen.training import CONNECTOR
+from evlgen.runs.folder import CONFIG
 
 _ENCODERS: dict[str, tuple[Any, Any]] = {
     "eva-vit": (EvaViT, EvaConfig),
@@ -440,7 +440,7 @@ def from_run(
         folder: has ``config.json`` and ``connector.safetensors``.
 
     Raises:
-        UserError: a file is missing or does not fit, the run is of stage 1, or weights cannot be had.
+        UserError: a file is missing, damaged or does not fit, the run is of stage 1, or weights are missing.
     """
     folder = Path(folder)
     run = read_run_config(folder / CONFIG)
@@ -476,7 +476,7 @@ def from_run(
     model.caption_model = CaptionModel(
         ImageEncoder(vision), build_connector(connector), model._frozen_language()
     )
-    _load_trained(model.caption_model, folder / CONNECTOR)
+    _load_trained(model.caption_model, trained_weights(folder))
     model.generation_config.num_beams = run.evaluation.beams
     model.generation_config.min_new_tokens = run.evaluation.min_length
     model.generation_config.max_new_tokens = run.evaluation.max_length

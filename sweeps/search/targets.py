@@ -6,11 +6,11 @@ import hashlib
 import json
 
 from evlgen.backbones.eva import EvaConfig
-from evlgen.backbones.pretrained import SOURCES
 from evlgen.backbones.vision import build_vision
 from evlgen.config import RunConfig, TomeFormerConfig
 from evlgen.errors import UserError
 from evlgen.runs.identity import run_id
+from evlgen.runtime.sources import SOURCES
 from experiments import load
 from sweeps.search.arguments import Arguments
 from sweeps.search.spaces import Target, merge_target, parts, rate_targets

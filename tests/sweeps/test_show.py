@@ -12,6 +12,7 @@ from evlgen import miniworld
 from evlgen.config import EvalConfig, RunConfig
 from evlgen.runs import folder as files
 from evlgen.runs import identity
+from evlgen.runtime import sources
 from experiments.base import Experiment, Row
 from sweeps import run, show
 
@@ -79,11 +80,9 @@ def test_an_experiment_has_a_scale_of_its_own(runs: Experiment, capsys: pytest.C
 def test_what_is_missing_is_said_before_an_hour_is_spent(
     runs: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evlgen.backbones import pip_models
-
-    for name, wheel in list(pip_models.WHEELS.items()):
+    for name, wheel in list(sources.PIP_MODELS.items()):
         monkeypatch.setitem(
-            pip_models.WHEELS, name, dataclasses.replace(wheel, package=f"no_{wheel.package}")
+            sources.PIP_MODELS, name, dataclasses.replace(wheel, package=f"no_{wheel.package}")
         )
     assert run.main(["bridge", "--rows", "BLIP-2"]) == 2
     told = capsys.readouterr().err

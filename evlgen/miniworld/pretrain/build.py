@@ -18,7 +18,7 @@ from torch import nn
 from transformers import BertForMaskedLM
 
 from evlgen import miniworld
-from evlgen.backbones.vision import WEIGHTS, clip_names, file_hash, load_mini_clip
+from evlgen.backbones.vision import clip_names, file_hash, load_mini_clip
 from evlgen.errors import UserError
 from evlgen.miniworld.pretrain.cards import card_page, language_card, masked_card, retrieval_card, vision_card
 from evlgen.miniworld.pretrain.encoders import (
@@ -37,6 +37,8 @@ from evlgen.miniworld.pretrain.language import (
 )
 from evlgen.miniworld.pretrain.loop import Report
 from evlgen.runtime.cpu import prepare_worker
+from evlgen.runtime.paths import SHIPPED_WEIGHTS
+from evlgen.runtime.sources import write_checksums
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def build(scale: str, out: Path, workers: int = 2, report: Report | None = None)
         cards = {name: tasks[name].result() for name in NAMES}
     (out / "card.json").write_text(json.dumps(cards, indent=2) + "\n")
     (out / "CARD.md").write_text(card_page(cards))
-    shipped = {name: WEIGHTS / f"{name}.safetensors" for name in NAMES}
+    write_checksums(out)
+    shipped = {name: SHIPPED_WEIGHTS / f"{name}.safetensors" for name in NAMES}
     return {
         name: file_hash(path) == cards[name]["sha256"] if path.exists() else None
         for name, path in shipped.items()

@@ -9,9 +9,10 @@ from transformers import Blip2VisionConfig, Blip2VisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from evlgen.backbones.eva import EvaConfig, EvaViT, eva_state
-from evlgen.backbones.pretrained import find_weights, load_checked, read_state
+from evlgen.backbones.pretrained import load_checked, read_state
 from evlgen.backbones.vision import build_eva, build_vision
 from evlgen.errors import UserError
+from evlgen.runtime.sources import find_weights
 
 TINY = EvaConfig(image_size=28, patch=7, width=24, num_layers=3, num_heads=4, intermediate=40)
 

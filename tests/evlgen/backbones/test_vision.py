@@ -12,8 +12,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from evlgen.backbones import vision as subject
-from evlgen.backbones.pretrained import SOURCES, tensors_hash
+from evlgen.backbones.pretrained import tensors_hash
 from evlgen.errors import UserError
+from evlgen.runtime.sources import SOURCES
 
 _SHAPE = {
     "hidden_size": 24,

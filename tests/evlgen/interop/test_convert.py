@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,13 +26,15 @@ from transformers.models.bert.modeling_bert import BertLMPredictionHead
 from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig, to_json
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError
-from evlgen.interop.convert import Layout, checkpoint_names, convert, main, read_run_config
+from evlgen.interop.convert import Layout, checkpoint_names, convert, main
+from evlgen.interop.run_folders import read_run_config
 from evlgen.model import (
     CaptionModel,
     init_from_stage1,
     load_trained,
 )
 from evlgen.qformer import QFormer
+from evlgen.runs.folder import write_json
 from evlgen.stage1 import Stage1Model
 from tests.evlgen import tiny
 
@@ -56,7 +57,7 @@ def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def write_config(path: Path, config: RunConfig) -> Path:
-    path.write_text(json.dumps(to_json(config)))
+    write_json(path, to_json(config))
     return path
 
 
@@ -376,7 +377,7 @@ def test_command_line(
     assert "holds Python objects beside its tensors" in run(str(path), out)
     torch.save({"model": {"backbone.weight": torch.zeros(2)}}, path)
     assert "no checkpoint that is known: has backbone.weight" in run(str(path), out)
-    (tmp_path / "bad.json").write_text('{"connector": {"kind": "tomeformer", "layers": 3}}')
+    write_json(tmp_path / "bad.json", {"connector": {"kind": "tomeformer", "layers": 3}})
     assert "connector.layers: no such key" in run(str(path), out, "--config", str(tmp_path / "bad.json"))
 
     extra = {"SimCSE.pooler.weight": torch.zeros(2), "VLconnector.pooler.dense.bias": torch.zeros(16)}

@@ -3,7 +3,6 @@ folder, and what its image processor takes."""
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, ImageEncoder, MiniViTCo
 from evlgen.config import ConnectorConfig, EvalConfig, RunConfig, TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.interop import transformers_model as subject
-from evlgen.interop.convert import checkpoint_names, read_run_config
+from evlgen.interop.convert import checkpoint_names
 from evlgen.interop.convert import main as convert_main
+from evlgen.interop.run_folders import read_run_config
 from evlgen.interop.transformers_model import (
     EVLGenConfig,
     EVLGenForConditionalGeneration,
@@ -42,6 +42,7 @@ from evlgen.interop.transformers_model import (
     from_run,
 )
 from evlgen.model import CaptionModel, build_model, load_trained, save_trained
+from evlgen.runs.folder import read_json, write_json
 from tests.evlgen import folders, tiny
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -123,7 +124,7 @@ def finished(folder: Path, input_width: int, r: int = 20, **names: str) -> Path:
     config = RunConfig(connector, evaluation=EvalConfig(beams=2, min_length=3, max_length=6), **names)  # type: ignore[arg-type]
     torch.manual_seed(0)
     save_trained(build_model(config), folder / "connector.safetensors", {})
-    (folder / "config.json").write_text(json.dumps(to_json(config)))
+    write_json(folder / "config.json", to_json(config))
     return folder
 
 
@@ -487,10 +488,11 @@ def test_from_a_converted_checkpoint(run: Path, tmp_path: Path) -> None:
 def test_runs_that_cannot_be_taken(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.config.json: no such file"):
         from_run(tmp_path / "none")
-    stored = json.loads((run / "config.json").read_text())
+    stored = read_json(run / "config.json")
+    assert stored is not None
 
     def expect(message: str, **changes: Any) -> None:
-        (run / "config.json").write_text(json.dumps({**stored, **changes}))
+        write_json(run / "config.json", {**stored, **changes})
         with pytest.raises(UserError, match=message):
             from_run(run)
 

@@ -17,13 +17,13 @@ from evlgen.backbones.language import MASK_ID, build_language, mini_bert_config,
 from evlgen.backbones.vision import (
     CLIP_MEAN,
     CLIP_STD,
-    WEIGHTS,
     build_vision,
     file_hash,
     mini_clip_config,
 )
 from evlgen.errors import UserError
 from evlgen.miniworld.pretrain import build, cards, encoders, induction, language
+from evlgen.runtime.paths import SHIPPED_WEIGHTS
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_smoke_rebuild_is_bit_identical(tmp_path: Path) -> None:
         )
     assert not any(first.values())  # four steps are not the shipped weights, and build() says so
     assert (tmp_path / "a" / "mini-tokenizer.json").read_bytes() == (
-        WEIGHTS / "mini-tokenizer.json"
+        SHIPPED_WEIGHTS / "mini-tokenizer.json"
     ).read_bytes()
 
 
@@ -48,14 +48,14 @@ def test_unknown_scale_is_named(tmp_path: Path) -> None:
 
 
 def test_card_speaks_of_the_shipped_weights() -> None:
-    stored = json.loads((WEIGHTS / "card.json").read_text())
+    stored = json.loads((SHIPPED_WEIGHTS / "card.json").read_text())
     for name in build.NAMES:
-        assert stored[name]["sha256"] == file_hash(WEIGHTS / f"{name}.safetensors")
+        assert stored[name]["sha256"] == file_hash(SHIPPED_WEIGHTS / f"{name}.safetensors")
         assert stored[name]["world"] == miniworld.version(), (
             "the world has changed since the weights were made"
         )
-    assert (WEIGHTS / "CARD.md").read_text() == cards.card_page(stored)
-    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 5_000_000
+    assert (SHIPPED_WEIGHTS / "CARD.md").read_text() == cards.card_page(stored)
+    assert sum(path.stat().st_size for path in SHIPPED_WEIGHTS.iterdir()) < 5_000_000
 
 
 def test_shipped_encoder_tells_attributes_apart() -> None:
@@ -65,7 +65,7 @@ def test_shipped_encoder_tells_attributes_apart() -> None:
         assert card[f"probe {name}"] > 93, (
             card
         )  # half the training data of the card, a tenth of its test data
-    stored = json.loads((WEIGHTS / "card.json").read_text())
+    stored = json.loads((SHIPPED_WEIGHTS / "card.json").read_text())
     for name in ("shape", "colour", "size", "place"):
         assert stored["mini-vit"]["figures"][f"probe {name}"] > 95
 
@@ -75,7 +75,7 @@ def test_shipped_clip_is_as_its_card_says() -> None:
     frozen = build_vision("mini-clip")
     assert (frozen.width, frozen.tokens) == (64, 65)
     card = cards.vision_card(frozen.of_pixels, train=1000, test=200)
-    figures = json.loads((WEIGHTS / "card.json").read_text())["mini-clip"]["figures"]
+    figures = json.loads((SHIPPED_WEIGHTS / "card.json").read_text())["mini-clip"]["figures"]
     for name in ("shape", "colour", "size", "texture", "place"):
         assert card[f"probe {name}"] > figures[f"probe {name}"] - 8, card
     assert figures["probe shape"] > 80  # a weaker encoder, not a blind one
@@ -84,7 +84,7 @@ def test_shipped_clip_is_as_its_card_says() -> None:
 
 def test_shipped_clip_is_one_of_transformers(tmp_path: Path) -> None:
     """The file has a published encoder's names, its last layer too; our features are those before it."""
-    shutil.copy(WEIGHTS / "mini-clip.safetensors", tmp_path / "model.safetensors")
+    shutil.copy(SHIPPED_WEIGHTS / "mini-clip.safetensors", tmp_path / "model.safetensors")
     mini_clip_config().save_pretrained(tmp_path)
     reference = CLIPVisionModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
@@ -110,7 +110,7 @@ def test_shipped_language_models_read_their_context(name: str) -> None:
     for kind in ("vqav2", "okvqa"):
         assert card[f"{kind} from notes"] > card[f"{kind} from another scene's notes"] + 10
     # two relations deep is hard for four layers: the card's 500 questions are enough to see it, 100 are not
-    figures = json.loads((WEIGHTS / "card.json").read_text())[name]["figures"]
+    figures = json.loads((SHIPPED_WEIGHTS / "card.json").read_text())[name]["figures"]
     assert figures["gqa from notes"] > figures["gqa from another scene's notes"] + 8
 
 
@@ -159,7 +159,7 @@ def test_masked_words_are_as_in_bert() -> None:
 def test_shipped_bert_reads_both_ways() -> None:
     tokenizer = mini_tokenizer()
     model = BertForMaskedLM(mini_bert_config(len(tokenizer))).eval()
-    state = {k: v.float() for k, v in load_file(WEIGHTS / "mini-bert.safetensors").items()}
+    state = {k: v.float() for k, v in load_file(SHIPPED_WEIGHTS / "mini-bert.safetensors").items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert all("decoder" in key for key in missing)

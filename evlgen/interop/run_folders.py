@@ -1,0 +1,45 @@
+"""What models of other formats read from a run's folder: its configuration and its weights, both verified.
+
+The folder may have been copied or renamed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evlgen.config import RunConfig, from_json
+from evlgen.errors import UserError
+from evlgen.runs.folder import CONNECTOR, OUTCOME, Damaged, read_json
+from evlgen.runtime.files import sha256_of
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The configuration in a run's ``config.json``, compared with its checksum.
+
+    Raises:
+        UserError: the file is missing or damaged, or a key or value is wrong.
+    """
+    stored = read_json(path)
+    if stored is None:
+        raise UserError(f"{path}: no such file")
+    try:
+        return from_json(stored)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def trained_weights(folder: Path) -> Path:
+    """Path of a run's ``connector.safetensors``, compared with its checksum in ``outcome.json``.
+
+    A run whose evaluation has not ended yet has no outcome to compare with.
+
+    Raises:
+        UserError: ``connector.safetensors`` is missing, or one of the files is damaged.
+    """
+    path = folder / CONNECTOR
+    if not path.exists():
+        raise UserError(f"{path}: missing; the run it belongs to has not finished its training")
+    outcome = read_json(folder / OUTCOME)
+    if outcome is not None and outcome["files"].get(CONNECTOR) != sha256_of(path):
+        raise Damaged(f"{path}: damaged (its bytes do not match the checksum in {OUTCOME})")
+    return path
