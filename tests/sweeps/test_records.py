@@ -1,0 +1,228 @@
+"""Records from elsewhere: adopted from earlier ids, scored again, of an earlier behaviour."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from evlgen.config import RunConfig, to_json
+from evlgen.runs import archive, behaviour, identity, results
+from evlgen.runs import folder as files
+from evlgen.runtime import paths
+from evlgen.runtime.files import sha256_of
+from evlgen.runtime.sources import shipped_file
+from experiments.scales import evlgen
+from sweeps import records
+from sweeps.rescore import rescore
+
+OLD = "0123456789abcdef"
+SOURCES = "422e7dd62dd8563f"  # of the committed records
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("runs", "results", "cache"):
+        monkeypatch.setenv(f"EVLGEN_{name.upper()}", str(tmp_path / name))
+    return tmp_path
+
+
+def old_files(config: RunConfig, sources: str = SOURCES, run: str = OLD) -> dict[str, bytes]:
+    """A finished run as it was recorded before: an id of 16 digits, no list of files."""
+    weights = {
+        "vision": sha256_of(shipped_file("mini-vit.safetensors"))[:16],
+        "language": sha256_of(shipped_file("mini-opt.safetensors"))[:16],
+        "connector": hashlib.sha256(b"connector").hexdigest(),
+    }
+    return {
+        files.CONFIG: files.json_bytes(to_json(config)),
+        files.OUTCOME: files.json_bytes({"train_seconds": 1.0, "val_loss": 0.123456789}),
+        files.PROVENANCE: files.json_bytes({"code_version": sources, "weights_sha256": weights}),
+        files.METRICS: b'{"step": 1, "loss": 2.0}\n',
+        files.RESULT: files.json_bytes({"id": run, "metrics": {"val_loss": 0.123456789, "coco/CIDEr": 99.5}}),
+    }
+
+
+def write_old_archive(path: Path, runs: dict[str, dict[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w:xz") as opened:
+        for run, found in runs.items():
+            for name, content in found.items():
+                member = tarfile.TarInfo(f"{run}/{name}")
+                member.size = len(content)
+                opened.addfile(member, io.BytesIO(content))
+
+
+def test_an_archive_is_adopted_once_and_read_where_it_lies(capsys: pytest.CaptureFixture[str]) -> None:
+    config, path = evlgen("smoke"), archive.path_of("table1", "smoke")
+    write_old_archive(path, {OLD: old_files(config)})
+    done = records.adopt_archive(path)
+    assert done.runs == {OLD: identity.run_id(config)}
+    record = results.find(config)  # nothing was unpacked
+    assert record is not None
+    assert not paths.runs_folder().exists()
+    assert record.metrics == {"val_loss": 0.123456789, "coco/CIDEr": 99.5}
+    assert record.history() == [{"step": 1, "loss": 2.0}]
+    assert (record.changed, record.stale_scores, record.source) == ((), (), str(path))
+    assert records.adopt_archive(path).runs == {}
+    assert records.unpack(path) == [record.id]
+    again = results.find(config)
+    assert again is not None
+    assert again.folder == identity.run_folder(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({files.OUTCOME: b"{}"}, "damaged"),
+        ({files.RESULT: files.json_bytes({"id": "f" * 16, "metrics": {}})}, "is of the run ffffffffffffffff"),
+        (
+            {files.PROVENANCE: files.json_bytes({"code_version": "0" * 16})},
+            "made by sources 0000000000000000",
+        ),
+    ],
+)
+def test_what_is_not_whole_or_of_other_sources_is_not_adopted(change: dict[str, bytes], reason: str) -> None:
+    path = archive.path_of("table1", "smoke")
+    write_old_archive(path, {OLD: old_files(evlgen("smoke")) | change})
+    before = path.read_bytes()
+    done = records.adopt_archive(path)
+    assert done.runs == {}
+    assert reason in done.refused[OLD]
+    assert path.read_bytes() == before
+
+
+def test_a_store_is_adopted_with_its_weights() -> None:
+    config = evlgen("smoke")
+    folder = paths.runs_folder() / OLD
+    folder.mkdir(parents=True)
+    for name, content in old_files(config).items():
+        (folder / name).write_bytes(content)
+    (folder / files.CONNECTOR).write_bytes(b"connector")
+    (folder / files.LOG).write_text("said")
+    assert records.adopt_store().runs == {OLD: identity.run_id(config)}
+    adopted = identity.run_folder(config)
+    assert files.is_complete(adopted)
+    assert files.verified(adopted, files.CONNECTOR).read_bytes() == b"connector"
+    assert (adopted / files.LOG).read_text() == "said"
+    assert records.adopt_store().runs == {}
+
+
+def finished(config: RunConfig, caption: str = "a red ball") -> Path:
+    """A complete run that captions the first two images of COCO's role."""
+    folder = files.prepare(config)
+    predictions = {"captions": {"coco": {"0": caption, "1": "a blue star"}}, "answers": {}}
+    (folder / files.PREDICTIONS).write_text(json.dumps(predictions))
+    (folder / files.METRICS).write_text('{"step": 1, "loss": 2.0}\n')
+    files.write_json(folder / files.PROVENANCE, {"seed": 0})
+    files.write_outcome(folder, {"train_seconds": 1.0, "val_loss": 2.0})
+    files.write_result(
+        folder,
+        {"train_seconds": 1.0, "total_seconds": 3.0, "val_loss": 2.0, "coco/CIDEr": -1.0},
+        {"captions": 1, "distinct": 1},
+    )
+    return folder
+
+
+def test_kept_predictions_are_scored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where a scorer has changed; what training measured stays; old scores are called old."""
+    config = evlgen("smoke")
+    folder = finished(config)
+    assert rescore({folder.name: config}).current == [folder.name]
+    monkeypatch.setitem(behaviour.SCORERS, "captions", 2)
+    stale = results.find(config)
+    assert stale is not None
+    assert stale.stale_scores == ("captions 1, now 2",)
+    assert rescore({folder.name: config}).again == [folder.name]
+    record = results.find(config)
+    assert record is not None
+    assert record.stale_scores == ()
+    assert record.scorers["captions"] == 2
+    assert record.metrics["coco/CIDEr"] > 0
+    assert (record.metrics["val_loss"], record.metrics["total_seconds"]) == (2.0, 3.0)
+
+
+def test_damaged_predictions_are_not_scored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = evlgen("smoke")
+    folder = finished(config)
+    (folder / files.PREDICTIONS).write_text('{"captions": {}, "answers": {}}')
+    monkeypatch.setitem(behaviour.SCORERS, "captions", 2)
+    assert rescore({folder.name: config}).unscored == [folder.name]
+    assert "its scores stay as they are" in capsys.readouterr().err
+    assert files.is_complete(folder)
+
+
+def test_records_of_an_earlier_behaviour_are_given_with_what_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = evlgen("smoke")
+    before = finished(config)
+    monkeypatch.setitem(behaviour.COMPONENTS, "merging", 2)
+    identity.forget_fingerprints()
+    record = results.find(config)
+    assert record is not None
+    assert (record.folder, record.changed) == (before, ("merging 1, now 2",))
+    assert not files.is_complete(identity.run_folder(config))  # a sweep makes the run again
+    now = finished(config)
+    record = results.find(config)
+    assert record is not None
+    assert (record.folder, record.changed) == (now, ())
+    monkeypatch.undo()
+    identity.forget_fingerprints()
+
+
+def test_records_with_other_weights_are_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = evlgen("smoke")
+    folder = finished(config)
+    versions = files.read_json(folder / files.IDENTITY)
+    assert versions is not None
+    versions["weights"]["language"] = "0" * 16
+    other = folder.with_name(identity.id_of(config, versions))
+    folder.rename(other)
+    files.write_json(other / files.IDENTITY, versions)
+    assert results.find(config) is None
+
+
+def test_damaged_runs_are_neither_packed_nor_unpacked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = finished(evlgen("smoke")), finished(evlgen("smoke", pairs="11M"))
+    (bad / files.METRICS).write_text("half a his")
+    path = place / "x.tar.xz"
+    assert archive.pack(path, [good.name, bad.name], []) == [good.name]
+    assert f"{bad.name}/metrics.jsonl: damaged" in capsys.readouterr().err
+    content = {run: dict(found) for run, found in archive.contents(path).items()}
+    content[good.name][files.METRICS] = b""
+    archive.write(path, content)
+    assert records.unpack(path) == []
+    assert f"{good.name}/metrics.jsonl: damaged" in capsys.readouterr().err
+
+
+def test_a_record_renamed_to_another_run_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = finished(evlgen("smoke"))
+    other = identity.run_id(evlgen("smoke", pairs="11M"))
+    path = place / "x.tar.xz"
+    archive.pack(path, [one.name], [])
+    archive.write(path, {other: archive.contents(path)[one.name]})
+    assert records.unpack(path) == []
+    assert "its configuration and versions are those of" in capsys.readouterr().err
+
+
+def test_a_member_of_gigabytes_is_refused_before_it_is_read(place: Path) -> None:
+    """A file of 0.6 MiB whose one member unpacks to 4 GiB."""
+    path = place / "x.tar.xz"
+    header = tarfile.TarInfo("0123456789ab-01234567/metrics.jsonl")
+    header.size = 2**32
+    with lzma.open(path, "wb", preset=0) as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(64):
+            file.write(bytes(2**20))
+    with pytest.raises(Exception, match="more than a record of a run can have"):
+        archive.contents(path)
