@@ -22,7 +22,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -30,7 +30,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.rouge.rouge import Rouge
 
 from evlgen.evaluation import java
-from evlgen.evaluation.java import JavaError, Meteor, Pair, ptb_tokenize
+from evlgen.evaluation.java import JavaError, Meteor, Pair, one_line, ptb_tokenize
 
 log = logging.getLogger(__name__)
 
@@ -236,3 +236,11 @@ def score_captions(jobs: Sequence[CaptionJob], scorer: CaptionScorer | None = No
         return scorer.score(jobs)
     with CaptionScorer() as own:
         return own.score(jobs)
+
+
+def distinct_share(captions: Collection[str]) -> float:
+    """Percent of the captions that are distinct, whatever their case and white space.
+
+    Whoever changes it raises the number ``distinct`` in `evlgen.runs.behaviour.SCORERS`.
+    """
+    return 100 * len({one_line(text).lower() for text in captions}) / len(captions)

@@ -5,22 +5,19 @@ Whoever changes a score raises the number ``scene_truth`` in `evlgen.runs.behavi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from evlgen import miniworld
 from evlgen.evaluation.java import one_line
+from evlgen.miniworld import Scene, check_caption
 
 
-def scene_truth(captions: Mapping[int, str], pool: str) -> dict[str, float]:
+def scene_truth(captions: Iterable[tuple[str, Scene]]) -> dict[str, float]:
     """Percent of the objects named that are there, and of the colours named with them that are right.
 
     Args:
-        captions: index of the image in the miniworld pool ``pool`` -> caption.
+        captions: each with the scene of its image.
     """
-    images = miniworld.pool(pool)
-    checks = [
-        miniworld.check_caption(one_line(text), images.scene(index)) for index, text in captions.items()
-    ]
+    checks = [check_caption(one_line(text), scene) for text, scene in captions]
     objects, colours = sum(c.named for c in checks), sum(c.colour_named for c in checks)
     return {
         "objects_right": 100 * sum(c.shape_right for c in checks) / max(1, objects),

@@ -13,19 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from evlgen import miniworld
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data import worlds
 from evlgen.data.base import EvalSet, Scorer, World
 from evlgen.errors import UserError
 from evlgen.evaluation.answer_scores import exact_match, lemmatize, soft_accuracy
-from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer
-from evlgen.evaluation.java import one_line
+from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, distinct_share
 from evlgen.evaluation.scene_truth import scene_truth
 from evlgen.runs.behaviour import SCORERS
 
 SHUFFLED = "_shuffled"  # suffix of a question set whose questions were asked with the images shuffled
 
-_ACCURACY: Mapping[Scorer, Callable[[str, Sequence[str]], float]] = {
+# Scorer of a question set -> accuracy (0 to 1) of an answer, given the right ones.
+ACCURACY: Mapping[Scorer, Callable[[str, Sequence[str]], float]] = {
     "vqa_accuracy": soft_accuracy,
     "okvqa_accuracy": functools.partial(soft_accuracy, normalize=lemmatize),
     "gqa_accuracy": exact_match,
@@ -127,11 +128,11 @@ def _scores_by_image(eval_set: EvalSet, captions: Mapping[str, str], world: Worl
     """The scores of a captioning set that need no references."""
     scores: dict[str, float] = {}
     if "distinct" in eval_set.scorers:
-        distinct = {one_line(text).lower() for text in captions.values()}
-        scores["distinct_captions"] = 100 * len(distinct) / len(captions)
+        scores["distinct_captions"] = distinct_share(captions.values())
     if "scene_truth" in eval_set.scorers:
         count = world.count(eval_set.pool)
-        truth = scene_truth({_index(i, count): text for i, text in captions.items()}, eval_set.pool)
+        drawn = miniworld.pool(eval_set.pool)
+        truth = scene_truth((text, drawn.scene(_index(image, count))) for image, text in captions.items())
         scores |= {f"{eval_set.name}/{name}": value for name, value in truth.items()}
     return scores
 
@@ -140,7 +141,7 @@ def _score_answers(name: str, answers: Mapping[str, str], world: World) -> dict[
     """Mean accuracy on a question set and, where it is declared so, for each type of answer."""
     eval_set = _declared(world, name.removesuffix(SHUFFLED), "question")
     (scorer,) = eval_set.scorers
-    accuracy = _ACCURACY[scorer]
+    accuracy = ACCURACY[scorer]
     count = world.count(eval_set.pool)
     groups: dict[str, list[float]] = {}
     for number, answer in answers.items():
