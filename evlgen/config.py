@@ -1,7 +1,8 @@
 """The full description of one run, as frozen dataclasses, and its JSON form.
 
-A run is a training plus an evaluation with one seed. Everything that changes its numbers is a field here,
-so that the hash of the JSON form (together with the hash of the code) identifies it.
+A run is a training plus an evaluation with one seed. Everything that changes its numbers is a field here, so
+that the JSON form identifies it, together with its data, its weights and the behaviour of the components that
+it uses (`evlgen.runs.identity`). Committed runs are read back: no field may be renamed, and no default changed.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ Objective = Literal["itc", "itm", "lm"]
 
 @dataclass(frozen=True)
 class TomeFormerConfig:
-    """TomeFormer (paper: BERT-base, 12 layers, r = 19, 257 -> 29 tokens).
+    """TomeFormer, EVLGen's connector (paper: BERT-base, 12 layers, r = 19, 257 -> 29 tokens).
 
     Attributes:
         input_width: width of the image features.
-        r: merge schedule in the ToMe notation: ``19`` merges 19 tokens in each layer, ``(19, -1)`` is
-            (r, inflection), linear in depth, and a tuple of ``num_layers`` entries is taken as it is.
-        metric: what similarity is measured on: the attention's head-averaged ``keys`` (the paper), the
-            layer's ``features``, or ``random`` numbers; ``position`` merges neighbours whatever they hold,
+        width, num_layers, num_heads, intermediate, max_positions: sizes of the BERT encoder.
+        r: merge schedule in ToMe's notation: ``19`` merges 19 tokens in each layer, ``(19, -1)`` is
+            (r, inflection), linear in depth, and a tuple of ``num_layers`` numbers gives each layer's own.
+        metric: what similarity is measured on: the attention's ``keys``, averaged over heads (paper), the
+            layer's ``features``, or ``random`` numbers; ``position`` merges neighbours whatever they contain,
             which is plain pooling (`evlgen.merging.position_matching`).
-        reduce: plain ``mean`` of the tokens merged in a layer (the paper), or ``weighted`` by how many
-            input tokens each of them stands for (ToMe).
-        proportional_attention: add log(size) to the attention scores (ToMe; the paper does not).
+        reduce: plain ``mean`` of the tokens merged in a layer (paper), or ``weighted`` by how many input
+            tokens each of them stands for (ToMe).
+        proportional_attention: add log(size) to the attention scores (ToMe; not in the paper).
         class_token: position 0 is a class token and is never merged.
-        dropout: for hidden states and attention weights, as in BERT.
+        dropout: of hidden states and attention weights, as in BERT.
+        init: initial weights: ``random``, or the name of a BERT (paper: ``bert-base-uncased``).
     """
 
     kind: Literal["tomeformer"] = "tomeformer"
@@ -58,9 +61,14 @@ class QFormerConfig:
     """Q-Former of BLIP-2 (paper: BERT-base, 32 queries, cross-attention in every second layer).
 
     Attributes:
-        encoder_width: width of the image features the queries attend to.
-        vocab_size: size of the text vocabulary of stage 1; 0 leaves the text branch out (stage 2).
+        encoder_width: width of the image features that the queries attend to.
+        width, num_layers, num_heads, intermediate, max_positions: sizes of the BERT encoder.
+        num_queries: learned queries: the soft tokens.
+        cross_attention_every: layers from one with cross-attention to the next.
+        vocab_size: size of the text vocabulary of stage 1; 0 omits the text branch (stage 2).
         embed_dim: width of the joint space of the contrastive loss (BLIP-2: 256).
+        dropout: of hidden states and attention weights, as in BERT.
+        init: initial weights: ``random``, or the name of a BERT (paper: ``bert-base-uncased``).
     """
 
     kind: Literal["qformer"] = "qformer"
@@ -85,13 +93,14 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """LLaVA's connector: every image token goes to the language model, through linear layers alone.
+    """LLaVA's connector: every image token goes to the language model, through nothing but linear layers.
 
     Attributes:
-        width: of the hidden layers (LLaVA-1.5: the language model's); with a single layer, which has no
-            hidden ones, the same as ``input_width``.
-        num_layers: linear layers, a GELU between two of them: 1 is LLaVA's, 2 the MLP of LLaVA-1.5. The last
-            one is the model's own projection to the width of the language model.
+        input_width: width of the image features.
+        width: of the hidden layers (LLaVA-1.5: the language model's width); equal to ``input_width`` if there
+            is one layer, and so no hidden one.
+        num_layers: linear layers, with a GELU between them: 1 is LLaVA's, 2 the MLP of LLaVA-1.5. The last
+            one is the model's projection to the width of the language model.
         init: ``random``; there is no BERT in it.
     """
 
@@ -104,11 +113,12 @@ class LinearConfig:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Average pooling of the square of patches: at the paper's size to 29 tokens, as many as TomeFormer's.
+    """Average pooling of the square of patches; the defaults give 29 tokens, as many as TomeFormer's.
 
     Attributes:
-        rows, columns: what the patches are pooled to.
-        class_token: position 0 is a class token; it stays in front as it is.
+        input_width: width of the image features.
+        rows, columns: of the grid that the patches are pooled to.
+        class_token: position 0 is a class token; it stays in front, unchanged.
         init: ``random``; there is no BERT in it.
     """
 
@@ -127,14 +137,16 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class PerceiverConfig:
-    """Perceiver resampler of Flamingo, in the size of TomeFormer: as deep, as wide, as many soft tokens.
+    """Flamingo's perceiver resampler, of TomeFormer's size: as deep, as wide, as many soft tokens.
 
-    Flamingo's has 6 layers; with 12 it has the parameters of a TomeFormer of BERT-base, so that a comparison
-    is one of how the tokens become few.
+    Flamingo's has 6 layers; with 12 it has as many parameters as a TomeFormer of BERT-base's size, so that
+    only the way in which tokens are reduced differs.
 
     Attributes:
-        num_latents: learned vectors that the image is read into: the soft tokens (Flamingo: 64).
-        max_positions: most image tokens, each with a learned position.
+        input_width: width of the image features.
+        width, num_layers, num_heads, intermediate: sizes of the layers.
+        max_positions: limit to the number of image tokens, each of which has a learned position.
+        num_latents: learned vectors that attend to the image: the soft tokens (Flamingo: 64).
         init: ``random``; there is no BERT in it.
     """
 
@@ -161,10 +173,10 @@ class DataConfig:
             or ``folder`` (one's own images), see `evlgen.data.worlds`.
         pools: pool name -> number of pairs; pairs are sampled in proportion to these numbers
             (paper: LAION-115M : CCS-14M : COCO = 15 : 4 : 1).
-        cache: the features of all training images are computed once and kept. Without it each image is
+        cache: compute the features of all training images once and keep them. Otherwise each image is
             decoded, cropped, flipped and encoded anew whenever it is drawn (paper).
-        views: augmented views (random resized crop) cached for each image; 1 is the plain image.
-        max_text_tokens: captions are cut to this many tokens, the closing newline among them (paper: 32).
+        views: augmented views (random resized crops) cached for each image; 1 is the plain image.
+        max_text_tokens: captions are cut to this many tokens, including the closing newline (paper: 32).
     """
 
     world: str = "miniworld"
@@ -176,24 +188,27 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay (paper, settings of the authors' runs).
+    """AdamW with linear warm-up and cosine decay; the defaults are the settings of the paper's authors.
 
     Attributes:
         steps: number of updates.
-        batch_size: pairs in one update, over all devices and all parts.
-        accumulate: parts that the batch of an update is computed in, one after the other. The gradient is
-            that of the whole batch; only stage 1 takes its negatives from the part (over all devices).
-        gradient_checkpointing: compute the activations of connector and language model again in the backward
-            pass instead of keeping them: less memory, the same bits, about a third more time. (The frozen
-            image encoder needs no gradient and keeps none.)
+        batch_size: pairs in one update, over all devices and micro-batches.
+        lr, warmup_lr, min_lr: learning rate at its peak, at the start of the warm-up, and at the end of the
+            cosine.
+        warmup_steps: updates of the warm-up.
+        weight_decay: not applied to biases and normalisation weights.
+        clip_norm: limit of the gradient's norm; 0 turns clipping off.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast (fp16 with a gradient scaler).
+        eval_every: updates between two validations with collapse diagnostics.
+        checkpoint_every: updates between two checkpoints.
+        accumulate: micro-batches that the batch of an update is computed in, one after the other. The
+            gradient is that of the whole batch; only stage 1 takes its negatives from the micro-batch (over
+            all devices).
+        gradient_checkpointing: recompute the activations of connector and language model in the backward pass
+            instead of keeping them: less memory, the same bits, about a third more time. (The frozen image
+            encoder needs no gradient and keeps none.)
         llm_placement: ``replicate`` keeps the frozen language model whole on each device; ``shard`` spreads
             its layers over the devices (FSDP2), for models that do not fit.
-        warmup_lr, lr, min_lr: start of the warm-up, peak, and end of the cosine.
-        weight_decay: not applied to biases and normalisation weights.
-        clip_norm: gradient norm limit; 0 turns clipping off.
-        precision: ``fp32``, ``bf16`` or ``fp16`` autocast (fp16 with a gradient scaler).
-        eval_every: steps between validation and collapse diagnostics.
-        checkpoint_every: steps between checkpoints.
     """
 
     steps: int = 250_000
@@ -215,11 +230,11 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How many examples of each evaluation set are used (0 leaves a set out), and the decoding.
+    """How many examples of each evaluation set are used, and how they are decoded.
 
     Attributes:
-        sets: evaluation set -> number of images (captioning) or questions; all where there are fewer.
-        validation: pairs used for the validation loss and the collapse diagnostics.
+        sets: evaluation set -> number of images (captioning) or questions; all if there are fewer; 0: none.
+        validation: number of pairs for the validation loss and the collapse diagnostics.
         batch_size: examples decoded together.
         beams, min_length, max_length: caption decoding, in generated tokens (paper: 5, 8, 30).
         answer_max_length: tokens of an answer (paper: 10; beam 5, length penalty 0).
@@ -241,11 +256,12 @@ class RunConfig:
     Attributes:
         stage: ``caption`` trains the connector through the frozen LLM (EVLGen's only stage, BLIP-2's
             stage 2); ``represent`` is BLIP-2's stage 1 (ITC + ITM + image-grounded LM, no LLM).
-        objectives: the losses that the stage ``represent`` sums; one that is left out is not computed. The
-            stage ``caption`` has one loss and does not look at them.
+        objectives: the losses that the stage ``represent`` sums; others are not computed. The stage
+            ``caption`` has one loss and ignores them.
         init_from: the ``represent`` run whose connector this run starts from, or None.
-        vision, language: names of the frozen image encoder and of the frozen LLM. In the stage ``represent``
-            ``language`` names the BERT whose words the Q-Former reads; empty: that of ``connector.init``.
+        vision, language: names of the frozen image encoder and of the frozen LLM, or the LLM's folder. In the
+            stage ``represent`` ``language`` names the BERT whose words the Q-Former reads; empty: that of
+            ``connector.init``.
     """
 
     connector: ConnectorConfig = field(default_factory=TomeFormerConfig)
@@ -278,7 +294,7 @@ def from_json(data: dict[str, Any]) -> RunConfig:
 
 
 def with_value(config: RunConfig, key: str, text: str) -> RunConfig:
-    """Copy of ``config`` with the field at dotted ``key`` (``optim.lr``) set from ``text`` (``--set``).
+    """Copy of ``config`` whose field at dotted ``key`` (``optim.lr``) has the value ``text`` (``--set``).
 
     Raises:
         UserError: unknown key (the message lists those that exist) or a text of the wrong type.
@@ -381,7 +397,7 @@ def _build(hint: Any, value: Any, where: str) -> Any:
 
 
 def _kind(option: Any) -> str | None:
-    """Default of the ``kind`` field that tells the members of a union of dataclasses apart."""
+    """Default of the ``kind`` field, which distinguishes the members of a union of dataclasses."""
     for f in dataclasses.fields(option):
         if f.name == "kind":
             return typing.cast(str, f.default)
