@@ -2,7 +2,7 @@
 
 A run is a training plus an evaluation with one seed. Everything that changes its numbers is a field here, so
 that the JSON form identifies it, together with its data, its weights and the behaviour of the components that
-it uses (`evlgen.runs.identity`). Committed runs are read back: no field may be renamed, and no default changed.
+it uses (`evlgen.runs.identity`). Committed runs are read back: no field may be renamed, no default changed.
 """
 
 from __future__ import annotations
