@@ -568,12 +568,11 @@ def c5(found: Store) -> Claim:
     """Merged tokens are already semantically meaningful before any training.
 
     Two measures of `evlgen.evaluation.merge_maps`, on the connector as initialised: the share of merged
-    tokens that
-    show what most of their group shows (``purity``; background counts, so much is pure by chance), and for
-    tokens that show an object the share of the others in their group that show the same
-    (``purity_objects``). Each is held against groups of the same sizes drawn at random, and against a grid
-    of as many rectangles of neighbouring patches: neighbours tend to show the same thing anyway, so what is
-    no better than a grid follows position, not meaning.
+    tokens that show what most of their group shows (``purity``; background counts, so much is pure by
+    chance), and for tokens that show an object the share of the others in their group that show the same
+    (``purity_objects``). Each is held against groups of the same sizes drawn at random, and against a grid of
+    as many rectangles of neighbouring patches: neighbours tend to show the same thing anyway, so what is no
+    better than a grid follows position, not meaning.
 
     Holds if both measures are shown to be more than 0.05 above random groups and above the grid at all.
     Does not hold if both are shown to be less than 0.05 above random groups, or both below the grid. The

@@ -167,9 +167,8 @@ def build_language(name: str) -> FrozenLanguage:
 
     Args:
         name: of the miniature or of `evlgen.runtime.sources.SOURCES`, or the folder of any decoder-only
-            model of
-            `transformers` or of a T5, a GGUF file, or a model in the hub's cache. Large ones run in fp16 or
-            bf16 on a GPU, in float32 without one.
+            model of `transformers` or of a T5, a GGUF file, or a model in the hub's cache. Large ones run in
+            fp16 or bf16 on a GPU, in float32 without one.
 
     Raises:
         UserError: unknown name, or its weights are missing or unfit.

@@ -1,10 +1,9 @@
 """The records of finished runs, one file a table, which a project can keep: ``run.py pack`` and ``unpack``.
 
 Where a table is committed, the runs behind it can be committed beside it: tables, claims, figures and the
-report
-are then made from them by whoever has the checkout (`evlgen.runs.results`), and a sweep that is continued
-elsewhere does not begin anew. Weights and checkpoints are left out. A stage 1 without its weights is trained
-again, to the same bits, if a run that is still missing starts from it.
+report are then made from them by whoever has the checkout (`evlgen.runs.results`), and a sweep that is
+continued elsewhere does not begin anew. Weights and checkpoints are left out. A stage 1 without its weights
+is trained again, to the same bits, if a run that is still missing starts from it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Which behaviour of each component the code has: one whole number each, part of the identity of a run.
 
 Raise a component's number in the same commit that changes what it computes, and run it again where its
-numbers
-are shown. Refactoring, faster code with the same numbers, and new options with a default that changes nothing
-do not raise it. The golden tests (tests/golden) compare numbers with behaviour: they fail where values have
-changed and no number was raised, and where a number was raised and no value has changed.
+numbers are shown. Refactoring, faster code with the same numbers, and new options with a default that changes
+nothing do not raise it. The golden tests (tests/golden) compare numbers with behaviour: they fail where
+values have changed and no number was raised, and where a number was raised and no value has changed.
 
 A component that is not listed has never changed: its number is 1.
 """

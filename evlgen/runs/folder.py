@@ -1,8 +1,8 @@
 """The folder of a run: its files, verified wherever they are read.
 
 JSON files carry a checksum of themselves. ``outcome.json``, written when training and evaluation are over,
-lists
-the checksums of all other files that the run made. ``result.json`` comes last and makes the run complete.
+lists the checksums of all other files that the run made. ``result.json`` comes last and makes the run
+complete.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 An id reads ``CONFIG-VERSIONS``. The first 12 hex digits stand for the configuration with defaults left out,
 so that runs of one configuration share them; the last 8 stand for the versions of what the run uses: of its
-data, of
-all weights, and of the behaviour of each component (`evlgen.runs.behaviour`). Sources are not hashed: the
-commit is provenance. Paths of weights are not part of it either: their contents are.
+data, of all weights, and of the behaviour of each component (`evlgen.runs.behaviour`). Sources are not
+hashed: the commit is provenance. Paths of weights are not part of it either: their contents are.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The one reader of results: the record of a run, from the run store or from the committed archives.
 
 Where a run is not in the store, its record is looked for beside the tables (``results/*/*/runs.tar.xz``), so
-that
-a fresh checkout shows everything without unpacking. Where only a record of an earlier behaviour is there, it
-is given with what has changed since, for whoever shows it to say so.
+that a fresh checkout shows everything without unpacking. Where only a record of an earlier behaviour is
+there, it is given with what has changed since, for whoever shows it to say so.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Checkpoints that survive a kill at any moment, a full disk and a damaged disk.
 
 A folder holds the newest checkpoint, the one before it, and the checksums of all that may be there. The
-checksum
-of a new one is added before the file itself is written, and none is dropped before the new file is in place:
-so
-whichever files a crash leaves behind, and however many crashes in a row, the good can be told from the bad.
+checksum of a new one is added before the file itself is written, and none is dropped before the new file is
+in place: so whichever files a crash leaves behind, and however many crashes in a row, the good can be told
+from the bad.
 """
 
 from __future__ import annotations
