@@ -63,6 +63,7 @@ lint: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --no-logo | sed -n '/^Contracts:/p; /BROKEN/p; /not allowed/p; /^-  *[a-z]/p'
 
 format: $(DEV)
 	@$(BIN)/ruff check --fix .
@@ -99,5 +100,5 @@ $(BRIDGE): | $(BIN)/python
 	@rm -f $(VENV)/.installed-* && touch $(BASE) $@
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
