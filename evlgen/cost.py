@@ -9,15 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -33,7 +32,9 @@ from evlgen.backbones.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_c
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.connector_base import Connector
 from evlgen.connectors import build_connector
+from evlgen.data.pairs import Batch
 from evlgen.errors import UserError
+from evlgen.model import CaptionModel, Model, evaluating
 from evlgen.qformer import QFormer
 from evlgen.stage1 import OBJECTIVES, stage1_losses
 
@@ -42,29 +43,81 @@ BERT_VOCABULARY = 30_522
 # -------------------------------------------------------------------------------- counting on any module
 
 
+class MacCounter(TorchDispatchMode):
+    """Counts the MACs of all matrix products and convolutions inside, whichever module computes them.
+
+    Attributes:
+        all: MACs so far.
+        linear: those of an input with a weight of ``module``: its linear layers, also those that are no
+            ``nn.Linear`` (``nn.MultiheadAttention``). Word embeddings are no such weight, even where a head
+            is tied to them. Biases count nothing.
+    """
+
+    def __init__(
+        self, module: nn.Module | None = None, include: Callable[[str], bool] = lambda name: True
+    ) -> None:
+        """
+        Args:
+            include: given the name within ``module`` of the submodule that a weight belongs to, whether its
+                products count as linear.
+        """
+        super().__init__()
+        self.all = self.linear = 0
+        self._weights: set[int] = set()
+        if module is not None:
+            words = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+            self._weights = {
+                _memory(weight)
+                for name, weight in module.named_parameters()
+                if id(weight) not in words and include(name.rpartition(".")[0])
+            }
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        flops = flop_registry.get(func._overloadpacket)
+        if flops is None:
+            with self:  # made of other operations, perhaps
+                output = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if output is NotImplemented else output
+        output = func(*args, **kwargs)
+        macs = flops(*args, **kwargs, out_val=output) // 2  # the registry takes a MAC for two operations
+        self.all += macs
+        self.linear += macs if self._weights and any(map(self._is_weight, args)) else 0
+        return output
+
+    def _is_weight(self, value: object) -> bool:
+        """Whether an argument is a weight, transposed or not, and not a bias."""
+        return isinstance(value, Tensor) and value.ndim >= 2 and _memory(value) in self._weights
+
+
+def _memory(tensor: Tensor) -> int:
+    """The same number for a tensor and its views."""
+    return tensor.untyped_storage()._cdata
+
+
 def linear_macs(
     module: nn.Module, *inputs: Tensor, include: Callable[[str], bool] = lambda name: True
 ) -> int:
-    """MACs of the linear layers in one forward pass; biases count nothing.
+    """MACs of the products with weights in one forward pass; biases count nothing.
 
     Args:
         inputs: what the module is called with; only shapes and dtypes are used.
-        include: given a linear layer's name within ``module``, whether it counts.
+        include: see `MacCounter`.
     """
     module = _on_meta(module)
-    with torch.no_grad(), _linear_counter(module, include) as count:
+    with torch.no_grad(), MacCounter(module, include) as counter:
         module(*_all_on_meta(inputs))
-    return count()
+    return counter.linear
 
 
 def full_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """MACs of all matrix products in one forward pass.
+    """MACs of all products in one forward pass.
 
     Beside the linear layers these are the attention's two products and the similarities of token merging.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), MacCounter() as counter:
         _on_meta(module)(*_all_on_meta(inputs))
-    return int(counter.get_total_flops()) // 2  # the counter takes a MAC for two operations
+    return counter.all
 
 
 @dataclass(frozen=True)
@@ -105,28 +158,25 @@ def step_cost(
     """
     module = _on_meta(module)
     kept = _Kept(module)
-    with FlopCounterMode(display=False) as counter:
-        saved = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
-        with _linear_counter(module, include) as linear, saved:
+    with MacCounter(module, include) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             output: Tensor = module(*_all_on_meta(inputs))
-        forward = int(counter.get_total_flops()) // 2
-        activations = kept.bytes()
+        linear, forward, activations = counter.linear, counter.all, kept.bytes()
         if backward:
             output.backward(torch.empty_like(output))
-    return StepCost(output.shape, linear(), forward, int(counter.get_total_flops()) // 2, activations)
+    return StepCost(output.shape, linear, forward, counter.all, activations)
 
 
 class _Kept:
     """The memory that autograd saves, parameters and buffers of ``module`` left out."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.owned = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
+        self.owned = {_memory(tensor) for tensor in (*module.parameters(), *module.buffers())}
         self.storages: dict[int, torch.UntypedStorage] = {}  # holds them, or an address could come up twice
 
     def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.owned:
-            self.storages[storage._cdata] = storage
+        if _memory(tensor) not in self.owned:
+            self.storages[_memory(tensor)] = tensor.untyped_storage()
         return tensor
 
     def bytes(self) -> int:
@@ -136,26 +186,6 @@ class _Kept:
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
     """Number of parameters, or of those that are trained."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
-
-
-@contextmanager
-def _linear_counter(module: nn.Module, include: Callable[[str], bool]) -> Iterator[Callable[[], int]]:
-    """Inside, the linear layers of ``module`` count their MACs; the value gives the sum so far."""
-    macs = 0
-
-    def count(linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs
-        assert isinstance(linear, nn.Linear)
-        macs += output.numel() * linear.in_features
-
-    hooks = [
-        part.register_forward_hook(count)
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and include(name)
-    ]
-    yield lambda: macs
-    for hook in hooks:
-        hook.remove()
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
@@ -298,9 +328,9 @@ def stage1_macs(config: QFormerConfig, tokens: int, text_tokens: int) -> Stage1M
         mask = torch.ones(1, text_tokens, dtype=torch.bool)
 
     def counted(call: Callable[[], Any], include: Callable[[str], bool] = lambda name: True) -> int:
-        with torch.no_grad(), _linear_counter(qformer, include) as count:
+        with torch.no_grad(), MacCounter(qformer, include) as counter:
             call()
-        return count()
+        return counter.linear
 
     image = qformer.project_image(features)
     _, cache = qformer.encode_images(image, 1)
@@ -530,35 +560,21 @@ def trained_part(config: ConnectorConfig, language_width: int) -> nn.Sequential:
         )
 
 
-# ----------------------------------------------------------------------------------------------- hours
+def training_flops(model: Model, batch: Batch) -> float:
+    """FLOPs that training on one pair of this batch needs, from a forward pass of its own over the batch.
 
-
-@dataclass(frozen=True)
-class Devices:
-    """Accelerators that share a batch.
-
-    Attributes:
-        peak: operations a second of one of them, as its maker states it.
+    The backward pass of what is trained takes twice its forward pass, that of the frozen language model once,
+    for it has gradients of its inputs only. The frozen image encoder is not counted.
     """
-
-    name: str
-    number: int
-    peak: float
-
-
-A100S = Devices("A100", 8, 312e12)  # PAPER: 8 x A100-80G; dense fp16 on tensor cores
-
-
-def utilisation(flop: float, seconds: float, devices: Devices) -> float:
-    """Share of the peak that is used where ``flop`` operations take ``seconds`` (MFU)."""
-    return flop / (seconds * devices.number * devices.peak)
-
-
-def step_seconds(flop: float, devices: Devices, used: float) -> float:
-    """Seconds of a step of ``flop`` operations at a share ``used`` of the peak."""
-    return flop / (devices.number * devices.peak * used)
-
-
-def training_hours(steps: int, seconds: float) -> float:
-    """Hours of ``steps`` steps of ``seconds`` each."""
-    return steps * seconds / 3600
+    trained, frozen = MacCounter(), MacCounter()
+    with evaluating(model):
+        features = model.encode(batch.images)
+        if isinstance(model, CaptionModel):
+            with trained:
+                prompt = model.soft_prompt(features)
+            with frozen:
+                model.token_losses(prompt, batch.text_ids, batch.text_mask)
+        else:
+            with trained:
+                model.losses(features, batch.text_ids, batch.text_mask)
+    return 2 * (3 * trained.all + 2 * frozen.all) / len(batch.text_ids)

@@ -1,19 +1,17 @@
-"""How much of a GPU's arithmetic a training uses: model FLOPs utilisation (MFU).
+"""How fast devices compute, and how much of it a training uses: model FLOPs utilisation (MFU).
 
-MFU (Chowdhery et al., "PaLM", 2022) counts what the mathematics of a step needs, not what is computed twice
-to save memory, and divides by the peak that the maker states for dense matrix products.
+MFU (Chowdhery et al., "PaLM", 2022) takes the operations that a step needs (`evlgen.cost`), without those
+that are done twice to save memory, and divides by the peak that the maker states for dense matrix products.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from evlgen.data.pairs import Batch
 from evlgen.errors import UserError
-from evlgen.model import CaptionModel, Model, evaluating
 
 STATED = "EVLGEN_PEAK_TFLOPS"
 
@@ -67,22 +65,32 @@ def known_peak(name: str) -> float | None:
     return next((peak for part, peak in _PEAKS.items() if f" {part} " in words), None)
 
 
-def training_flops(model: Model, batch: Batch) -> float:
-    """FLOPs that training on one pair of this batch needs, from a forward pass of its own over the batch.
+@dataclass(frozen=True)
+class Devices:
+    """Accelerators that share a batch.
 
-    The backward pass of what is trained takes twice its forward pass, that of the frozen language model once,
-    for it has gradients of its inputs only. The frozen image encoder is not counted.
+    Attributes:
+        peak: operations a second of one of them, as its maker states it.
     """
-    trained, frozen = FlopCounterMode(display=False), FlopCounterMode(display=False)
-    with evaluating(model):
-        if isinstance(model, CaptionModel):
-            features = model.encode(batch.images)
-            with trained:
-                prompt = model.soft_prompt(features)
-            with frozen:
-                model.token_losses(prompt, batch.text_ids, batch.text_mask)
-        else:
-            features = model.encode(batch.images)
-            with trained:
-                model.losses(features, batch.text_ids, batch.text_mask)
-    return (3 * trained.get_total_flops() + 2 * frozen.get_total_flops()) / len(batch.text_ids)
+
+    name: str
+    number: int
+    peak: float
+
+
+A100S = Devices("A100", 8, _PEAKS["A100"])  # PAPER: 8 x A100-80G; dense fp16 on tensor cores
+
+
+def utilisation(flop: float, seconds: float, devices: Devices) -> float:
+    """Share of the peak that is used where ``flop`` operations take ``seconds`` (MFU)."""
+    return flop / (seconds * devices.number * devices.peak)
+
+
+def step_seconds(flop: float, devices: Devices, used: float) -> float:
+    """Seconds of a step of ``flop`` operations at a share ``used`` of the peak."""
+    return flop / (devices.number * devices.peak * used)
+
+
+def training_hours(steps: int, seconds: float) -> float:
+    """Hours of ``steps`` steps of ``seconds`` each."""
+    return steps * seconds / 3600

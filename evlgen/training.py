@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from evlgen.backbones.language import forget_languages
 from evlgen.config import OptimConfig, RunConfig, to_json
+from evlgen.cost import training_flops
 from evlgen.data.batches import StepBatches, TrainingData
 from evlgen.data.pairs import Batch
 from evlgen.data.sampling import NOISE, WEIGHTS, hashed
@@ -48,7 +49,7 @@ from evlgen.runtime.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.runtime.files import disk_errors, remove_leftovers, write_atomic
 from evlgen.stage1 import Stage1Model, add_present, check_objectives
-from evlgen.throughput import peak_flops, training_flops
+from evlgen.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 

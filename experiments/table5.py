@@ -12,7 +12,6 @@ import torch
 
 from evlgen.config import RunConfig, TomeFormerConfig
 from evlgen.cost import (
-    A100S,
     RunCost,
     Stage1Macs,
     image_features,
@@ -22,12 +21,10 @@ from evlgen.cost import (
     run_cost,
     stage1_macs,
     step_cost,
-    step_seconds,
-    training_hours,
-    utilisation,
     with_text_branch,
 )
 from evlgen.merging import merge_limit, merge_schedule, token_counts
+from evlgen.throughput import A100S, step_seconds, training_hours, utilisation
 from experiments import table1
 from experiments.base import Experiment, Row
 from experiments.cost_tables import Counted, Figures, Part, Sheet

@@ -12,13 +12,12 @@ from transformers import BertConfig, BertModel
 
 from evlgen.config import OptimConfig, QFormerConfig, RunConfig, TomeFormerConfig
 from evlgen.cost import (
-    A100S,
-    Devices,
     Stage1,
     connector_macs,
     count_parameters,
     full_macs,
     image_features,
+    is_counted,
     linear_macs,
     meta_connector,
     meta_language,
@@ -26,13 +25,11 @@ from evlgen.cost import (
     run_cost,
     stage1_macs,
     step_cost,
-    step_seconds,
-    training_hours,
-    utilisation,
 )
 from evlgen.errors import UserError
 from evlgen.qformer import QFormer
 from evlgen.stage1 import OBJECTIVES, stage1_losses
+from evlgen.throughput import A100S, Devices, step_seconds, training_hours, utilisation
 from evlgen.tomeformer import TomeFormer
 
 
@@ -50,6 +47,39 @@ def test_linear_macs_by_hand() -> None:
     assert full_macs(module, x) == 4 * 7 * (3 * 5 + 5 * 2)
     assert module[0].weight.device.type == "cpu"
     assert not module[0]._forward_hooks
+
+
+class Unusual(nn.Module):
+    """Products that are in no ``nn.Linear``: torch's attention, a bare parameter, a tied head."""
+
+    def __init__(self, need_weights: bool) -> None:
+        super().__init__()
+        self.need_weights = need_weights
+        self.words = nn.Embedding(11, 8)
+        self.layers = nn.ModuleList([nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)])
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.weight = nn.Parameter(torch.randn(8, 5))
+
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        x, _ = self.layers[0](x, image, image, need_weights=self.need_weights)
+        x, _ = self.attention(x, x, x, need_weights=self.need_weights)
+        return torch.cat([x @ self.weight, x @ self.words.weight.T], -1)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_products_outside_of_linear_layers_are_counted(need_weights: bool) -> None:
+    module, batch, tokens, image = Unusual(need_weights), 3, 4, 7
+    inputs = torch.randn(batch, tokens, 8), torch.randn(batch, image, 6)
+    cross = batch * (tokens * 8 * 8 + 2 * image * 6 * 8 + tokens * 8 * 8)
+    own = batch * tokens * 4 * 8 * 8
+    head, tied = batch * tokens * 8 * 5, batch * tokens * 8 * 11
+    scores = batch * 2 * (tokens * image + tokens * tokens) * 8
+    for mode in (True, False):
+        module.train(mode)
+        assert linear_macs(module, *inputs) == cross + own + head
+        assert linear_macs(module, *inputs, include=is_counted) == cross
+        assert full_macs(module, *inputs) == cross + own + head + tied + scores
+    assert step_cost(module, *inputs).linear_macs == cross + own + head
 
 
 def test_full_macs_by_hand() -> None:

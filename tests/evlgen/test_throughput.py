@@ -5,9 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from evlgen import training
+from evlgen.cost import training_flops
 from evlgen.data.pairs import draw_batch
 from evlgen.errors import UserError
-from evlgen.throughput import known_peak, peak_flops, training_flops
+from evlgen.throughput import known_peak, peak_flops
 from evlgen.training import read_metrics, train
 from tests.evlgen import tiny
 
