@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal
 
 from evlgen.errors import UserError
+
+if TYPE_CHECKING:  # a name of a set does not need numpy
+    import numpy as np
+    import numpy.typing as npt
 
 Scorer = Literal[  # of captions, then of answers, of which a set has one
     "captions", "distinct", "scene_truth", "vqa_accuracy", "gqa_accuracy", "okvqa_accuracy"
 ]
+SHUFFLED = "_shuffled"  # suffix of a question set that is answered with the images shuffled
 ENDLESS = 2**62  # images of a pool that is drawn
 
 

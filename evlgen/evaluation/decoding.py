@@ -1,12 +1,11 @@
-"""What a trained run says: captions and answers on the evaluation sets, written to ``predictions.json``.
+"""Captions and answers of a trained run on its evaluation sets, written to ``predictions.json``.
 
-Scores are computed elsewhere, for many runs at once (`evlgen.evaluation.scores.score_runs`). The file is::
+The file is::
 
     {"captions": {set: {image id: caption}}, "answers": {set: {question id: answer}}}
 
-Captioning sets are ``coco`` (the pool ``coco_test``), ``nocaps_in``, ``nocaps_near``, ``nocaps_out`` and
-``flickr``; question sets are ``vqav2``, ``gqa`` and ``okvqa``. Each question set is answered a second time
-with the images shuffled, ``<set>_shuffled``: what can be scored without seeing the right image.
+Each question set is answered a second time with the images shuffled, ``<set>_shuffled``: this is the score
+that needs no image. `evlgen.evaluation.scores.score_runs` scores the files of many runs at once.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ import torch
 
 from evlgen.config import RunConfig
 from evlgen.data import features, worlds
+from evlgen.data.base import SHUFFLED
 from evlgen.data.batches import PoolImages, evaluation_images
 from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
 from evlgen.model import CaptionModel, build_model, load_trained
+from evlgen.runs.folder import CONNECTOR, PREDICTIONS
 from evlgen.runtime.files import write_atomic
-from evlgen.training import CONNECTOR, Progress, autocast
-
-PREDICTIONS = "predictions.json"
+from evlgen.training import Progress, autocast
 
 
 def evaluate(
@@ -73,13 +72,13 @@ def evaluate(
         images = evaluation_images(config, pool, wanted[name])
         order = np.arange(size)
         if name in world.caption_sets:
-            captions[name] = _named(caption_all(captioner, config, images, order, advance))
+            captions[name] = _by_id(caption_all(captioner, config, images, order, advance))
             continue
         questions = [world.question(name, i).text for i in range(size)]
-        answers[name] = _named(answer_all(captioner, config, images, order, questions, advance))
+        answers[name] = _by_id(answer_all(captioner, config, images, order, questions, advance))
         if size > 1:
             other = derangement(size).numpy()
-            answers[f"{name}_shuffled"] = _named(
+            answers[name + SHUFFLED] = _by_id(
                 answer_all(captioner, config, images, other, questions, advance)
             )
     text = json.dumps({"captions": captions, "answers": answers}, indent=1)
@@ -93,7 +92,7 @@ def caption_all(
     order: npt.NDArray[np.int64],
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """Captions of the images ``order``."""
+    """Captions of ``images[order]``; ``advance`` is called with the number of captions of each batch."""
     found: list[str] = []
     for start in range(0, len(order), config.evaluation.batch_size):
         some = order[start : start + config.evaluation.batch_size]
@@ -111,9 +110,9 @@ def answer_all(
     questions: Sequence[str],
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """Answers to the questions, the i-th on the image ``order[i]``.
+    """Answers to the questions, the i-th on ``images[order[i]]``; ``advance`` as in `caption_all`.
 
-    Questions of like length are answered together, so that little is padding.
+    Questions of similar length share a batch, so that little of it is padding.
     """
     by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].split()))
     found = [""] * len(questions)
@@ -129,13 +128,13 @@ def answer_all(
 
 
 def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str = "") -> list[str]:
-    """Captions by a trained run of a few images of a pool, for people to look at.
+    """A trained run's captions of the images ``indices`` of a pool, for people to look at.
 
     Args:
-        pool: of the run's world; empty: the one of the set ``coco``.
+        pool: of the run's world; empty: that of its first captioning set.
 
     Raises:
-        UserError: as `evaluate`, or there is no such pool.
+        UserError: see `evaluate`; or there is no such pool.
     """
     captioner = load_captioner(config, folder)
     world = worlds.of(config.data)
@@ -146,9 +145,9 @@ def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str 
 
 
 def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None = None) -> CaptionModel:
-    """The trained model of a run, on the GPU if there is one; arguments and errors as of `evaluate`."""
+    """The trained model of a run, on the GPU if there is one; see `evaluate` for arguments and errors."""
     if config.stage != "caption":
-        raise UserError(f"{folder}: a run of the stage {config.stage!r} has no language model to speak with")
+        raise UserError(f"{folder}: a run of the stage {config.stage!r} has no language model")
     captioner = model or build_model(config)
     assert isinstance(captioner, CaptionModel)
     load_trained(captioner, folder / CONNECTOR)
@@ -162,5 +161,5 @@ def _device(model: CaptionModel) -> torch.device:
     return model.norm.weight.device
 
 
-def _named(texts: list[str]) -> dict[str, str]:
+def _by_id(texts: list[str]) -> dict[str, str]:
     return {str(i): text for i, text in enumerate(texts)}

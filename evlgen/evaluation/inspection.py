@@ -1,19 +1,20 @@
-"""A look inside a trained captioner: what it merges, how its soft prompts lie, what its connector costs.
+"""Measurements of a trained captioner: what it merges, its soft prompts, and the cost of its connector.
 
 Metrics, all on the first 128 images of the validation set:
 
 - ``connector_gmacs``: MACs (G) of the connector for one image, by the paper's convention (`evlgen.cost`).
 - of a TomeFormer in the miniworld: ``purity``, ``purity_objects`` and ``merge_ari``
-  (`evlgen.evaluation.merge_maps`),
-  each also ``_untrained`` (the same run's connector as initialised with its seed), ``_grid`` and
-  ``_untrained_grid``; the first two also ``_random`` and ``_untrained_random``, for the sizes of the trained
-  and of the untrained groups.
+  (`evlgen.evaluation.merge_maps`), each also ``_untrained`` (the connector as initialised with the run's
+  seed), ``_grid`` and ``_untrained_grid``; the first two also ``_random`` and ``_untrained_random``, for
+  groups of the trained and of the untrained sizes.
 
-Files: ``soft_prompts.npz`` (`evlgen.evaluation.soft_prompts.geometry`, with ``indices`` and, in the
-miniworld, ``shape``
-and ``colour`` of each image's largest object), and of a TomeFormer in the miniworld ``merge_maps.npz``: for
-8 images of the pool ``pool`` their ``indices`` (8,), ``labels`` (8, patches) int8
-(`merge_maps.patch_labels`), and the sources ``trained`` and ``untrained`` (8, N_out, N) uint8.
+Files:
+
+- ``soft_prompts.npz``: `evlgen.evaluation.soft_prompts.geometry`, with the ``indices`` of the images and, in
+  the miniworld, ``shape`` and ``colour`` of each image's largest object.
+- ``merge_maps.npz``, of a TomeFormer in the miniworld: for 8 images of the pool ``pool`` their ``indices``
+  (8,), ``labels`` (8, patches) int8 (`merge_maps.patch_labels`), and the sources ``trained`` and
+  ``untrained`` (8, N_out, N) uint8.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from evlgen.data.pairs import PairPool
 from evlgen.evaluation import merge_maps, soft_prompts
 from evlgen.evaluation.decoding import load_captioner
 from evlgen.model import CaptionModel, evaluating
+from evlgen.runs.folder import MERGE_MAPS, SOFT_PROMPTS
 from evlgen.runtime.arrays import write_arrays
 from evlgen.tomeformer import TomeFormer
 from evlgen.training import autocast, untrained_model
 
-MERGE_MAPS, SOFT_PROMPTS = "merge_maps.npz", "soft_prompts.npz"
 IMAGES, DRAWN = 128, 8
 _BATCH = 16  # fixed, since bits may depend on it; a trace keeps all attention probabilities
 
@@ -47,7 +48,7 @@ def inspect(config: RunConfig, folder: Path) -> dict[str, float]:
         folder: the run's folder, with its ``connector.safetensors``.
 
     Raises:
-        UserError: as `evlgen.evaluation.decoding.evaluate`.
+        UserError: see `evlgen.evaluation.decoding.evaluate`.
     """
     model = load_captioner(config, folder)
     pool = load_training_data(config).validation
@@ -77,7 +78,7 @@ def inspect(config: RunConfig, folder: Path) -> dict[str, float]:
 def _merge_maps(
     config: RunConfig, folder: Path, model: CaptionModel, pool: PairPool, batches: list[Tensor]
 ) -> dict[str, float]:
-    """Metrics of what is merged; writes ``merge_maps.npz``. Nothing where the patches make no square."""
+    """Metrics of the merging; writes ``merge_maps.npz``. Empty where the patches do not form a square."""
     side = merge_maps.grid_side(pool.features.shape[2])
     if side is None:
         return {}

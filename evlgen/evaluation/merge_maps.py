@@ -1,18 +1,18 @@
-"""Do merged tokens belong together? Groups of image tokens held against the objects of the scene.
+"""Do merged tokens belong together? Groups of image tokens compared with the objects of the scene.
 
-PAPER (claim C5): merged tokens are semantically meaningful before any training. A `TomeFormer` puts each
+PAPER (claim C5): merged tokens are semantically meaningful before any training. A `TomeFormer` merges each
 image token into one soft token; the tokens of one soft token are a group. What a patch token shows is known
-in the miniworld (`miniworld.object_masks`). The class token shows no place and is left out.
+in the miniworld (`miniworld.object_masks`). The class token has no place in the image and is left out.
 
-Six of seven tokens show background, so a group of random tokens is fairly pure by that alone. Hence three
-measures, and for each what other groups of the same number would score.
+Six of seven tokens show background, so that even a random group is fairly pure. Hence three measures, each
+beside what as many groups of another kind score.
 
-- ``purity``: of all tokens that share their group with another one, the share that shows what most of their
+- ``purity``: among tokens that share their group with another one, the share that shows what most of their
   group shows. Groups of one are left out, or merging nothing would be perfect.
 - ``purity_objects``: for each token that shows an object and shares its group, the share of the *others* in
-  the group that show the same object; the mean over these tokens. Here background counts only as what
-  objects are mixed up with. Equal to 1 if no object is ever mixed; for random groups it is what is left of
-  the object over what is left of the image, whatever the sizes of the groups.
+  the group that show the same object; the mean over these tokens. Background counts only where it is mixed
+  with objects. It is 1 if no object is ever mixed with anything; for random groups it is the share of the
+  object's other tokens among all other tokens, whatever the sizes of the groups.
 - ``merge_ari``: adjusted Rand index (Hubert & Arabie, 1985) of groups and objects, the mean over images: 1
   for the same partition, 0 on average for random groups. Groups of one count. A background or object that is
   cut into several groups costs: a partition into many groups stays far below 1 however pure it is.
@@ -189,8 +189,7 @@ def chance(groups: Labels, labels: Labels) -> Purity:
 
 
 def compare(trained: Labels, untrained: Labels, labels: Labels) -> dict[str, float]:
-    """A run's metrics, by the names that `evlgen.evaluation.inspection` lists; those that are nan are left
-    out.
+    """A run's metrics by name (see `evlgen.evaluation.inspection`), without those that are nan.
 
     Args:
         trained, untrained: groups (B, side * side) of the connector as trained and as initialised.

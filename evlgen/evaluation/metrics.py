@@ -12,6 +12,8 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from evlgen.data.base import SHUFFLED
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -102,7 +104,6 @@ METRICS = (
     _merging("merge_ari_untrained_grid", "adjusted Rand index, grid of the untrained number"),
 )
 _BY_NAME: Mapping[str, Metric] = {one.name: one for one in METRICS}
-_SHUFFLED = "_shuffled"  # suffix of a question set that is answered with the images shuffled
 
 
 @functools.cache
@@ -111,11 +112,11 @@ def metric(name: str) -> Metric:
     if name in _BY_NAME:
         return _BY_NAME[name]
     place, _, measure = name.partition("/")
-    known = _sets().get(place.removesuffix(_SHUFFLED))
+    known = _sets().get(place.removesuffix(SHUFFLED))
     if known is None:
         return Metric(name, name)
     title, kind = known
-    if place.endswith(_SHUFFLED):
+    if place.endswith(SHUFFLED):
         title += ", images shuffled"
     measured = _BY_NAME.get(f"/{measure}")
     if kind == "question" and measured is None:  # the accuracy, of all answers or of one type

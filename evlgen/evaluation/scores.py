@@ -1,4 +1,4 @@
-"""The scores of runs, from what they said and what people say (`score_runs`).
+"""Scores of runs: their captions and answers compared with those of people (`score_runs`).
 
 A world declares how each of its sets is scored (`evlgen.data.base.EvalSet.scorers`). Every scorer has a
 whole number in `evlgen.runs.behaviour.SCORERS`, by which a record says how its scores were made. Raise it
@@ -16,14 +16,12 @@ from typing import Literal
 from evlgen import miniworld
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data import worlds
-from evlgen.data.base import EvalSet, Scorer, World
+from evlgen.data.base import SHUFFLED, EvalSet, Scorer, World
 from evlgen.errors import UserError
 from evlgen.evaluation.answer_scores import exact_match, lemmatize, soft_accuracy
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, distinct_share
 from evlgen.evaluation.scene_truth import scene_truth
 from evlgen.runs.behaviour import SCORERS
-
-SHUFFLED = "_shuffled"  # suffix of a question set whose questions were asked with the images shuffled
 
 # Scorer of a question set -> accuracy (0 to 1) of an answer, given the right ones.
 ACCURACY: Mapping[Scorer, Callable[[str, Sequence[str]], float]] = {
@@ -35,7 +33,7 @@ ACCURACY: Mapping[Scorer, Callable[[str, Sequence[str]], float]] = {
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """What one run says, as in its ``predictions.json``.
+    """The captions and answers of one run, as in its ``predictions.json``.
 
     Attributes:
         captions: captioning set -> image id -> caption.

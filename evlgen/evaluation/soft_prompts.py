@@ -1,4 +1,4 @@
-"""The geometry of soft prompts: what figures of it need, of the first images of the validation set."""
+"""The geometry of soft prompts on the first images of the validation set, as figures need it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from evlgen.config import RunConfig
-from evlgen.evaluation import decoding
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.runs import folder as files
 from experiments.scales import blip2, evlgen
@@ -20,7 +19,7 @@ OUTCOME = {"train_seconds": 1.0, "val_loss": 2.0}
 def trained(config: RunConfig, predictions: str | None) -> Path:
     folder = files.prepare(config)
     if predictions is not None:
-        (folder / decoding.PREDICTIONS).write_text(predictions)
+        (folder / files.PREDICTIONS).write_text(predictions)
     files.write_outcome(folder, OUTCOME)
     return folder
 
@@ -41,7 +40,7 @@ def test_predictions_that_are_damaged_or_gone_are_made_again(
     assert files.is_complete(good)
     assert not files.is_complete(damaged)
     assert not (damaged / "outcome.json").exists()  # so that the same command evaluates it anew
-    assert str(damaged / decoding.PREDICTIONS) in capsys.readouterr().err
+    assert str(damaged / files.PREDICTIONS) in capsys.readouterr().err
 
 
 def test_a_run_whose_stage_1_is_gone_waits_for_it(

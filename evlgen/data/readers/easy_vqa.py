@@ -1,7 +1,7 @@
 """easy-VQA (Zhou, 2020): one coloured shape an image, 64 x 64, and questions with a one-word answer.
 
-The set has no captions. They are made of what its questions and answers tell of an image ("a blue circle");
-images of which they do not tell both colour and shape are in no pool of captions. Nobody is trained on the
+The set has no captions. They are made from what its questions and answers say of an image ("a blue circle");
+images whose colour or shape they do not say are in no pool of captions. Nobody is trained on the
 questions: those of the test images are asked zero-shot, as the paper asks VQAv2's.
 
 The images and questions are those in the package ``easy-vqa`` (the extra ``bridge``).
@@ -116,10 +116,10 @@ def described(questions: Sequence[tuple[str, str, int]]) -> dict[int, str]:
         named = {word for word in words if word in (*COLOURS, *SHAPES)}
         if answer in ("yes", "no"):  # "is there not a red shape?" no: there is
             is_there = (answer == "yes") != ("not" in words or "no" in words)
-            told = named if is_there else set()
+            seen = named if is_there else set()
         else:  # "what is the blue shape?" tells the colour as well
-            told = {*named, answer}
-        known.setdefault(image, set()).update(told)
+            seen = {*named, answer}
+        known.setdefault(image, set()).update(seen)
     captions = {}
     for image, found in known.items():
         colours, shapes = found & {*COLOURS}, found & {*SHAPES}

@@ -14,6 +14,7 @@ from evlgen.evaluation import decoding as subject
 from evlgen.evaluation.scores import RunPredictions, score_runs
 from evlgen.miniworld import PROMPT
 from evlgen.model import CaptionModel, save_trained
+from evlgen.runs.folder import PREDICTIONS
 from evlgen.training import CONNECTOR, Progress
 from tests.evlgen import tiny
 
@@ -50,7 +51,7 @@ def folder(tmp_path):
 
 def test_predictions_have_a_text_for_every_example(folder):
     subject.evaluate(CONFIG, folder, model=captioner())
-    found = json.loads((folder / subject.PREDICTIONS).read_text())
+    found = json.loads((folder / PREDICTIONS).read_text())
     assert {name: list(texts) for name, texts in found["captions"].items()} == {
         "coco": ["0", "1", "2", "3", "4"],
         "nocaps_out": ["0", "1", "2"],
@@ -63,7 +64,7 @@ def test_predictions_have_a_text_for_every_example(folder):
 
 def test_texts_are_those_of_the_trained_weights_and_the_right_images(folder):
     subject.evaluate(CONFIG, folder, model=captioner())
-    found = json.loads((folder / subject.PREDICTIONS).read_text())
+    found = json.loads((folder / PREDICTIONS).read_text())
     model = captioner()
     subject.load_trained(model, folder / CONNECTOR)
 
@@ -103,7 +104,7 @@ def test_questions_are_asked_in_the_papers_words(folder):
 
 def test_predictions_can_be_scored_with_the_shuffled_answers_beside_the_right_ones(folder):
     subject.evaluate(CONFIG, folder, model=captioner())
-    found = json.loads((folder / subject.PREDICTIONS).read_text())
+    found = json.loads((folder / PREDICTIONS).read_text())
     perfect = {str(i): miniworld.question("gqa", i).answers[0] for i in range(3)}
     answers = found["answers"] | {"gqa": perfect, "gqa_shuffled": dict.fromkeys(perfect, "none")}
     scores = score_runs([RunPredictions({}, answers)])[0]
@@ -116,7 +117,7 @@ def test_evaluation_repeats(folder):
     texts = []
     for _ in range(2):
         subject.evaluate(CONFIG, folder, model=captioner())
-        texts.append((folder / subject.PREDICTIONS).read_bytes())
+        texts.append((folder / PREDICTIONS).read_bytes())
     assert texts[0] == texts[1]
 
 
@@ -131,7 +132,7 @@ def test_progress_counts_examples(folder):
 def test_describe_captions_the_images_asked_for(folder, monkeypatch):
     monkeypatch.setattr(subject, "build_model", lambda _: captioner())
     subject.evaluate(CONFIG, folder)
-    found = json.loads((folder / subject.PREDICTIONS).read_text())["captions"]["coco"]
+    found = json.loads((folder / PREDICTIONS).read_text())["captions"]["coco"]
     assert subject.describe(CONFIG, folder, [4, 1]) == [found["4"], found["1"]]
 
 
@@ -145,4 +146,4 @@ def test_wrong_sets_and_stages_are_refused(folder, tmp_path):
         subject.evaluate(dataclasses.replace(CONFIG, stage="represent"), folder, model=captioner())
     with pytest.raises(UserError, match="has not finished"):
         subject.evaluate(CONFIG, tmp_path / "other", model=captioner())
-    assert not (folder / subject.PREDICTIONS).exists()
+    assert not (folder / PREDICTIONS).exists()

@@ -13,6 +13,7 @@ from evlgen.diagnostics import effective_rank
 from evlgen.evaluation import inspection as subject
 from evlgen.evaluation import merge_maps
 from evlgen.evaluation.decoding import load_captioner
+from evlgen.runs.folder import MERGE_MAPS, SOFT_PROMPTS
 from evlgen.runtime.arrays import read_arrays
 from evlgen.training import CONNECTOR, train, untrained_model
 from experiments.scales import blip2_single_stage, evlgen
@@ -45,7 +46,7 @@ def runs(tmp_path_factory):
 
 def test_a_tomeformer_has_its_merge_maps(runs):
     folder, metrics = runs["tomeformer"]
-    maps = read_arrays(folder / subject.MERGE_MAPS)
+    maps = read_arrays(folder / MERGE_MAPS)
     assert str(maps["pool"]) == "coco_val"
     assert maps["indices"].tolist() == list(range(8))
     assert (maps["labels"] == merge_maps.pool_labels("coco_val", 8, 8)).all()
@@ -60,7 +61,7 @@ def test_a_tomeformer_has_its_merge_maps(runs):
 
 def test_sources_are_those_of_the_trained_and_of_the_initial_connector(runs):
     folder, metrics = runs["tomeformer"]
-    maps = read_arrays(folder / subject.MERGE_MAPS)
+    maps = read_arrays(folder / MERGE_MAPS)
     features = torch.from_numpy(load_training_data(OURS).validation.features[0].astype(np.float32))
     labels = merge_maps.pool_labels("coco_val", 20, 8)
     models = {"trained": load_captioner(OURS, folder), "untrained": untrained_model(OURS)}
@@ -74,8 +75,8 @@ def test_sources_are_those_of_the_trained_and_of_the_initial_connector(runs):
 def test_a_qformer_has_none(runs):
     folder, metrics = runs["qformer"]
     assert metrics.keys() == {"connector_gmacs"}
-    assert not (folder / subject.MERGE_MAPS).exists()
-    assert (folder / subject.SOFT_PROMPTS).exists()
+    assert not (folder / MERGE_MAPS).exists()
+    assert (folder / SOFT_PROMPTS).exists()
 
 
 def test_macs_are_those_of_the_cost_tables(runs):
@@ -85,7 +86,7 @@ def test_macs_are_those_of_the_cost_tables(runs):
 
 def test_soft_prompts_are_those_of_the_validation_images(runs):
     for name, config, tokens in (("tomeformer", OURS, 17), ("qformer", THEIRS, 18)):
-        found = read_arrays(runs[name][0] / subject.SOFT_PROMPTS)
+        found = read_arrays(runs[name][0] / SOFT_PROMPTS)
         model = load_captioner(config, runs[name][0])
         features = load_training_data(config).validation.features[0].astype(np.float32)
         with torch.no_grad():
@@ -99,6 +100,6 @@ def test_soft_prompts_are_those_of_the_validation_images(runs):
 
 def test_the_same_run_gives_the_same_bytes(runs):
     assert runs["tomeformer"][1] == runs["again"][1]
-    for name in (CONNECTOR, subject.MERGE_MAPS, subject.SOFT_PROMPTS):
+    for name in (CONNECTOR, MERGE_MAPS, SOFT_PROMPTS):
         first, second = ((runs[run][0] / name).read_bytes() for run in ("tomeformer", "again"))
         assert first == second
