@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from evlgen.errors import UserError
 from experiments import load
 
 
@@ -29,3 +30,21 @@ def test_changes_of_data_reach_both_stages() -> None:
     config = load("table1", "mini", ('data.pools=[["coco", 8]]',)).rows[0].config
     assert config.init_from is not None
     assert config.data.pools == config.init_from.data.pools == (("coco", 8),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tabel1", "mini"), r"'tabel1': no such experiment; there are: table1, .*; did you mean table1\?"),
+        (("table1", "papre"), r"'papre': no such scale; there are: smoke, .*; did you mean paper\?"),
+        (("table1", "mini", ("optim.lr",)), "--set optim.lr: give key=value"),
+        (("table1", "mini", (), "GPT"), "--rows GPT: no row's label contains this; there are: BLIP-2, two"),
+    ],
+)
+def test_mistakes_are_named(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(*arguments)
+
+
+def test_rows_are_chosen_by_what_their_label_contains() -> None:
+    assert [row.label for row in load("table1", "mini", rows="evlgen, 11m").rows] == ["EVLGen, 11M, 150K"]
