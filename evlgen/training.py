@@ -45,7 +45,8 @@ from evlgen.model import (
     save_trained,
 )
 from evlgen.optimizer import build_optimizer, learning_rate
-from evlgen.runtime.checkpoints import CHECKSUMS, CURRENT, load_checkpoint, save_checkpoint
+from evlgen.runs.folder import CONNECTOR, METRICS, read_metrics
+from evlgen.runtime.checkpoints import CHECKSUMS, CURRENT, NEW, load_checkpoint, save_checkpoint
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.runtime.files import disk_errors, remove_leftovers, write_atomic
 from evlgen.stage1 import Stage1Model, add_present, check_objectives
@@ -53,7 +54,6 @@ from evlgen.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 
-METRICS, CONNECTOR = "metrics.jsonl", "connector.safetensors"
 _LOG_POINTS = 150  # lines in a run's log, roughly
 _PROGRESS_SECONDS = 0.3  # between two reports of progress
 
@@ -450,7 +450,7 @@ class _Checkpoints:
         """The newest whole checkpoint, on every rank; rank 0 first removes what a kill has left."""
         saved = None
         if self.ranks.is_first:
-            for name in (CURRENT, CHECKSUMS, METRICS, CONNECTOR):
+            for name in (CURRENT, NEW, CHECKSUMS, METRICS, CONNECTOR):
                 remove_leftovers(self.folder / name)
             saved = load_checkpoint(self.folder)
         step = self.ranks.broadcast(None if saved is None else saved["step"])
@@ -622,16 +622,3 @@ class _Reporter:
             self.progress(Progress(phase, step, self.steps, self.history.loss, self.history.pace))
         except Stop as stop:
             self.stop = stop
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's ``metrics.jsonl``; a line that a kill has cut short is left out."""
-    lines = []
-    try:
-        text = (folder / METRICS).read_text()
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines

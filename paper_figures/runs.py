@@ -16,6 +16,7 @@ from evlgen.connectors import look_of
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import folder as files
 from evlgen.runs import identity
+from evlgen.runs.folder import read_metrics
 from evlgen.runtime import paths
 from experiments import load as load_experiment
 from experiments.base import Row, seeded
@@ -176,8 +177,6 @@ def either(*experiments: str, scale: str) -> tuple[dict[str, list[Run]], list[st
 
 def course(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's ``metrics.jsonl``, of whichever stage; empty if there is none or it is damaged."""
-    from evlgen.training import read_metrics  # imports torch
-
     try:
         lines = read_metrics(folder)
     except (UnicodeDecodeError, OSError) as error:

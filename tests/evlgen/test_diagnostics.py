@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from evlgen import diagnostics as subject
 from evlgen.collapse import classify
 from evlgen.data.pairs import plain_batch
-from evlgen.training import read_metrics, train
+from evlgen.runs.folder import read_metrics
+from evlgen.training import train
 from tests.evlgen import tiny
 
 # ------------------------------------------------------------------------------------------- measures

@@ -8,8 +8,9 @@ from evlgen import training
 from evlgen.cost import training_flops
 from evlgen.data.pairs import draw_batch
 from evlgen.errors import UserError
+from evlgen.runs.folder import read_metrics
 from evlgen.throughput import known_peak, peak_flops
-from evlgen.training import read_metrics, train
+from evlgen.training import train
 from tests.evlgen import tiny
 
 

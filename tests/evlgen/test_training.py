@@ -24,8 +24,9 @@ from evlgen.data.sampling import epoch_order, hashed, pairs_of_step
 from evlgen.errors import UserError
 from evlgen.model import weights_checksum
 from evlgen.optimizer import build_optimizer, learning_rate
+from evlgen.runs.folder import CONNECTOR, METRICS, read_metrics
 from evlgen.runtime import checkpoints, files
-from evlgen.training import Progress, read_metrics, train
+from evlgen.training import Progress, train
 from tests.evlgen import tiny
 
 PAPER = OptimConfig()  # 250K steps, warm-up 5,000, 1e-6 -> 1e-4 -> 1e-5
@@ -48,7 +49,7 @@ def timeless(folder: Path) -> list[dict[str, float]]:
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / training.CONNECTOR).read_bytes()
+    return (folder / CONNECTOR).read_bytes()
 
 
 # ------------------------------------------------------------------------------------- learning rate
@@ -224,7 +225,7 @@ def test_same_run_gives_the_same_bits_and_another_seed_others(tmp_path):
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
     run(tmp_path / "c", dataclasses.replace(config, seed=1))
-    ours, other = (load_file(tmp_path / name / training.CONNECTOR) for name in ("a", "c"))
+    ours, other = (load_file(tmp_path / name / CONNECTOR) for name in ("a", "c"))
     assert not torch.equal(ours["norm.weight"], other["norm.weight"])
 
 
@@ -232,7 +233,7 @@ def test_validation_does_not_change_the_training(tmp_path):
     config = tiny.run_config(connector=dataclasses.replace(tiny.TOMEFORMER, dropout=0.2))
     run(tmp_path / "a", config)
     run(tmp_path / "b", dataclasses.replace(config, optim=dataclasses.replace(config.optim, eval_every=1)))
-    ours, other = (load_file(tmp_path / name / training.CONNECTOR) for name in ("a", "b"))
+    ours, other = (load_file(tmp_path / name / CONNECTOR) for name in ("a", "b"))
     assert all(torch.equal(ours[name], other[name]) for name in ours)
 
 
@@ -268,7 +269,7 @@ def test_stage2_starts_from_stage1(tmp_path):
     run(tmp_path / "one", first)
     second = dataclasses.replace(tiny.run_config(connector=tiny.QFORMER, steps=1, lr=0.0), init_from=first)
     run(tmp_path / "two", second, init_folder=tmp_path / "one")
-    ours, theirs = (load_file(tmp_path / name / training.CONNECTOR) for name in ("two", "one"))
+    ours, theirs = (load_file(tmp_path / name / CONNECTOR) for name in ("two", "one"))
     shared = [name for name in ours if name in theirs]
     assert "connector.queries" in shared
     assert "norm.weight" in shared
@@ -290,7 +291,7 @@ def test_stage1_with_losses_left_out(tmp_path):
         folder = tmp_path / str(accumulate)
         result = train(config, folder, tiny.training_data(), model=tiny.model_of(config))
         assert {name for name in result if name.startswith("val_")} == {"val_loss", "val_itc", "val_itm"}
-        after = load_file(folder / training.CONNECTOR)
+        after = load_file(folder / CONNECTOR)
         for name in ("generation_dense.weight", "generation_bias"):
             assert torch.equal(after[f"connector.{name}"], before[f"connector.{name}"])
         assert not torch.equal(after["connector.queries"], before["connector.queries"])
@@ -306,7 +307,7 @@ def test_stage1_with_losses_left_out(tmp_path):
 
 def test_weights_carry_the_config(tmp_path):
     run(tmp_path, tiny.run_config())
-    with safe_open(tmp_path / training.CONNECTOR, "pt") as file:
+    with safe_open(tmp_path / CONNECTOR, "pt") as file:
         metadata = json.loads(file.metadata()["evlgen"])
         assert {name.split(".")[0] for name in file.keys()} == {"norm", "connector", "projection"}  # noqa: SIM118
     assert json.loads(metadata["config"])["optim"]["steps"] == 12
@@ -348,7 +349,7 @@ def train_until_killed(folder: str, at_replace: int, at_step: int) -> None:
 
     def deadly_replace(source: object, target: object) -> None:
         nonlocal count
-        if Path(str(target)).name != training.METRICS:
+        if Path(str(target)).name != METRICS:
             if count == at_replace:
                 os.kill(os.getpid(), signal.SIGKILL)
             count += 1
@@ -388,13 +389,16 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-# 3 checkpoints: checksums, rotation (not the first time), checkpoint; then the weights: 9 operations
+# 3 checkpoints: checksums, the new file, rotation (not the first time), its name, checksums; then the weights
+FILE_OPERATIONS = 4 + 5 + 5 + 1
+
+
 @pytest.mark.parametrize(
-    ("at_replace", "at_step"), [*((i, -1) for i in range(9)), (-1, 2), (-1, 7), (-1, 12)]
+    ("at_replace", "at_step"), [*((i, -1) for i in range(FILE_OPERATIONS)), (-1, 2), (-1, 7), (-1, 12)]
 )
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, spawn, undisturbed, at_replace, at_step):
     assert spawn(train_until_killed, str(tmp_path), at_replace, at_step) == -signal.SIGKILL
-    assert not (tmp_path / training.CONNECTOR).exists()
+    assert not (tmp_path / CONNECTOR).exists()
     result = run(tmp_path, FRAGILE)
     last_checkpoint = max(at_step // 4 * 4 if at_step < 12 else 8, 0) if at_step > 0 else None
     if last_checkpoint is not None:
@@ -406,7 +410,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, spawn, undisturbed, at_r
 
 
 def test_the_kills_above_cover_every_file_operation(tmp_path, spawn):
-    assert spawn(train_until_killed, str(tmp_path), 9, -1) == 0
+    assert spawn(train_until_killed, str(tmp_path), FILE_OPERATIONS, -1) == 0
 
 
 def test_a_kill_from_outside_in_the_middle(tmp_path, undisturbed):
@@ -480,7 +484,7 @@ def test_checkpoints_hold_no_code(tmp_path):
 
 def test_a_line_cut_short_and_lines_after_the_checkpoint_are_dropped(tmp_path, undisturbed):
     interrupted(tmp_path, 7)
-    with (tmp_path / training.METRICS).open("a") as file:
+    with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 7, "loss": 1.5}\n{"step": 8, "lo')
     run(tmp_path, FRAGILE)
     assert timeless(tmp_path) == timeless(undisturbed)
@@ -489,7 +493,7 @@ def test_a_line_cut_short_and_lines_after_the_checkpoint_are_dropped(tmp_path, u
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     first = run(tmp_path, FRAGILE)
     before = weights(tmp_path)
-    (tmp_path / training.CONNECTOR).unlink()
+    (tmp_path / CONNECTOR).unlink()
     monkeypatch.setattr(training, "_update", None)
     again = run(tmp_path, FRAGILE)
     assert again == {**first, "resumed_from": 12, "train_seconds": again["train_seconds"]}

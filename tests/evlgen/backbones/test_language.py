@@ -363,7 +363,7 @@ def test_a_run_is_tokenised_and_built_for_its_language_model(folder, family, tmp
     )
     data, model = load_training_data(config), build_model(config)
     assert model.language is subject.build_language(config.language)
-    ids, lengths = data.pools[0].text_ids, data.pools[0].lengths
+    ids, lengths = data.source.pools[0].text_ids, data.source.pools[0].lengths
     last = np.take_along_axis(ids, lengths[..., None] - 1, 2)
     assert (last == model.language.end_id).all()
     assert (np.where(np.arange(20) < lengths[..., None], ids, -1) == model.language.end_id).sum(2).max() == 1

@@ -19,6 +19,7 @@ from evlgen.data.pairs import Texts
 from evlgen.data.sampling import shuffled
 from evlgen.data.stream import DecodedRows, Stream, decoded_steps, decoders
 from evlgen.errors import UserError
+from evlgen.runs.folder import CONNECTOR, METRICS
 from tests.evlgen import tiny
 from tests.evlgen.runtime.test_distributed import together
 
@@ -192,7 +193,7 @@ def train(folder, progress: Callable[[training.Progress], None] = lambda _: None
 
 
 def lines(folder) -> list[dict[str, float]]:
-    read = [json.loads(line) for line in (folder / training.METRICS).read_text().splitlines()]
+    read = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in read]
 
 
@@ -218,7 +219,7 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(tmp_path, monkeyp
         train(parts, kill)
     monkeypatch.setenv("EVLGEN_DECODERS", "2")
     assert train(parts)["resumed_from"] == 4
-    assert (parts / training.CONNECTOR).read_bytes() == (whole / training.CONNECTOR).read_bytes()
+    assert (parts / CONNECTOR).read_bytes() == (whole / CONNECTOR).read_bytes()
     assert lines(parts) == lines(whole)
 
 
@@ -251,7 +252,7 @@ def test_two_ranks_train_as_one_process_does(tmp_path):
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"
     train(alone, clip_norm=0.0)
     assert together(train_rank, ranks) == [0, 0]
-    ours, theirs = (load_file(folder / training.CONNECTOR) for folder in (ranks, alone))
+    ours, theirs = (load_file(folder / CONNECTOR) for folder in (ranks, alone))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
     losses = [[line["loss"] for line in lines(folder)] for folder in (ranks, alone)]

@@ -13,9 +13,9 @@ from evlgen.diagnostics import effective_rank
 from evlgen.evaluation import inspection as subject
 from evlgen.evaluation import merge_maps
 from evlgen.evaluation.decoding import load_captioner
-from evlgen.runs.folder import MERGE_MAPS, SOFT_PROMPTS
+from evlgen.runs.folder import CONNECTOR, MERGE_MAPS, SOFT_PROMPTS
 from evlgen.runtime.arrays import read_arrays
-from evlgen.training import CONNECTOR, train, untrained_model
+from evlgen.training import train, untrained_model
 from experiments.scales import blip2_single_stage, evlgen
 
 

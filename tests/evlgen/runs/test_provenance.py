@@ -11,9 +11,9 @@ import pytest
 
 from evlgen.runs import folder as files
 from evlgen.runs import provenance
+from evlgen.runs.folder import CONNECTOR
 from evlgen.runs.identity import identify
 from evlgen.runtime.sources import fingerprint_of_weights
-from evlgen.training import CONNECTOR
 from experiments.scales import blip2_stage1, evlgen
 
 

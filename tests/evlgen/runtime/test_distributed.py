@@ -17,9 +17,10 @@ from evlgen.config import LinearConfig, PerceiverConfig, RunConfig
 from evlgen.data.batches import StepBatches
 from evlgen.data.pairs import Batch, draw_batch, text_tokens
 from evlgen.errors import UserError
+from evlgen.runs.folder import CONNECTOR, read_metrics
 from evlgen.runtime import distributed
 from evlgen.runtime.distributed import ALONE, Ranks
-from evlgen.training import read_metrics, train
+from evlgen.training import train
 from tests.evlgen import tiny
 
 CAPTION = tiny.run_config(clip_norm=0.0)
@@ -95,7 +96,7 @@ def train_rank(rank: int, folder: str, config: RunConfig, killed: int = -1, at_s
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / training.CONNECTOR)
+    return load_file(folder / CONNECTOR)
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -226,7 +227,7 @@ def test_killed_ranks_end_with_the_same_bits(tmp_path, undisturbed, killed):
     codes = together(train_rank, str(tmp_path), FRAGILE, killed, 7, size=3)
     assert codes[killed] == -signal.SIGKILL
     assert all(codes)
-    assert not (tmp_path / training.CONNECTOR).exists()
+    assert not (tmp_path / CONNECTOR).exists()
     assert together(train_rank, str(tmp_path), FRAGILE, size=3) == [0, 0, 0]
     assert torch.load(tmp_path / "result1.pt")["resumed_from"] == 4
     assert same(weights(tmp_path), weights(undisturbed))
