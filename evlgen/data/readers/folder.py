@@ -22,8 +22,8 @@ from typing import Any
 from evlgen.data.base import EvalSet, Question, World
 from evlgen.data.readers.json_lists import ImageList, clean_caption, data_folder
 from evlgen.errors import UserError
+from evlgen.runtime.sources import CAPTIONS_FILE, QUESTIONS_FILE
 
-CAPTIONS, QUESTIONS = "captions.jsonl", "questions.jsonl"
 SPLITS = ("train", "val", "test")
 _ANNOTATORS = 10  # fewer answers stand for ten in equal shares, as VQA accuracy wants it
 
@@ -77,7 +77,7 @@ def missing(pools: Sequence[str]) -> list[str]:
 def _file_of(pool: str) -> str:
     """The file that lists a pool, relative to ``EVLGEN_DATA``."""
     name, _, what = pool.partition("/")
-    return f"{name}/{QUESTIONS if what == 'questions' else CAPTIONS}"
+    return f"{name}/{QUESTIONS_FILE if what == 'questions' else CAPTIONS_FILE}"
 
 
 def read(pool: str) -> ImageList:

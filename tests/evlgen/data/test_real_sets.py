@@ -19,6 +19,7 @@ from evlgen.data.readers import capfilt, folder, json_lists, real
 from evlgen.data.stream import Stream
 from evlgen.errors import UserError
 from evlgen.evaluation.scores import RunPredictions, score_runs
+from evlgen.runtime.sources import ORIGINS
 from tests.evlgen import real_sets as true_files
 
 CAPFILT = DataConfig(world="capfilt", pools=(("laion-115m", 15), ("ccs-14m", 4), ("coco", 1)))
@@ -123,7 +124,7 @@ def test_each_missing_file_is_named_once_with_where_to_get_it(root):
     sets = tuple((name, 5) for name in worlds.of(CAPFILT).sets)
     config = RunConfig(data=CAPFILT, evaluation=EvalConfig(sets=sets))
     lines = worlds.problems(config)
-    assert len(lines) == len(set(lines)) == len(real.ORIGINS)
+    assert len(lines) == len(set(lines)) == len(ORIGINS)
     assert any(f"{root / 'coco/dataset_coco.json'}: missing; get it from Karpathy" in line for line in lines)
     true_files.write(root)
     assert worlds.problems(config) == []
