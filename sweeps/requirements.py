@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
+from evlgen.runs.identity import text_reader
 from evlgen.runtime import sources
 
 
 def missing(runs: Iterable[RunConfig]) -> list[str]:
-    """A line for each thing that is missing, with the mend; each once."""
+    """A line for each thing that is missing, with what to do about it; each once."""
     from evlgen.data import worlds  # imports numpy, which a look at a sweep does not need
 
     lines: dict[str, None] = {}
@@ -36,8 +37,6 @@ def check(runs: Iterable[RunConfig], scale: str) -> None:
 def _weights(config: RunConfig) -> list[str]:
     wanted = {"vision": config.vision, "language": config.language, "bert": config.connector.init}
     if config.stage == "represent" and config.data.world != "miniworld":
-        from evlgen.backbones.language import text_reader
-
         wanted |= {"language": "", "text": text_reader(config)}
     lines = []
     for role, name in wanted.items():
@@ -56,17 +55,16 @@ def look_at(role: str, name: str) -> None:
     Raises:
         UserError: something is missing.
     """
-    from evlgen.backbones import (
-        language,  # import torch, which the miniature does not need
-        pretrained,  # import torch, which the miniature does not need
-    )
-    from evlgen.runtime.sources import PIP_MODELS, find_weights, pip_model_file
-
-    if name in PIP_MODELS:
-        pip_model_file(name)
+    if name in sources.PIP_MODELS:
+        sources.pip_model_file(name)
         return
+    if name in sources.SOURCES:
+        sources.find_weights(name)
+    # These import torch, which neither the miniature nor a list of what is missing needs.
+    from evlgen.backbones import language, pretrained
+
     if role == "vision" or name.endswith((".safetensors", ".gguf")):
-        path = find_weights(name)
+        path = sources.find_weights(name)
     elif role == "language":
         path = language.language_folder(name)
         language.text_tokenizer(name)

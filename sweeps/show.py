@@ -76,6 +76,14 @@ def show_status(sweep: Sweep, now: Mapping[str, states.State]) -> None:
             table.add_row(label, seed, word, run)
         console.print(table)
     console.print(summary(sweep.experiment.name, sweep.runs, now), soft_wrap=True)
+    words = {state.name for state in now.values()}
+    if "packed" in words:
+        unpack = f"`unpack {sweep.experiment.name}` puts them into the run store"
+        console.print(f"packed: their records lie beside the table; {unpack}", soft_wrap=True)
+    if "earlier" in words:
+        console.print(
+            "earlier: recorded with an earlier behaviour of the code; shown until made again", soft_wrap=True
+        )
 
 
 def summary(name: str, runs: Mapping[str, RunConfig], now: Mapping[str, states.State]) -> str:

