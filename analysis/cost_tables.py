@@ -1,22 +1,33 @@
-"""Tables of exact figures as CSV, Markdown and LaTeX, in the form of those that have seeds."""
+"""Writes the tables of an experiment without training as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from analysis.tables import COLUMNS, _escaped, _exact, _grid, csv_text, latex_escaped
+from analysis.table import (
+    NOTHING,
+    Cell,
+    Column,
+    Page,
+    Row,
+    Section,
+    Table,
+    csv_text,
+    page_markdown,
+    to_csv,
+    to_latex,
+)
 from evlgen.runtime.files import write_atomic
-from experiments.cost_tables import Counted, Figures, Part, Sheet
+from experiments.cost_tables import CostRow, CostTable, CostTables, CsvTable
 
 
-def write_counts(counted: Counted, out_dir: Path, measured: Sequence[Part] = ()) -> list[Path]:
-    """Write ``table.csv``, ``table.md``, ``table.tex`` and the sheets into ``out_dir``.
-
-    A count has no spread: in the CSV both ends of its interval are the figure itself, from one "seed".
+def write_cost_tables(counted: CostTables, out_dir: Path, measured: Sequence[CostTable] = ()) -> list[Path]:
+    """Write ``table.csv``, ``table.md``, ``table.tex`` and the tables that have files of their own.
 
     Args:
-        measured: parts that come behind those counted.
+        measured: tables of measured numbers, which come after the counted ones.
 
     Returns:
         The paths of the files.
@@ -24,12 +35,14 @@ def write_counts(counted: Counted, out_dir: Path, measured: Sequence[Part] = ())
     Raises:
         UserError: a file cannot be written; the old one is kept.
     """
-    parts = (*counted.parts, *measured)
+    tables = [as_table(table) for table in (*counted.tables, *measured)]
     files = {
-        "table.csv": csv_text(COLUMNS, (line for part in parts for line in _lines(part))),
-        "table.md": _markdown(counted, measured),
-        "table.tex": "\n".join(_latex(counted.title, part) for part in parts),
-        **{sheet.name: csv_text(sheet.columns, sheet.rows) for sheet in counted.sheets},
+        "table.csv": to_csv(*tables),
+        "table.md": page_markdown(cost_page(counted, measured)),
+        "table.tex": "\n".join(
+            to_latex(replace(table, title=f"{counted.title}. {table.title}")) for table in tables
+        ),
+        **{table.name: csv_text(table.columns, table.rows) for table in counted.csv_tables},
     }
     paths = []
     for name, text in files.items():
@@ -38,81 +51,51 @@ def write_counts(counted: Counted, out_dir: Path, measured: Sequence[Part] = ())
     return paths
 
 
-def _lines(part: Part) -> Iterable[Sequence[object]]:
-    for row in part.rows:
-        for metric in part.columns:
-            value, paper = row.values.get(metric), row.paper.get(metric)
-            figure = _exact(value)
-            yield (
-                row.label,
-                metric,
-                *(figure, figure, figure),
-                int(value is not None),
-                "" if paper is None else f"{paper:g}",
-            )
+def cost_page(counted: CostTables, measured: Sequence[CostTable] = ()) -> Page:
+    """All tables, each in a section."""
+    how = "Counted; the last table is measured" if measured else "Counted, not measured"
+    introduction = Section("", (f"{how}. The paper's numbers are marked as such; `?` is an unknown one.",))
+    costs = [Section(table.title, (as_table(table),)) for table in (*counted.tables, *measured)]
+    others = [
+        Section(table.title, (_shown(table), f"More columns are in `{table.name}`."))
+        for table in counted.csv_tables
+    ]
+    return Page(counted.title, (introduction, *costs, *others))
 
 
-def _markdown(counted: Counted, measured: Sequence[Part]) -> str:
-    lines = [f"# {counted.title}", ""]
-    how = "Counted; the last part is measured" if measured else "Counted, not measured"
-    lines += [f"{how}; numbers of the paper are marked as such, `?` is an unknown one.", ""]
-    for part in (*counted.parts, *measured):
-        rows = [
-            [_escaped(row.label), *(_cell(part, row, metric) for metric in part.columns)] for row in part.rows
-        ]
-        lines += [f"## {part.title}", "", *_grid(["row", *part.columns.values()], rows), ""]
-        lines += _paragraphs(part.notes)
-    for sheet in counted.sheets:
-        lines += [f"## {sheet.title}", "", *_grid(sheet.shown, _shown(sheet)), ""]
-        lines += _paragraphs((*sheet.notes, f"More columns: [{sheet.name}]({sheet.name})."))
-    return "\n".join(lines).rstrip() + "\n"
+def as_table(table: CostTable) -> Table:
+    """The table for `analysis.table`'s renderers.
+
+    A counted number has no spread: both ends of its interval are the number itself, from one "seed".
+    """
+    columns = tuple(
+        Column(metric, title, marks_unknown=any(metric in row.paper for row in table.rows))
+        for metric, title in table.columns.items()
+    )
+    rows = tuple(Row(row.label, tuple(_cell(row, metric) for metric in table.columns)) for row in table.rows)
+    return Table(table.title, columns, rows, table.notes)
 
 
-def _paragraphs(notes: Sequence[str]) -> list[str]:
-    return [line for note in notes for line in (note, "")]
+def _cell(row: CostRow, metric: str) -> Cell:
+    value, paper = row.values.get(metric), row.paper.get(metric)
+    text = None if paper is None else f"{paper:g}"
+    return Cell(number_text(value), value, value, value, int(value is not None), paper=text)
 
 
-def _shown(sheet: Sheet) -> list[list[str]]:
-    places = [sheet.columns.index(name) for name in sheet.shown]
-    return [[_escaped(row[place]) for place in places] for row in sheet.rows]
-
-
-def _cell(part: Part, row: Figures, metric: str) -> str:
-    """The figure, and the paper's where the column has any."""
-    text = figure_text(row.values.get(metric))
-    if not any(metric in other.paper for other in part.rows):
-        return text
-    paper = f"{row.paper[metric]:g}" if metric in row.paper else "?"
-    return f"{text} (paper: {paper})"
-
-
-def figure_text(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """Three decimals, none for a whole number or a large one; a dash for None."""
     if value is None:
-        return "–"
+        return NOTHING
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 10_000 else f"{value:,.3f}"
 
 
-def _latex(title: str, part: Part) -> str:
-    caption = latex_escaped(f"{title}. {part.title}. {' '.join(part.notes)}".replace("`", ""))
-    rows = [
-        " & ".join(latex_escaped(text) for text in [row.label, *(_cell(part, row, m) for m in part.columns)])
-        for row in part.rows
-    ]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            "\\begin{table}",
-            "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
-            f"  \\caption{{{caption}}}",
-            f"  \\begin{{tabular}}{{l{'r' * len(part.columns)}}}",
-            "    \\toprule",
-            "    " + " & ".join(["row", *(latex_escaped(name) for name in part.columns.values())]) + r" \\",
-            "    \\midrule",
-            *(f"    {row} \\\\" for row in rows),
-            "    \\bottomrule",
-            "  \\end{tabular}",
-            "\\end{table}",
-            "",
-        ]
+def _shown(table: CsvTable) -> Table:
+    """The columns of a page; the first one has the labels."""
+    label, *places = (table.columns.index(name) for name in table.shown)
+    return Table(
+        table.title,
+        tuple(Column(table.columns[place]) for place in places),
+        tuple(Row(row[label], tuple(Cell(row[place]) for place in places)) for row in table.rows),
+        table.notes,
+        corner=table.columns[label],
     )

@@ -1,4 +1,4 @@
-"""What training took, measured: the part of table 5 that is not counted, from finished runs of table 1."""
+"""How long training took: the table of table 5 that is measured and not counted, from the runs of table 1."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import math
 from analysis.results import Found, read
 from analysis.significance import mean
 from experiments.base import Row
-from experiments.cost_tables import Figures, Part
+from experiments.cost_tables import CostRow, CostTable
 
 
-def training_times(scale: str) -> Part | None:
+def training_times(scale: str) -> CostTable | None:
     """Seconds and memory of the rows of table 1, means over seeds; None if no run is complete.
 
     Raises:
         UserError: no such scale.
     """
     found = read("table1", scale)
-    rows = [figures for row in found.experiment.rows if (figures := _figures(found, row)) is not None]
+    rows = [times for row in found.experiment.rows if (times := _times(found, row)) is not None]
     if not rows:
         return None
-    return Part(
+    return CostTable(
         "Training, measured",
         {
             "hours": "hours",
@@ -39,7 +39,7 @@ def training_times(scale: str) -> Part | None:
     )
 
 
-def _figures(found: Found, row: Row) -> Figures | None:
+def _times(found: Found, row: Row) -> CostRow | None:
     whole, last = (mean(found.values(row.label, name)) for name in ("total_seconds", "train_seconds"))
     if math.isnan(whole + last):
         return None
@@ -55,4 +55,4 @@ def _figures(found: Found, row: Row) -> Figures | None:
     if not math.isnan(memory):
         values["memory"] = memory
     hours = row.paper.get("hours")
-    return Figures(row.label, values, {"hours": hours} if isinstance(hours, float | int) else {})
+    return CostRow(row.label, values, {"hours": hours} if isinstance(hours, float | int) else {})

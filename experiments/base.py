@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from evlgen.config import RunConfig
-from experiments.cost_tables import Counted
+from experiments.cost_tables import CostTables
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Experiment:
     seeds: int
     notes: str = ""
     examples: int = 0
-    count: Callable[[Experiment, str], Counted] | None = None
+    count: Callable[[Experiment, str], CostTables] | None = None
     claimed: bool = False
     pictured: int = 0
     in_all: bool = True

@@ -1,4 +1,4 @@
-"""What an experiment without training gives: tables of exact figures."""
+"""What an experiment without training gives: tables of counted numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Figures:
-    """A row: metric -> figure, and metric -> the paper's figure where it is known."""
+class CostRow:
+    """One row of a `CostTable`.
+
+    Attributes:
+        values: metric -> number; a missing one is an empty cell.
+        paper: metric -> the paper's number, where it is known.
+    """
 
     label: str
     values: dict[str, float]
@@ -15,27 +20,27 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A table of figures.
+class CostTable:
+    """A table of costs, in which each number is exact and has no spread.
 
     Attributes:
         columns: metric -> its heading.
-        notes: what must be known to read the figures, a sentence or two each.
+        notes: what a reader needs to know about the numbers, a sentence or two each.
     """
 
     title: str
     columns: dict[str, str]
-    rows: tuple[Figures, ...]
+    rows: tuple[CostRow, ...]
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A CSV file of its own, for what is not one number a metric.
+class CsvTable:
+    """A table with a CSV file of its own, for rows that are more than one number a metric.
 
     Attributes:
         name: of the file.
-        shown: the columns that a reader sees in the page.
+        shown: the columns that the page shows.
     """
 
     name: str
@@ -47,9 +52,9 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """All that an experiment without training gives."""
+class CostTables:
+    """All tables of an experiment without training."""
 
     title: str
-    parts: tuple[Part, ...]
-    sheets: tuple[Sheet, ...]
+    tables: tuple[CostTable, ...]
+    csv_tables: tuple[CsvTable, ...] = ()

@@ -215,12 +215,12 @@ def count(sweep: Sweep, arguments: Arguments) -> None:
         there = "is there" if (folder / "table.csv").exists() else "is not made yet; it takes half a minute"
         console.print(f"{experiment.name}, {sweep.scale}: counted, nothing to train; its table {there}")
         return
-    from analysis.cost_tables import write_counts
+    from analysis.cost_tables import write_cost_tables
     from analysis.timings import training_times
 
     assert experiment.count is not None
     counted, measured = experiment.count(experiment, sweep.scale), training_times(sweep.scale)
-    write_counts(counted, folder, () if measured is None else (measured,))
+    write_cost_tables(counted, folder, () if measured is None else (measured,))
     show.show_table(sweep.table, sweep.scale)
     console.print(f"table in {os.path.relpath(folder)}/")
 
