@@ -1,8 +1,9 @@
 """The golden values of runs: where they are, how far rounding may move them, and what is measured today.
 
-Tolerances are some 20 times what other instructions, another number of threads and other libraries for matrix
-products move (TODO measured). Texts are compared where they survive noise on the trained weights; others are
-stored as null.
+After two updates other vector instructions and other matrix libraries (ATEN_CPU_CAPABILITY, MKL_CBWR and
+ONEDNN_MAX_CPU_ISA at their lowest) move most values by less than 1e-5 and none by more than 1e-3, unless a merge
+goes the other way; seeds at which that happens are not used (`unsteady`). So the tolerance is 3e-3. Texts are
+compared where they survive noise of that size on the trained weights; others are stored as null.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from evlgen.runs.behaviour import COMPONENTS, components_of
 from tests.golden import cases, measure
 from tests.golden.rule import Book, Golden, rounded
 
@@ -18,8 +20,11 @@ BOOK = Book(
     what="component",
     where="COMPONENTS of evlgen/runs/behaviour.py",
     renew="python -m tests.golden --write",
-    tolerances={"": (1e-3, 1e-3)},
+    tolerances={"": (3e-3, 3e-3), "lr": (1e-6, 0.0)},
+    reach={"decoding": ("said ",), "diagnostics": ("validated ",), "inspection": ("inspected ",)},
 )
+
+_DRAWS = 3  # of noise, to find cases that rounding might change
 
 
 def measured(root: Path, only: str = "", stable_only: bool = False) -> dict[str, Golden]:
@@ -32,14 +37,32 @@ def measured(root: Path, only: str = "", stable_only: bool = False) -> dict[str,
     found = {}
     for name in cases.WORLDS:
         if only in f"world {name}":
-            found[f"world {name}"] = Golden(rounded(measure.world(name)), {})
+            found[f"world {name}"] = Golden(rounded(measure.world(name)), {name: COMPONENTS[name]})
     for number, (name, case) in enumerate(cases.RUNS.items()):
         if only in name:
             values = measure.run(case, root / "runs" / str(number), stable_only)
-            found[name] = Golden(rounded(values), {})
+            found[name] = Golden(rounded(values), numbers_of(case))
     return found
 
 
-def numbers(measured: Mapping[str, Golden]) -> dict[str, int]:
-    """All numbers of today."""
-    return {}
+def unsteady(root: Path, golden: Mapping[str, Golden]) -> dict[str, dict[str, str]]:
+    """Cases that another processor might change: those that a little noise on the initial weights does.
+
+    Args:
+        root: as of `measured`.
+        golden: the cases to try, with their values.
+    """
+    found = {}
+    for name in golden:
+        for draw in range(_DRAWS if name in cases.RUNS else 0):
+            values = measure.run(cases.RUNS[name], root / "noisy" / f"{name}-{draw}", noise=draw)
+            if changes := BOOK.changes(golden[name].values, rounded(values)):
+                found[name] = changes
+                break
+    return found
+
+
+def numbers_of(case: cases.Case) -> dict[str, int]:
+    """The numbers of all components that a case shows."""
+    used = components_of(case.config)
+    return {name: number for name, number in used.items() if name != "inspection" or case.inspects}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,31 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from evlgen.config import RunConfig
 from evlgen.data import worlds
 from evlgen.data.batches import load_training_data
 from evlgen.evaluation.decoding import evaluate
 from evlgen.evaluation.inspection import inspect
-from evlgen.training import train
-from tests.evlgen import real_sets
+from evlgen.training import train, untrained_model
+from tests.evlgen import folders, real_sets
 from tests.golden import cases
 
 Values = dict[str, Any]
 
 _EXAMPLES = 4  # of a pool
-_DRAWS, _NOISE = 4, 3e-3  # of noise on trained weights, relative: some hundred times what rounding does
+_ROUNDING = 1e-6  # relative noise on initial weights: some ten times what rounding does
+_DRAWS, _NOISE = 4, 3e-3  # of noise on trained weights, for texts: as much as the tolerance of numbers
 
 
 def write_files(root: Path) -> dict[str, str]:
-    """Data sets and a vocabulary in their true formats; returns the environment that the cases need."""
+    """Tiny data sets and models in their true formats; returns the environment that the cases need."""
     real_sets.write(root / "data")
     real_sets.own_folder(root / "data" / "own", 24)
     real_sets.bert(root / "weights" / "bert-base-uncased")
+    real_sets.clip(root / "weights" / "clip-vit-large-patch14")
+    for family, folder in (("opt", "opt-2.7b"), ("llama", "vicuna-7b-v1.1"), ("flan-t5", "flan-t5-xl")):
+        (root / "weights" / folder).mkdir()
+        folders.write(family, root / "weights" / folder)
     return {
         "EVLGEN_DATA": str(root / "data"),
         "EVLGEN_WEIGHTS": str(root / "weights"),
@@ -38,19 +45,21 @@ def write_files(root: Path) -> dict[str, str]:
     }
 
 
-def run(case: cases.Case, folder: Path, stable_only: bool = False) -> Values:
+def run(case: cases.Case, folder: Path, stable_only: bool = False, noise: int | None = None) -> Values:
     """Train a run (and before it the stage 1 that it starts from), decode, look inside.
 
     Args:
         stable_only: texts that noise on the trained weights changes are None.
+        noise: number of a draw of noise that is added to the initial weights, as if another processor had
+            rounded otherwise, only more.
     """
     config, first = case.config, None
     if config.init_from is not None:
         first = folder / "stage1"
         first.mkdir(parents=True)
-        train(config.init_from, first, load_training_data(config.init_from))
+        _train(config.init_from, first, None, noise)
     folder.mkdir(parents=True, exist_ok=True)
-    train(config, folder, load_training_data(config), init_folder=first)
+    _train(config, folder, first, noise)
     values = _history(folder)
     values |= _weights(folder / "connector.safetensors")
     if config.stage == "caption":
@@ -59,7 +68,8 @@ def run(case: cases.Case, folder: Path, stable_only: bool = False) -> Values:
         for draw in range(_DRAWS if stable_only else 0):
             other = folder / f"noisy{draw}"
             other.mkdir()
-            _add_noise(folder / "connector.safetensors", other / "connector.safetensors", draw)
+            trained = load_file(folder / "connector.safetensors")
+            save_file(_noisy(trained, _NOISE, draw), other / "connector.safetensors")
             evaluate(config, other)
             for name, said in texts(other).items():
                 values[name] = {k: text if text == said[k] else None for k, text in values[name].items()}
@@ -67,23 +77,30 @@ def run(case: cases.Case, folder: Path, stable_only: bool = False) -> Values:
         values |= {f"inspected {name}": value for name, value in inspect(config, folder).items()}
         for path in sorted(folder.glob("*.npz")):
             with np.load(path) as arrays:
-                values |= {f"{path.stem} {name}": summary(arrays[name]) for name in sorted(arrays)}
+                values |= {f"inspected {path.stem} {name}": summary(arrays[name]) for name in sorted(arrays)}
     return values
+
+
+def _train(config: RunConfig, folder: Path, first: Path | None, noise: int | None) -> None:
+    model = None
+    if noise is not None:
+        model = untrained_model(config)
+        model.load_state_dict(_noisy(model.state_dict(), _ROUNDING, noise))
+    train(config, folder, load_training_data(config), init_folder=first, model=model)
 
 
 def texts(folder: Path) -> Values:
     """Captions and answers of a run, by evaluation set."""
     predictions = json.loads((folder / "predictions.json").read_text())
-    return {f"{kind} {name}": said for kind in predictions for name, said in predictions[kind].items()}
+    return {f"said {kind} {name}": said for kind in predictions for name, said in predictions[kind].items()}
 
 
-def _add_noise(source: Path, target: Path, seed: int) -> None:
+def _noisy(tensors: Mapping[str, torch.Tensor], scale: float, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    noisy = {
-        name: tensor * (1 + _NOISE * torch.randn(tensor.shape, generator=generator))
-        for name, tensor in load_file(source).items()
+    return {
+        name: tensor * (1 + scale * torch.randn(tensor.shape, generator=generator))
+        for name, tensor in tensors.items()
     }
-    save_file(noisy, target)
 
 
 def _history(folder: Path) -> Values:
@@ -91,7 +108,7 @@ def _history(folder: Path) -> Values:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     values: Values = {name: [line[name] for line in lines] for name in ("loss", "lr", "grad_norm")}
     timed = ("step", "samples_per_second", "mfu", *values)
-    return values | {name: value for name, value in lines[-1].items() if name not in timed}
+    return values | {f"validated {name}": value for name, value in lines[-1].items() if name not in timed}
 
 
 def _weights(path: Path) -> Values:
@@ -101,7 +118,7 @@ def _weights(path: Path) -> Values:
     for name in sorted(tensors):
         kind = "matrices" if tensors[name].ndim >= 2 else "vectors"
         # The gradient of a key's bias is zero but for rounding, of which AdamW makes whole steps.
-        if not name.endswith("key.bias"):
+        if "key" not in name or not name.endswith("bias"):
             groups.setdefault(f"{name.split('.')[0]} {kind}", []).append(name)
     digest = hashlib.sha256(repr([(n, tuple(tensors[n].shape)) for n in sorted(tensors)]).encode())
     values: Values = {"tensors": f"{len(tensors)} tensors, {digest.hexdigest()[:12]}"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Book:
         where: the place of the numbers, for messages.
         renew: the command that writes the file again.
         tolerances: name of a value (or how it begins) -> relative and absolute tolerance; the longest fits.
+        reach: of what has a number, that which can change some values only -> how the names of these begin.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Book:
     where: str
     renew: str
     tolerances: Mapping[str, tuple[float, float]]
+    reach: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def read(self) -> dict[str, Golden]:
         """The golden values; none where there is no file yet."""
@@ -63,14 +65,14 @@ class Book:
 
     # --------------------------------------------------------------------------------------- values
 
-    def changes(self, recorded: Values, measured: Values) -> list[str]:
-        """A line for each value that has changed by more than its tolerance."""
-        found = []
+    def changes(self, recorded: Values, measured: Values) -> dict[str, str]:
+        """What has become of each value that has changed by more than its tolerance."""
+        found = {}
         for name in dict.fromkeys((*recorded, *measured)):
             if name not in measured or name not in recorded:
-                found.append(f"{name}: {'no longer there' if name in recorded else 'new'}")
+                found[name] = "no longer there" if name in recorded else "new"
             elif not same(recorded[name], measured[name], *self._tolerance(name)):
-                found.append(f"{name}: {_short(recorded[name])} -> {_short(measured[name])}")
+                found[name] = f"{_short(recorded[name])} -> {_short(measured[name])}"
         return found
 
     def _tolerance(self, name: str) -> tuple[float, float]:
@@ -151,9 +153,12 @@ class Book:
                 if then != now:
                     moved[part] = (then, now)
         found += self._unchanged(moved, shared, changed, measured)
-        unexplained = {
-            name: lines for name, lines in changed.items() if not moved.keys() & measured[name].numbers.keys()
-        }
+        unexplained = {}
+        for name, values in changed.items():
+            risen = moved.keys() & measured[name].numbers.keys()
+            left = {value: line for value, line in values.items() if not self._reached(risen, value)}
+            if left:
+                unexplained[name] = left
         if unexplained:
             found.append(self._unexplained(unexplained, changed, shared, measured))
         return found
@@ -162,7 +167,7 @@ class Book:
         self,
         moved: Mapping[str, tuple[int, int]],
         shared: Iterable[str],
-        changed: Mapping[str, list[str]],
+        changed: Mapping[str, dict[str, str]],
         measured: Mapping[str, Golden],
     ) -> list[str]:
         """Numbers that were raised for nothing, or lowered."""
@@ -171,7 +176,7 @@ class Book:
             users = [name for name in shared if part in measured[name].numbers]
             if now < then:
                 found.append(f"{part} is lowered from {then} to {now}: numbers only rise ({self.where})")
-            elif not any(name in changed for name in users):
+            elif not any(self._reached([part], value) for name in users for value in changed.get(name, ())):
                 found.append(
                     f"{part} is raised to {now}, but none of its golden values has changed (cases: "
                     f"{len(users)}): set it back to {then} in {self.where}"
@@ -180,16 +185,17 @@ class Book:
 
     def _unexplained(
         self,
-        unexplained: Mapping[str, list[str]],
-        changed: Mapping[str, list[str]],
+        unexplained: Mapping[str, dict[str, str]],
+        changed: Mapping[str, dict[str, str]],
         shared: Iterable[str],
         measured: Mapping[str, Golden],
     ) -> str:
         """What has changed under the same numbers, and which of them that is likely to be."""
         shared = list(shared)
-        parts = likely(
-            {name: measured[name].numbers.keys() for name in shared}, unexplained.keys(), changed.keys()
-        )
+        uses = {name: set(measured[name].numbers) for name in shared}
+        for name, values in unexplained.items():
+            uses[name] = self._able(uses[name], values)
+        parts = likely(uses, unexplained, changed)
         advice = " or ".join(f"{part} to {self._next(part, measured)}" for part in parts)
         lines = [
             f"golden values have changed, but no number of what they depend on ({len(unexplained)} of "
@@ -197,11 +203,23 @@ class Book:
             f"with '{self.renew}'. Changed:"
         ]
         for name, changes in list(unexplained.items())[:6]:
-            more = f" (and {len(changes) - 2} more)" if len(changes) > 2 else ""
-            lines.append(f"  {name}: {'; '.join(changes[:2])}{more}")
+            shown = "; ".join(f"{value}: {change}" for value, change in list(changes.items())[:2])
+            lines.append(
+                f"  {name}: {shown}" + (f" (and {len(changes) - 2} more)" if len(changes) > 2 else "")
+            )
         if len(unexplained) > 6:
             lines.append(f"  and in: {', '.join(list(unexplained)[6:])}")
         return "\n".join(lines)
+
+    def _able(self, parts: Iterable[str], values: Iterable[str]) -> set[str]:
+        """Those parts that can change just these values; of them the ones that could change no others."""
+        limited = {part for part in parts if part in self.reach}
+        able = {part for part in limited if all(self._reached([part], value) for value in values)}
+        return able or set(parts) - limited
+
+    def _reached(self, parts: Iterable[str], value: str) -> bool:
+        """Whether one of the parts can change a value of this name."""
+        return any(value.startswith(self.reach.get(part, "")) for part in parts)
 
     def _next(self, part: str, measured: Mapping[str, Golden]) -> int:
         return 1 + max(case.numbers.get(part, 0) for case in measured.values())
@@ -221,7 +239,7 @@ def likely(
         changed: all cases that have changed.
     """
     left, changed = {name: set(uses[name]) for name in unexplained}, set(changed)
-    parts = list(dict.fromkeys(part for used in uses.values() for part in used))
+    parts = sorted({part for used in uses.values() for part in used})
     users = {part: {name for name, used in uses.items() if part in used} for part in parts}
     unmoved = {part: len(users[part] - changed) / len(users[part]) for part in parts}
     common = [part for part in parts if all(part in used for used in left.values())]
@@ -237,9 +255,9 @@ def likely(
 
 
 def same(recorded: Any, measured: Any, relative: float, absolute: float) -> bool:
-    """Whether two values agree; a recorded None stands for a text that rounding may change."""
-    if recorded is None:
-        return isinstance(measured, str)
+    """Whether two values agree; None stands for any text, where rounding may change it."""
+    if recorded is None or measured is None:
+        return isinstance(recorded or measured or "", str)
     if isinstance(recorded, dict) and isinstance(measured, dict):
         return recorded.keys() == measured.keys() and all(
             same(value, measured[key], relative, absolute) for key, value in recorded.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from evlgen.runs.behaviour import COMPONENTS
 from tests.golden import book, measure
 
 pytestmark = pytest.mark.xdist_group("golden")
@@ -24,4 +25,4 @@ def measured(tmp_path_factory):
 
 
 def test_values_and_numbers_agree(measured):
-    assert book.BOOK.problems(book.BOOK.read(), measured, book.numbers(measured)) == []
+    assert book.BOOK.problems(book.BOOK.read(), measured, COMPONENTS) == []
