@@ -1,9 +1,9 @@
 """The golden values of runs: where they are, how far rounding may move them, and what is measured today.
 
-After two updates other vector instructions and other matrix libraries (ATEN_CPU_CAPABILITY, MKL_CBWR and
+After two updates other vector instructions and matrix libraries (ATEN_CPU_CAPABILITY, MKL_CBWR and
 ONEDNN_MAX_CPU_ISA at their lowest) move most values by less than 1e-5 and none by more than 1e-3, unless a
-merge goes the other way; seeds at which that happens are not used (`unsteady`). So the tolerance is 3e-3. Texts
-are compared where they survive noise of that size on the trained weights; others are stored as null.
+merge goes the other way. Seeds at which that happens are not used (`unsteady`), so a tolerance of 3e-3 is
+enough. Texts are compared where they survive noise of that size on the trained weights; others are null.
 """
 
 from __future__ import annotations
