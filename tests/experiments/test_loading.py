@@ -1,6 +1,10 @@
-"""What ``--set`` changes in the two stages of an experiment's rows."""
+"""Loading an experiment: its rows, what ``--set`` changes in both stages, mistakes, and that it is quick."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +52,16 @@ def test_mistakes_are_named(arguments: tuple[str, ...], message: str) -> None:
 
 def test_rows_are_chosen_by_what_their_label_contains() -> None:
     assert [row.label for row in load("table1", "mini", rows="evlgen, 11m").rows] == ["EVLGen, 11M, 150K"]
+
+
+def test_nothing_is_imported_to_list_experiments() -> None:
+    """`run.py list` answers in half a second; torch alone takes several."""
+    code = """
+import sys
+from experiments import EXPERIMENTS, load
+assert all(load(name).rows for name in EXPERIMENTS)
+print([name for name in ("torch", "numpy", "transformers", "pandas") if name in sys.modules])
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
