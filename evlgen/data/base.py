@@ -17,9 +17,6 @@ if TYPE_CHECKING:  # a name of a set does not need numpy
     import numpy as np
     import numpy.typing as npt
 
-Scorer = Literal[  # of captions, then of answers, of which a set has one
-    "captions", "distinct", "scene_truth", "vqa_accuracy", "gqa_accuracy", "okvqa_accuracy"
-]
 SHUFFLED = "_shuffled"  # suffix of a question set that is answered with the images shuffled
 ENDLESS = 2**62  # images of a pool that is drawn
 
@@ -42,7 +39,8 @@ class EvalSet:
         title: in heads of tables.
         kind: what is evaluated: the captions that a run writes, or its answers to questions.
         pool: the pool with its images; empty for a set that is made of other sets.
-        scorers: how it is scored; the names are those of `evlgen.runs.behaviour.SCORERS`.
+        scorers: names from `evlgen.runs.behaviour.SCORERS`: any of ``captions``, ``distinct`` and
+            ``scene_truth`` (drawn images only) for captions; one accuracy for answers.
         meteor: whether captions get METEOR as well (2 ms a caption, more than all other scores together).
         by_answer_type: whether the accuracy is also given for each type of answer.
         parts: names of the captioning sets that are scored together under this name, where a run has all.
@@ -52,7 +50,7 @@ class EvalSet:
     title: str
     kind: Literal["caption", "question"]
     pool: str = ""
-    scorers: tuple[Scorer, ...] = ("captions",)
+    scorers: tuple[str, ...] = ("captions",)
     meteor: bool = False
     by_answer_type: bool = False
     parts: tuple[str, ...] = ()

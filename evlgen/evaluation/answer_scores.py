@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import lemminflect
 
@@ -102,3 +102,11 @@ def _lemma(word: str) -> str:
 def exact_match(answer: str, humans: Sequence[str]) -> float:
     """1 if the normalized answer is the first of the right ones, else 0 (GQA)."""
     return float(normalize_answer(answer) == normalize_answer(humans[0]))
+
+
+# Scorer of a question set -> accuracy (0 to 1) of an answer, given the right ones.
+ACCURACY: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+    "vqa_accuracy": soft_accuracy,
+    "okvqa_accuracy": functools.partial(soft_accuracy, normalize=lemmatize),
+    "gqa_accuracy": exact_match,
+}

@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from evlgen import miniworld
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data import worlds
-from evlgen.data.base import SHUFFLED, EvalSet, Scorer, World
+from evlgen.data.base import SHUFFLED, EvalSet, World
 from evlgen.errors import UserError
-from evlgen.evaluation.answer_scores import exact_match, lemmatize, soft_accuracy
+from evlgen.evaluation.answer_scores import ACCURACY
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, distinct_share
 from evlgen.evaluation.scene_truth import scene_truth
 from evlgen.runs.behaviour import SCORERS
-
-# Scorer of a question set -> accuracy (0 to 1) of an answer, given the right ones.
-ACCURACY: Mapping[Scorer, Callable[[str, Sequence[str]], float]] = {
-    "vqa_accuracy": soft_accuracy,
-    "okvqa_accuracy": functools.partial(soft_accuracy, normalize=lemmatize),
-    "gqa_accuracy": exact_match,
-}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Images of 64 x 64 pixels are drawn on the fly from a pool's name and an index; nothing is stored. A scene has
 one to four objects, each with a shape, colour, size, texture and place, on one of six backgrounds, and people
-who describe it choose what to tell. All attributes are drawn independently of each other, so none can be
+who describe it choose what to mention. All attributes are drawn independently of each other, so none can be
 read from another.
 
 The pools play the roles of the paper's data sets:

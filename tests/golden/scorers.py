@@ -11,10 +11,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from evlgen.data.base import Scorer
+from evlgen.evaluation.answer_scores import ACCURACY
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, distinct_share, split_words
 from evlgen.evaluation.scene_truth import scene_truth
-from evlgen.evaluation.scores import ACCURACY
 from evlgen.miniworld import Scene, Thing
 from evlgen.runs.behaviour import SCORERS
 from tests.golden.rule import Book, Golden, Values, rounded
@@ -87,7 +86,7 @@ def _captions() -> Values:
     return {**scores, "tokens": sorted(tokens.values()), "tokens without Java": plain}
 
 
-def _answers(scorer: Scorer) -> Values:
+def _answers(scorer: str) -> Values:
     accuracy = ACCURACY[scorer]
     return {f"{number} {answer}": accuracy(answer, humans) for number, (answer, humans) in enumerate(ANSWERS)}
 

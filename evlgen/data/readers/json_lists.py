@@ -78,7 +78,7 @@ def entries(content: Any, name: str, *keys: str) -> list[dict[str, Any]]:
     return content
 
 
-def part(content: Any, name: str, key: str) -> Any:
+def json_field(content: Any, name: str, key: str) -> Any:
     """What a JSON file's object has under ``key``.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, part, read_json
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, read_json
 
 
 def read(name: str, images: str, splits: Collection[str]) -> ImageList:
@@ -22,7 +22,7 @@ def read(name: str, images: str, splits: Collection[str]) -> ImageList:
     Raises:
         UserError: the file is missing, damaged or of another format.
     """
-    listed = entries(part(read_json(name), name, "images"), name, "filename", "split", "sentences")
+    listed = entries(json_field(read_json(name), name, "images"), name, "filename", "split", "sentences")
     chosen = [image for image in listed if image["split"] in splits and image["sentences"]]
     return ImageList(
         file_version(name),

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, part, read_json
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, read_json
 
 
 def read(name: str, images: str, domain: str) -> ImageList:
@@ -22,9 +22,9 @@ def read(name: str, images: str, domain: str) -> ImageList:
     """
     content = read_json(name)
     captions: dict[object, list[str]] = {}
-    for entry in entries(part(content, name, "annotations"), name, "image_id", "caption"):
+    for entry in entries(json_field(content, name, "annotations"), name, "image_id", "caption"):
         captions.setdefault(entry["image_id"], []).append(entry["caption"])
-    listed = entries(part(content, name, "images"), name, "id", "file_name", "domain")
+    listed = entries(json_field(content, name, "images"), name, "id", "file_name", "domain")
     chosen = [i for i in listed if i["domain"].split("-")[0] == domain and i["id"] in captions]
     return ImageList(
         file_version(name),

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from evlgen.data.base import Question
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, part, read_json
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, read_json
 from evlgen.errors import UserError
 
 
@@ -22,10 +22,14 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
         UserError: a file is missing, damaged or of another format, or a question has no answers.
     """
     listed = entries(
-        part(read_json(questions), questions, "questions"), questions, "question_id", "image_id", "question"
+        json_field(read_json(questions), questions, "questions"),
+        questions,
+        "question_id",
+        "image_id",
+        "question",
     )
     annotated = entries(
-        part(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
+        json_field(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
     )
     answers = {entry["question_id"]: entry for entry in annotated}
     for entry in listed:

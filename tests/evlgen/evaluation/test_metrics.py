@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
+from evlgen.data import worlds
+from evlgen.evaluation.answer_scores import ACCURACY
 from evlgen.evaluation.metrics import METRICS, details, examples, metric, set_title
+from evlgen.runs.behaviour import SCORERS
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,14 @@ def test_a_list_of_metrics_needs_neither_numpy_nor_torch() -> None:
     code = "import sys, evlgen.evaluation.metrics; print({'numpy', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_every_evaluation_set_names_scorers_that_there_are() -> None:
+    sets = worlds.all_sets()
+    assert {scorer for one in sets for scorer in one.scorers} == set(SCORERS)
+    for one in sets:
+        if one.kind == "question":
+            assert len(one.scorers) == 1
+            assert one.scorers[0] in ACCURACY
+        else:
+            assert not set(one.scorers) & set(ACCURACY)
