@@ -43,6 +43,7 @@ class Arguments:
     executor: str = "local"
     workers: int = 0
     dry_run: bool = False
+    everything: bool = False
     cluster: str = ""
     partition: str | None = None
     account: str | None = None
@@ -209,6 +210,12 @@ def _dry_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _everything(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--everything", action="store_true", help="also the runs whose scores are those of today's scorers"
+    )
+
+
 def _cluster(title: str) -> _Flags:
     """Flags for a cluster's profile, under a title."""
 
@@ -278,6 +285,18 @@ COMMANDS: dict[str, Command] = {
         _EXPERIMENTS,
         "put the runs of the archive beside a table into the run store",
         (scale_flag, _rows_and_set),
+    ),
+    "rescore": Command(
+        _EXPERIMENTS,
+        "score kept predictions again where a scorer has changed, without a model",
+        (scale_flag, _seeds, _rows_and_set, _everything),
+        "Of the complete runs in the run store; their table is written anew.",
+    ),
+    "adopt": Command(
+        _EXPERIMENTS,
+        "give records with ids of an earlier form those of today",
+        (scale_flag,),
+        "In the archive beside the table, and in the run store. Scores and measurements stay as they are.",
     ),
     "foundation": Command(
         (),

@@ -69,6 +69,8 @@ def _dispatch(arguments: Arguments) -> int:
     if command in of_a_run and target not in (*EXPERIMENTS, ALL):
         of_a_run[command](target)
         return 0
+    if command == "adopt":
+        return adopt(arguments)
     # Planned before any is executed: a mistake in a flag must not show after an hour.
     sweeps = [_sweep(name, arguments) for name in _names(arguments)]
     codes = [_carry_out(sweep, arguments) for sweep in sweeps]
@@ -119,6 +121,8 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
         pack(sweep)
     elif command == "unpack":
         unpack(sweep, is_one_of_all=arguments.target == ALL)
+    elif command == "rescore":
+        return rescore(sweep, arguments.everything)
     elif command == "wait":
         from sweeps.slurm.launch import wait
 
@@ -186,6 +190,39 @@ def unpack(sweep: Sweep, is_one_of_all: bool) -> None:
         "" if known == len(put) else f"; {len(put) - known} have other ids than this checkout gives them"
     )
     console.print(f"{sweep.experiment.name}: {len(put)} runs put into {paths.runs_folder().name}/{of_others}")
+
+
+def rescore(sweep: Sweep, everything: bool) -> int:
+    """Score the kept predictions of a sweep again and write its table; 1 if some could not be scored."""
+    from sweeps.conclude import write_table
+    from sweeps.rescore import rescore as score_again
+
+    done = score_again(sweep.runs, everything)
+    name, current = sweep.experiment.name, len(done.current)
+    line = f"{name}: {len(done.again)} runs scored again, {current} have today's scores"
+    if done.unscored:
+        line += f", of {len(done.unscored)} the predictions are gone or damaged"
+    if done.again:
+        line += f"; table in {os.path.relpath(write_table(sweep))}/"
+    console.print(line, soft_wrap=True)
+    return 1 if done.unscored else 0
+
+
+def adopt(arguments: Arguments) -> int:
+    """Give records with earlier ids those of today; 1 if some could not be adopted."""
+    from evlgen.runs import archive
+    from sweeps import records
+
+    refused = 0
+    for name in _names(arguments):
+        path = archive.path_of(name, arguments.scale or load(name).default_scale)
+        if path.exists() or arguments.target != ALL:
+            done = records.adopt_archive(path)
+            records.report(done, os.path.relpath(path))
+            refused += len(done.refused)
+    done = records.adopt_store()
+    records.report(done, str(paths.runs_folder()))
+    return 1 if refused or done.refused else 0
 
 
 def dry_run(sweep: Sweep, arguments: Arguments) -> None:

@@ -17,8 +17,9 @@ from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from evlgen.runtime.files import sha256_of
 from evlgen.runtime.sources import shipped_file
+from experiments import load
 from experiments.scales import evlgen
-from sweeps import records
+from sweeps import records, run
 from sweeps.rescore import rescore
 
 OLD = "0123456789abcdef"
@@ -226,3 +227,38 @@ def test_a_member_of_gigabytes_is_refused_before_it_is_read(place: Path) -> None
             file.write(bytes(2**20))
     with pytest.raises(Exception, match="more than a record of a run can have"):
         archive.contents(path)
+
+
+def test_scoring_again_is_a_command_that_writes_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+    (row,) = load("table2", "smoke", rows="EVLGen, OPT").rows
+    folder = finished(row.config)
+    command = ["rescore", "table2", "--scale", "smoke"]
+    assert run.main(command) == 0
+    assert "table2: 0 runs scored again, 1 have today's scores" in capsys.readouterr().out
+    monkeypatch.setitem(behaviour.SCORERS, "captions", 2)
+    assert run.main(command) == 0
+    said = capsys.readouterr().out
+    assert "table2: 1 runs scored again, 0 have today's scores; table in " in said
+    assert (tmp_path / "results" / "table2" / "smoke" / "table.csv").exists()
+    assert run.main([*command, "--everything"]) == 0
+    assert "table2: 1 runs scored again" in capsys.readouterr().out
+    monkeypatch.setitem(behaviour.SCORERS, "captions", 3)
+    (folder / files.PREDICTIONS).write_text("[]")
+    assert run.main(command) == 1
+    assert "of 1 the predictions are gone or damaged" in capsys.readouterr().out
+
+
+def test_adopting_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    config = evlgen("smoke")
+    folder = paths.runs_folder() / OLD
+    folder.mkdir(parents=True)
+    for name, content in old_files(config).items():
+        (folder / name).write_bytes(content)
+    assert run.main(["adopt", "all", "--scale", "smoke"]) == 0
+    assert f"{paths.runs_folder()}: 1 runs have new ids, 0 were left out" in capsys.readouterr().out
+    assert files.is_complete(identity.run_folder(config))
+    assert run.main(["adopt", "table1", "--scale", "smoke"]) == 2  # no archive there
+    assert "no such file" in capsys.readouterr().err
