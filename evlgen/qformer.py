@@ -1,7 +1,7 @@
 """Q-Former, the connector of BLIP-2 (Li et al., 2023, figure 2).
 
-Learnable queries attend to each other in every layer and to the image in every second one. In stage 1 a text
-branch shares the self-attention and has its own feed-forward. `evlgen.stage1` has the losses that train it.
+Learned queries attend to each other in every layer and to the image in every second one. In stage 1
+(`evlgen.stage1`) a text branch shares the self-attention and has a feed-forward of its own.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ KeyValue = tuple[Tensor, Tensor]  # each (B, heads, N, D / heads)
 
 @dataclass(frozen=True, eq=False)
 class QFormerTrace:
-    """What happened inside, for diagnostics.
+    """Intermediate values, for diagnostics.
 
     Attributes:
-        attention: one for each cross-attention, the probabilities (B, heads, queries, image tokens).
+        attention: the (B, heads, queries, image tokens) probabilities of each cross-attention.
     """
 
     attention: tuple[Tensor, ...]
 
 
 class QFormer(Connector):
-    """Image features -> one soft token a query. With ``vocab_size`` above 0 also the text branch of stage 1.
+    """Image features -> one soft token a query. A ``vocab_size`` above 0 adds the text branch of stage 1.
 
     Raises:
         UserError: a config value is wrong.
@@ -84,7 +84,7 @@ class QFormer(Connector):
         """(B, N, D_in) image features -> (B, num_queries, D) soft tokens.
 
         Args:
-            return_trace: give (soft tokens, `QFormerTrace`) instead; the soft tokens are the same.
+            return_trace: return (soft tokens, `QFormerTrace`) instead, with the same soft tokens.
         """
         probabilities: list[Tensor] | None = [] if return_trace else None
         x, _ = self.encode_images(self.project_image(features), len(features), probabilities)
@@ -101,14 +101,15 @@ class QFormer(Connector):
     def encode_images(
         self, image: list[Tensor | None], batch: int, probabilities: list[Tensor] | None = None
     ) -> tuple[Tensor, list[KeyValue]]:
-        """The queries alone with the image.
+        """Queries and image, without text.
 
         Args:
             image: from `project_image`.
-            probabilities: a list to which the cross-attention probabilities are added.
+            batch: B.
+            probabilities: a list to which the cross-attention probabilities are appended.
 
         Returns:
-            (B, Q, D) query outputs, and each layer's self-attention keys and values.
+            (B, Q, D) query outputs, and the self-attention keys and values of each layer.
         """
         x = self.embed_queries(batch)
         cache = []
@@ -121,19 +122,19 @@ class QFormer(Connector):
         return x, cache
 
     def encode_texts(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """The text alone, bidirectional: (B, T) ids and bool mask -> (B, D), output at the first token."""
+        """Text alone, bidirectional: (B, T) ids and bool mask -> (B, D), the output at the first token."""
         x = self.embed_text(text_ids)  # (B, T, D)
         mask = text_mask[:, None, None, :]  # (B, 1, 1, T)
         for index, layer in enumerate(self.layers):
             query, key, value = layer.attention.project(x)
-            if index == len(self.layers) - 1:  # of the last layer only the first token is used
+            if index == len(self.layers) - 1:  # only the first token's output is used
                 x, query = x[:, :1], query[:, :, :1]
             x = layer.attention(x, query, key, value, mask)
             x = layer.feed_text(x)
         return x[:, 0]
 
     def encode_pairs(self, image: list[Tensor | None], text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Queries, image and text together, everything sees everything.
+        """Queries, image and text together; queries and text attend to each other.
 
         Args:
             image: from `project_image`, B rows.
@@ -147,7 +148,7 @@ class QFormer(Connector):
         x = torch.cat([self.embed_queries(len(text_ids)), self.embed_text(text_ids)], 1)  # (B, Q + T, D)
         mask = F.pad(text_mask, (num_queries, 0), value=True)[:, None, None, :]  # (B, 1, 1, Q + T)
         for index, layer in enumerate(self.layers):
-            last = index == len(self.layers) - 1  # of the last layer only the queries are used
+            last = index == len(self.layers) - 1  # where only the queries' outputs are used
             query, key, value = layer.attention.project(x)
             if last:
                 x, query = x[:, :num_queries], query[:, :, :num_queries]
@@ -157,7 +158,7 @@ class QFormer(Connector):
         return x
 
     def decode_texts(self, cache: list[KeyValue], text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Text after the queries, causal: logits of the next token.
+        """Causal text after the queries: logits of the next token.
 
         Args:
             cache: from `encode_images`.
@@ -189,7 +190,7 @@ class QFormer(Connector):
         return self.dropout(self.norm(self.queries).expand(batch, -1, -1))
 
     def embed_text(self, text_ids: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, D): words and positions, which count from the first text token."""
+        """(B, T) int64 -> (B, T, D): words and positions, which start at the first text token."""
         length = text_ids.shape[1]
         if length > len(self.positions):
             raise UserError(f"max_positions = {len(self.positions)}: the text has {length} tokens")
@@ -207,9 +208,9 @@ class QFormer(Connector):
     def load_bert(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy the weights of a transformers ``BertModel``, as BLIP-2 does.
 
-        Both feed-forwards get BERT's, the generation head that of its masked LM if the checkpoint has one;
-        queries, cross-attention and the other heads stay as they are. A vocabulary larger than BERT's keeps
-        its own embeddings for the tokens that BERT does not have.
+        Both feed-forwards start from BERT's, and the generation head from that of its masked LM if the
+        checkpoint has one. Queries, cross-attention and the other heads keep their weights, and so do the
+        embeddings of tokens that BERT does not have.
 
         Raises:
             UserError: a tensor is missing or has another shape; the message names the first one.
@@ -221,7 +222,6 @@ class QFormer(Connector):
         if config.vocab_size:
             if "cls.predictions.transform.dense.weight" not in tensors:
                 names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("generation_")}
-            # A vocabulary that is longer than BERT's keeps its own embeddings of the tokens that BERT lacks.
             (words,) = names.pop("words.weight")
             known = min(len(tensors[words]) if words in tensors else config.vocab_size, config.vocab_size)
             with torch.no_grad():
@@ -232,7 +232,7 @@ class QFormer(Connector):
         load_named(self, tensors, names)
 
     def load_stage1(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Copy what this Q-Former has from the weights of another one that went through stage 1.
+        """Copy the weights of this Q-Former from those of another one that was trained in stage 1.
 
         Raises:
             UserError: a tensor is missing or has another shape; the message names the first one.
@@ -244,7 +244,7 @@ class QFormer(Connector):
 
 
 class QFormerLayer(nn.Module):
-    """Parts of one layer; the passes of `QFormer` put them together."""
+    """The blocks of one layer, which each pass of `QFormer` combines in its own way."""
 
     def __init__(self, config: QFormerConfig, index: int) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class QFormerLayer(nn.Module):
     def cross_attend(
         self, x: Tensor, image: Tensor | None, probabilities: list[Tensor] | None = None
     ) -> Tensor:
-        """(B, Q, D) queries to the image's keys and values (B, N, 2 D); unchanged in a layer without."""
+        """(B, Q, D) queries attend to keys and values (B, N, 2 D) of the image; unchanged in other layers."""
         if self.cross is None or image is None:
             return x
         query, key, value = self.cross.project(x, image)

@@ -30,7 +30,7 @@ OBJECTIVES: tuple[Objective, ...] = typing.get_args(Objective)  # in the order o
 
 @dataclass(frozen=True, eq=False)
 class Stage1Losses:
-    """The losses of stage 1, scalars in nats, None if left out; BLIP-2 minimises their plain sum."""
+    """The losses of stage 1: scalars in nats, None if not computed. BLIP-2 minimises their plain sum."""
 
     itc: Tensor | None
     itm: Tensor | None
@@ -38,12 +38,12 @@ class Stage1Losses:
 
     @property
     def total(self) -> Tensor:
-        """Sum of those there are."""
+        """Sum of the computed ones."""
         return add_present((self.itc, self.itm, self.lm))
 
 
 def add_present(losses: Iterable[Tensor | None]) -> Tensor:
-    """Sum of the losses that are not None; one at least must be there."""
+    """Sum of the losses that are not None; at least one must not be."""
     first, *others = (loss for loss in losses if loss is not None)
     return sum(others, first)
 
@@ -52,16 +52,16 @@ def check_objectives(objectives: Sequence[Objective]) -> None:
     """Refuse losses of stage 1 that cannot be summed.
 
     Raises:
-        UserError: there is none, one comes twice, or one is unknown.
+        UserError: the list is empty, or a loss is unknown or repeated.
     """
     known = ", ".join(OBJECTIVES)
     if not objectives:
-        raise UserError(f"objectives: is empty; stage 1 needs a loss, there are {known}")
+        raise UserError(f"objectives: is empty; stage 1 needs at least one of {known}")
     for name in objectives:
         if name not in OBJECTIVES:
             raise UserError(f"objectives: {name!r} is not one of {known}")
         if objectives.count(name) > 1:
-            raise UserError(f"objectives: {name} is there more than once")
+            raise UserError(f"objectives: {name} is listed more than once")
 
 
 def stage1_losses(
@@ -77,31 +77,31 @@ def stage1_losses(
 ) -> Stage1Losses:
     """The losses of BLIP-2's first stage on one batch.
 
-    Negatives come from this batch only. As in BLIP-2 a caption that fits another image of the batch counts as
-    a negative of it all the same.
+    Negatives come from this batch. As in BLIP-2, another image's caption is a negative even where it fits.
 
-    With several ranks the negatives come from the batches of all of them, as in BLIP-2's code, and each loss
-    is the mean over this rank's rows. Unlike BLIP-2's code, which cuts the gradient of the other ranks'
-    embeddings in ITC, gradients go back to all ranks: the gradient is that of the joint batch.
+    With several ranks the negatives come from the batches of all ranks, as in BLIP-2's code, and each loss is
+    the mean over this rank's rows. BLIP-2's code cuts the gradient of the other ranks' embeddings in ITC.
+    Here gradients flow back to all ranks: their sum over ranks is the gradient of the joint batch.
 
-    A loss that is left out is not computed, nor are the passes that it alone needs. Without ITC nothing
-    trains the similarities by which ITM's hard negatives are drawn: then they are drawn uniformly.
+    A loss that is not in ``objectives`` is not computed, and neither are the passes that only it needs.
+    Without ITC nothing trains the similarities from which ITM draws its hard negatives: they are then drawn
+    uniformly.
 
     Args:
         features: (B, N, D_in).
-        text_ids: (B, T) int64, padded on the right, T at most 32 in BLIP-2; the first token is the one whose
-            output stands for the text ([CLS]) and a last one ends it.
+        text_ids: (B, T) int64, right-padded, T at most 32 in BLIP-2. The first token is [CLS], whose output
+            represents the text; the last one ends it.
         text_mask: (B, T) bool, False at padding.
-        decode_id: token that takes the place of the first one in the LM pass ([DEC]).
+        decode_id: replaces the first token in the LM pass ([DEC]).
         label_smoothing: of ITC (PAPER) and of the LM (BLIP-2's code).
-        generator: for the sampling of hard negatives; None takes torch's global one. With several ranks it
-            must be in the same state on all of them: each draws for the joint batch and keeps its rows.
-        ranks: those that compute the losses of a joint batch together, B rows each.
+        generator: samples the hard negatives; None: torch's global one. With several ranks it must have the
+            same state on all of them: each samples for the joint batch and keeps its own rows.
+        ranks: the processes that compute the losses of a joint batch, B rows each.
         objectives: the losses to compute.
 
     Raises:
-        UserError: the Q-Former has no text branch, there is no negative because there is one pair only, or
-            the objectives are none or repeated.
+        UserError: the Q-Former has no text branch; a batch of one pair, which has no negatives; or wrong
+            objectives (`check_objectives`).
     """
     if not qformer.config.vocab_size:
         raise UserError("stage 1 needs a Q-Former with a text branch: set vocab_size")
@@ -109,49 +109,56 @@ def stage1_losses(
     batch = len(features)
     if batch * ranks.size < 2 and tuple(objectives) != ("lm",):
         raise UserError(
-            "batch_size = 1: stage 1 takes its negatives from the batch (from a part of it, where it is "
-            "accumulated), 2 at least"
+            "batch_size = 1: stage 1 takes its negatives from the batch (or, with optim.accumulate, from a "
+            "part of it), which needs at least 2 pairs"
         )
     longest = int(text_mask.sum(1).max())
-    text_ids, text_mask = text_ids[:, :longest], text_mask[:, :longest]  # nothing sees the padding
+    text_ids, text_mask = text_ids[:, :longest], text_mask[:, :longest]  # nothing attends to padding
 
     image = qformer.project_image(features)
     itc = itm = lm = None
     if "itc" in objectives or "lm" in objectives:
-        seen, cache = qformer.encode_images(image, batch)  # (B, Q, D)
+        queries, cache = qformer.encode_images(image, batch)  # (B, Q, D)
     pairs = batch * ranks.size
-    similarity = torch.zeros(pairs, pairs, device=text_ids.device)  # all alike, unless ITC knows better
+    similarity = torch.zeros(pairs, pairs, device=text_ids.device)  # uniform negatives without ITC
     if "itc" in objectives:
-        itc, to_text = _contrastive(qformer, seen, text_ids, text_mask, label_smoothing, ranks)
+        itc, to_text = contrastive_loss(qformer, queries, text_ids, text_mask, label_smoothing, ranks)
         if "itm" in objectives:
             similarity = ranks.gather(to_text.detach())  # (C, C)
     if "itm" in objectives:
-        itm = _matching(qformer, features, image, text_ids, text_mask, similarity, generator, ranks)
+        itm = matching_loss(qformer, features, image, text_ids, text_mask, similarity, generator, ranks)
     if "lm" in objectives:
-        lm = _generation(qformer, cache, text_ids, text_mask, decode_id, label_smoothing)
+        lm = generation_loss(qformer, cache, text_ids, text_mask, decode_id, label_smoothing)
     return Stage1Losses(itc, itm, lm)
 
 
-def _contrastive(
+def contrastive_loss(
     qformer: QFormer,
-    seen: Tensor,
+    queries: Tensor,
     text_ids: Tensor,
     text_mask: Tensor,
     label_smoothing: float,
     ranks: Ranks,
 ) -> tuple[Tensor, Tensor]:
-    """ITC, and the similarities of this rank's images to all texts, (B, C), divided by the temperature."""
-    image_embedding = F.normalize(qformer.image_projection(seen), dim=-1)  # (B, Q, E)
-    text_embedding = F.normalize(
-        qformer.text_projection(qformer.encode_texts(text_ids, text_mask)), dim=-1
-    )  # (B, E)
+    """Image-text contrastive loss (ITC).
+
+    Args:
+        queries: (B, Q, D), from `QFormer.encode_images`.
+
+    Returns:
+        the loss, and the (B, C) similarities of this rank's images to the texts of all ranks, divided by the
+        temperature.
+    """
+    texts = qformer.encode_texts(text_ids, text_mask)  # (B, D)
+    image_embedding = F.normalize(qformer.image_projection(queries), dim=-1)  # (B, Q, E)
+    text_embedding = F.normalize(qformer.text_projection(texts), dim=-1)  # (B, E)
     temperature = qformer.log_temperature.exp()
     to_text = image_text_similarity(image_embedding, ranks.gather(text_embedding)) / temperature  # (B, C)
     if ranks.size == 1:
         to_image = to_text.T
-    else:  # C = size * B: all images for the texts of this rank
+    else:  # this rank's texts to the images of all ranks, C = size * B
         to_image = image_text_similarity(ranks.gather(image_embedding), text_embedding).T / temperature
-    target = _own_pairs(len(seen), ranks, to_text.device)
+    target = _own_pairs(len(queries), ranks, to_text.device)
     itc = 0.5 * (
         F.cross_entropy(to_text, target, label_smoothing=label_smoothing)
         + F.cross_entropy(to_image, target, label_smoothing=label_smoothing)
@@ -159,7 +166,7 @@ def _contrastive(
     return itc, to_text
 
 
-def _matching(
+def matching_loss(
     qformer: QFormer,
     features: Tensor,
     image: list[Tensor | None],
@@ -169,7 +176,12 @@ def _matching(
     generator: torch.Generator | None,
     ranks: Ranks,
 ) -> Tensor:
-    """ITM: the pair itself, its text with a wrong image, its image with a wrong text, in one batch of 3 B."""
+    """Image-text matching loss (ITM): each pair, its text with a wrong image, its image with a wrong text.
+
+    Args:
+        image: keys and values, from `QFormer.project_image`.
+        similarity: (C, C) of all images and texts, from which the wrong ones are sampled.
+    """
     batch = len(features)
     own = torch.arange(batch, device=similarity.device)
     target = _own_pairs(batch, ranks, similarity.device)
@@ -179,7 +191,7 @@ def _matching(
     if ranks.size == 1:
         images = torch.cat([own, other_image, own])
         image3 = [None if layer is None else layer.index_select(0, images) for layer in image]
-    else:  # images of other ranks come as features, which are smaller than all layers' keys and values
+    else:  # other ranks send features, which are smaller than the keys and values of all layers
         wrong = qformer.project_image(ranks.gather(features).index_select(0, other_image))
         image3 = [
             None if mine is None or other is None else torch.cat([mine, other, mine])
@@ -193,7 +205,7 @@ def _matching(
     return F.cross_entropy(qformer.matching_head(fused).mean(1), matches.long())
 
 
-def _generation(
+def generation_loss(
     qformer: QFormer,
     cache: list[KeyValue],
     text_ids: Tensor,
@@ -201,7 +213,11 @@ def _generation(
     decode_id: int,
     label_smoothing: float,
 ) -> Tensor:
-    """Image-grounded LM: the text after the queries, whose keys and values are in the cache."""
+    """Image-grounded language modelling loss (LM): the text after the queries.
+
+    Args:
+        cache: the queries' keys and values, from `QFormer.encode_images`.
+    """
     decoder_ids = torch.cat([torch.full_like(text_ids[:, :1], decode_id), text_ids[:, 1:]], 1)
     logits = qformer.decode_texts(cache, decoder_ids, text_mask)  # (B, T, V)
     labels = text_ids.masked_fill(~text_mask, -100)
@@ -211,7 +227,7 @@ def _generation(
 
 
 def _own_pairs(batch: int, ranks: Ranks, device: torch.device) -> Tensor:
-    """(B,) numbers of this rank's pairs in the joint batch."""
+    """(B,) indices of this rank's pairs in the joint batch."""
     return torch.arange(batch, device=device) + ranks.index * batch
 
 
@@ -222,9 +238,9 @@ def image_text_similarity(image: Tensor, text: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hard_negatives(similarity: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """For each row of (B, B) similarities another column, sampled with probability softmax + 1e-4.
+    """For each row of (B, B) similarities another column, sampled in proportion to softmax + 1e-4.
 
-    The diagonal, the true pair, is never drawn.
+    The diagonal, the true pair, is never sampled.
 
     Returns:
         (B,) int64.
@@ -240,8 +256,8 @@ class Stage1Model(nn.Module):
     Args:
         encoder: the frozen image encoder, (B, S, S, 3) uint8 pixels -> (B, N, D_in) features.
         connector: a Q-Former whose ``vocab_size`` has room for one id more than the tokenizer: [DEC].
-        class_id: the token put in front of each text, whose output stands for it ([CLS]).
-        objectives: the losses that are computed.
+        class_id: [CLS], put in front of each text; its output represents the text.
+        objectives: the losses to compute.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ from evlgen.errors import UserError
 from evlgen.miniworld import PROMPT
 from evlgen.model import CaptionModel
 from tests.evlgen import tiny
-from tests.evlgen.test_qformer import as_transformers
+from tests.evlgen.qformers import as_transformers
 
 ARCHITECTURES = ("opt", "llama")
 BOS = ("first", "after_prompt", "none")
