@@ -157,7 +157,7 @@ def status(sweep: Sweep) -> None:
     try:
         jobs = queue.jobs()
     except UserError as error:
-        print(f"{error} (queued and lost runs are not told apart)", file=sys.stderr)
+        print(f"{error} (queued and lost runs look like pending ones)", file=sys.stderr)
         jobs = None
     show.show_status(sweep, states.with_records(sweep.runs, queue.states_of(sweep.runs, jobs)))
 

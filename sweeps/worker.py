@@ -36,7 +36,7 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
     """Train and evaluate the run in the folder, and write its ``outcome.json``; it logs to ``log.txt``.
 
     Raises:
-        Stopped: this worker was told to stop; the training has left a checkpoint.
+        Stopped: this worker was asked to stop; the training has left a checkpoint.
         UserError: the run that this one starts from has not been trained.
     """
     from transformers.utils.logging import disable_progress_bar
@@ -179,7 +179,7 @@ def _logged(path: Path) -> Iterator[None]:
         try:
             yield
         except Stop:
-            logging.getLogger(__name__).info("told to stop: goes on from the checkpoint")
+            logging.getLogger(__name__).info("asked to stop: the checkpoint resumes it")
             raise
         except Exception:
             traceback.print_exc()

@@ -41,7 +41,7 @@ class Profile:
         parallel: jobs of an array that run at the same time.
         max_requeues: times that a job may go back to the queue, after preemptions and time-outs together,
             without a new checkpoint or a finished run.
-        signal_seconds: before its end a job is told to write checkpoints.
+        signal_seconds: before its end a job is asked to write checkpoints.
         setup: shell lines before the job's command.
         sbatch: further options of sbatch, by their long names.
     """

@@ -27,7 +27,7 @@ from sweeps.slurm.profile import Profile
 _NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm.job` counts better
 _FOLDERS = ("EVLGEN_CACHE", "EVLGEN_DATA", "EVLGEN_RESULTS", "EVLGEN_WEIGHTS")  # jobs run in another one
 # Tasks that one process does: more of them would wait for it, or do the same again.
-_FOR_ONE = {"sweeps.worker:cache_features", "sweeps.conclude:score", "sweeps.merge_search:work"}
+_FOR_ONE = {"sweeps.worker:cache_features", "sweeps.conclude:score", "sweeps.search.worker:work"}
 
 
 def pack(tasks: Sequence[Task], seconds: Mapping[str, float], profile: Profile) -> list[list[Task]]:

@@ -57,7 +57,7 @@ def test_who_waits_outlives_a_restart_of_the_controller(
     assert not answers
     assert capsys.readouterr().out.count("asked again") == 2
     answers.append(None)
-    with pytest.raises(UserError, match="Unable to contact"):  # who was never answered is told at once
+    with pytest.raises(UserError, match="Unable to contact"):  # who was never answered gets an error at once
         launch.wait(small, None)
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and taken up again ends as one that was not."""
+"""A run that is killed at any moment and resumed ends as one that was not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
     seconds = time.monotonic() - began
     usual = {path.name for path in calm.iterdir()} | {"checkpoint.prev.pt"}
     moments = random.Random(0)
-    killed = taken_up = 0
+    killed = resumed = 0
     for number in range(KILLS):
         folder = place(tmp_path / str(number))
         process = start(folder, cache)
@@ -91,7 +91,7 @@ def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
         killed += not (folder / "outcome.json").exists()
         finish(folder, cache)
         assert learned(folder) == learned(calm)
-        taken_up += (files.read_outcome(folder) or {})["metrics"]["resumed_from"] > 0
+        resumed += (files.read_outcome(folder) or {})["metrics"]["resumed_from"] > 0
         last = leases.last_claim(os.listdir(folder))
         owners = {f"{kind}-{n}.json" for kind in ("claim", "beat") for n in range(1, last + 1)}
         assert {path.name for path in folder.iterdir()} <= usual | owners  # nothing temporary
@@ -99,4 +99,4 @@ def test_kills_at_thirty_random_moments(cache: Path, tmp_path: Path) -> None:
         assert beat is not None
         assert beat["ended"] == "done"
     assert killed > KILLS / 3
-    assert taken_up > 0
+    assert resumed > 0

@@ -92,7 +92,7 @@ def test_a_row_of_table_1_is_trained_and_scored_and_a_kill_changes_no_bit(
     assert '"EVLGen, 104M, 250K",coco/CIDEr,' in table
     assert "samples_per_second" in (result.parent / "metrics.jsonl").read_text()
 
-    # Again, but killed in the third update: the checkpoint after the second is taken up.
+    # Again, but killed in the third update: resumed from the checkpoint after the second.
     monkeypatch.setenv("EVLGEN_RUNS", str(place / "again/runs"))
     monkeypatch.setattr("sweeps.local.execute", _in_this_process(kill_at=3))
     assert run.main(command) == 1
@@ -133,10 +133,10 @@ def test_what_is_missing_is_told_before_anything_is_done(
     monkeypatch.setenv("EVLGEN_WEIGHTS", str(place / "weights"))
     (place / "data").mkdir()
     assert run.main(["table1", "--scale", "paper", "--dry-run"]) == 0
-    told = capsys.readouterr().out
+    said = capsys.readouterr().out
     for name in ("eva_vit_g.pth", "'opt-2.7b'", "bert-base-uncased'", "laion-115m", "dataset_coco.json"):
-        assert sum(line.startswith("missing: ") and name in line for line in told.splitlines()) == 1, name
-    assert "6 of 6 runs to execute" in told
+        assert sum(line.startswith("missing: ") and name in line for line in said.splitlines()) == 1, name
+    assert "6 of 6 runs to execute" in said
     assert not (place / "runs").exists()
     assert run.main(["table1", "--scale", "paper"]) == 2
     error = capsys.readouterr().err

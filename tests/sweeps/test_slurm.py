@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -111,7 +112,7 @@ def test_the_example_says_what_the_defaults_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "processes", "cores", "decoders", "told"),
+    ("values", "processes", "cores", "decoders", "said"),
     [
         ({}, 1, 1, 0, "each run has 1 process on 1 node"),
         ({"gpus": 8}, 8, 8, 7, "each run has 8 processes on 8 GPUs of 1 node"),
@@ -123,19 +124,19 @@ def test_the_example_says_what_the_defaults_are() -> None:
     ],
 )
 def test_every_gpu_has_a_process_and_cores(
-    values: dict[str, int], processes: int, cores: int, decoders: int, told: str
+    values: dict[str, int], processes: int, cores: int, decoders: int, said: str
 ) -> None:
     profile = make_profile(values, "test")
     asked = submit._parameters("name", profile, [])
     assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (processes, cores)
     assert asked.get("gpus_per_node", 0) == values.get("gpus", 0)
     assert profile.decoders == decoders
-    assert str(profile) == told
+    assert str(profile) == said
 
 
 def test_the_dry_run_says_what_a_run_gets(runs: Path) -> None:
-    told = call("table2", "--scale", "smoke", "--executor", "slurm", "--gpus", "8", "--dry-run", expect=0)
-    assert told.endswith("SLURM: each run has 8 processes on 8 GPUs of 1 node\n")
+    said = call("table2", "--scale", "smoke", "--executor", "slurm", "--gpus", "8", "--dry-run", expect=0)
+    assert said.endswith("SLURM: each run has 8 processes on 8 GPUs of 1 node\n")
 
 
 def test_features_and_scores_are_one_process_on_one_gpu() -> None:
@@ -145,6 +146,10 @@ def test_features_and_scores_are_one_process_on_one_gpu() -> None:
     small = submit._narrowed(profile, [[score], [features]])
     assert (small.nodes, small.processes, small.gpus, small.cores) == (1, 1, 1, 8)
     assert submit._narrowed(profile, [[score], [Task("run", "sweeps.worker:execute_run", ())]]) == profile
+    for name in submit._FOR_ONE:
+        module, _, function = name.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+        assert submit._narrowed(profile, [[Task("any", name, ())]]) == small
     packed = Profile(gpus=2, workers=4)
     assert submit._narrowed(packed, [[features]]) == packed
 
@@ -284,9 +289,9 @@ def test_sweep_through_the_queue_equals_the_local_one(
     assert ours == theirs
     for run in theirs:
         for name in ("connector.safetensors", "predictions.json"):
-            files = [folder / run / name for folder in (runs, tmp_path / "local")]
-            assert files[0].exists() == files[1].exists()
-            assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
+            mine, other = (folder / run / name for folder in (runs, tmp_path / "local"))
+            assert mine.exists() == other.exists()
+            assert not mine.exists() or mine.read_bytes() == other.read_bytes()
     provenance = files.read_json(runs / run / "provenance.json")
     assert provenance is not None
     assert provenance["slurm_job"] is not None
@@ -486,8 +491,8 @@ def test_processes_of_one_run_find_each_other(cluster: real.Cluster, runs: Path,
     task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
     put([task], dataclasses.replace(ONE_EACH, tasks_per_node=2))
     until(queue_is_empty)
-    told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
-    assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 0 decoders" for i in range(2)}
+    said = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
+    assert said == {f"rank-{i}": f"3 of 2, local rank {i}, 0 decoders" for i in range(2)}
     assert os.environ.get("RANK") is None
 
 
@@ -498,5 +503,5 @@ def test_a_run_gets_a_process_for_each_gpu_that_is_asked_for(
     task = Task("ranks", "runner_tasks:add_ranks", (str(tmp_path),))
     put([task], dataclasses.replace(ONE_EACH, gpus=2, cpus=2))
     until(queue_is_empty)
-    told = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
-    assert told == {f"rank-{i}": f"3 of 2, local rank {i}, 1 decoders" for i in range(2)}
+    said = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
+    assert said == {f"rank-{i}": f"3 of 2, local rank {i}, 1 decoders" for i in range(2)}
