@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, nearest
 
 if TYPE_CHECKING:  # a name of a set does not need numpy
     import numpy as np
@@ -133,7 +133,8 @@ class World:
         for one in self.eval_sets:
             if one.name == name and one.pool:
                 return one
-        raise UserError(f"no set {name!r} in the world {self.name!r}; there are: {', '.join(self.sets)}")
+        there = ", ".join(self.sets) + nearest(name, self.sets)
+        raise UserError(f"no set {name!r} in the world {self.name!r}; there are: {there}")
 
     def pool_of(self, name: str) -> str:
         """The pool with the images of an evaluation set; raises as `eval_set`."""

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data.base import EvalSet, World
 from evlgen.data.readers import easy_vqa, folder, miniworld, real
-from evlgen.errors import UserError
+from evlgen.errors import UserError, nearest
 
 _WORLDS = {
     "miniworld": miniworld.world,
@@ -31,7 +31,8 @@ def get(name: str, first_pool: str = "") -> World:
         UserError: there is none.
     """
     if name not in _WORLDS:
-        raise UserError(f"data.world {name!r}: no such world; there are: {', '.join(_WORLDS)}")
+        there = ", ".join(_WORLDS)
+        raise UserError(f"data.world {name!r}: no such world; there are: {there}{nearest(name, _WORLDS)}")
     return _WORLDS[name](first_pool)
 
 
@@ -49,7 +50,8 @@ def problems(config: RunConfig) -> list[str]:
     """A line for each thing that a run wants of its world and that is not there; empty if all is well."""
     world = of(config.data)
     unknown = [
-        f"evaluation.sets: no set {name!r} in the world {world.name!r}; there are: {', '.join(world.sets)}"
+        f"evaluation.sets: no set {name!r} in the world {world.name!r}; "
+        f"there are: {', '.join(world.sets)}{nearest(name, world.sets)}"
         for name, size in config.evaluation.sets
         if size and name not in world.sets
     ]

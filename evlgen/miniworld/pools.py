@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evlgen.errors import UserError
+from evlgen.errors import UserError, nearest
 from evlgen.miniworld.captions import caption, choose_noun, note
 from evlgen.miniworld.drawing import render
 from evlgen.miniworld.questions import PROMPT, QUESTION_KINDS, ask, drawn_question, question, with_article
@@ -61,7 +61,8 @@ def pool(name: str) -> Pool:
         UserError: no pool has that name.
     """
     if name not in POOLS:
-        raise UserError(f"no pool {name!r} in the miniworld; there are: {', '.join(POOLS)}")
+        there = ", ".join(POOLS) + nearest(name, POOLS)
+        raise UserError(f"no pool {name!r} in the miniworld; there are: {there}")
     return Pool(name)
 
 

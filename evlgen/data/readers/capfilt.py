@@ -146,7 +146,7 @@ def problems(folder: Path) -> list[str]:
         entry = json.loads(read_bytes(path, offset, end - offset) or "{}")
         if "url" in entry and "image" not in entry:
             lines.append(
-                f"{path}: has addresses of images only; fetch them with img2dataset as webdataset shards, "
+                f"{path}: lists URLs instead of images; fetch them with img2dataset as webdataset shards, "
                 "and put the shards in its place (docs/DATA.md)"
             )
     # Looked for last: below lists with images may lie millions of files.
@@ -168,7 +168,7 @@ def _pairs_of_shard(path: Path) -> list[list[int]]:
             if path.stat().st_size < shard.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("its end is missing")
     except (tarfile.TarError, OSError) as error:
-        log.warning("%s: damaged (%s): %d pairs before that are used", path, error, len(members))
+        log.warning("%s: damaged (%s): the %d pairs before it are used", path, error, len(members))
     rows = []
     for found in members.values():
         image = next((found[kind] for kind in _IMAGES if kind in found), None)
@@ -222,7 +222,7 @@ def _index(folder: Path, files: list[Path], cache: Path, rows_of: Callable[[Path
                 _make_index(path, folder, files, rows_of)
     index: Index = np.load(path, mmap_mode="r", allow_pickle=False)
     if not len(index):
-        raise UserError(f"{folder}: there is no pair of an image and a caption in its {len(files)} files")
+        raise UserError(f"{folder}: no pair of an image and a caption in its {len(files)} files")
     return index
 
 
@@ -231,7 +231,7 @@ def _make_index(
 ) -> None:
     parts = [path.parent / folder.name / f"{_version(folder, [file])}.npy" for file in files]
     missing = [(file, part) for file, part in zip(files, parts, strict=True) if not part.exists()]
-    log.info("%s: looking through %d files, %d were before", folder, len(files), len(files) - len(missing))
+    log.info("%s: indexing %d files, %d of them done already", folder, len(files), len(files) - len(missing))
     work = functools.partial(_index_file, rows_of=rows_of)
     if len(missing) > 1 and (processors := os.cpu_count() or 1) > 1:
         with ProcessPoolExecutor(processors, mp_context=get_context("fork")) as processes:

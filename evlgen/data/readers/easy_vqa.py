@@ -79,7 +79,7 @@ def read(pool: str) -> Pool:
         UserError: unknown pool, or the package is not installed.
     """
     if pool not in POOLS:
-        raise UserError(f"pool {pool!r}: easy-VQA has none of this name; it has: {', '.join(POOLS)}")
+        raise UserError(f"pool {pool!r}: no such pool in easy-VQA; there are: {', '.join(POOLS)}")
     folder = _folder() / ("train" if pool in ("easy_train", "easy_val") else "test")
     content = (folder / "questions.json").read_bytes()
     version = hashlib.sha256(content).hexdigest()[:16]

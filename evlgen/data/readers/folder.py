@@ -156,7 +156,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         try:
             line = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error})") from error
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(line, dict) or not isinstance(line.get("file"), str):
             raise UserError(f"{path}, line {number}: needs a 'file'")
         if "split" in line and line["split"] not in SPLITS:

@@ -15,11 +15,11 @@ def read(name: str, images: str) -> ImageList:
         images: folder of the images.
 
     Raises:
-        UserError: the file is missing, damaged or of another format.
+        UserError: the file is missing, damaged or of an unexpected format.
     """
     content = read_json(name)
     if not isinstance(content, dict):
-        raise UserError(f"{name}: another format: no object with a question under each id")
+        raise UserError(f"{name}: unexpected format: no object with a question under each id")
     listed = entries(list(content.values()), name, "imageId", "question", "answer")
     return ImageList(
         file_version(name),

@@ -70,11 +70,11 @@ def entries(content: Any, name: str, *keys: str) -> list[dict[str, Any]]:
         UserError: it is something else.
     """
     if not isinstance(content, list):
-        raise UserError(f"{name}: another format: no list of objects where one is wanted")
+        raise UserError(f"{name}: unexpected format: no list of objects")
     for place, entry in enumerate(content):
         for key in keys:
             if not isinstance(entry, dict) or key not in entry:
-                raise UserError(f"{name}: another format: entry {place} has no {key!r}")
+                raise UserError(f"{name}: unexpected format: entry {place} has no {key!r}")
     return content
 
 
@@ -85,7 +85,7 @@ def json_field(content: Any, name: str, key: str) -> Any:
         UserError: it has nothing.
     """
     if not isinstance(content, dict) or key not in content:
-        raise UserError(f"{name}: another format: it has no {key!r}")
+        raise UserError(f"{name}: unexpected format: it has no {key!r}")
     return content[key]
 
 
@@ -118,7 +118,7 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
             if pause is None:
                 raise UserError(
                     f"{path}: cannot be read ({error.strerror or error}), {len(_PAUSES) + 1} times in a row; "
-                    "see to the file system and start again"
+                    "check the file system and start again"
                 ) from error
             time.sleep(pause)
     raise AssertionError

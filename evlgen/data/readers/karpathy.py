@@ -20,7 +20,7 @@ def read(name: str, images: str, splits: Collection[str]) -> ImageList:
         splits: COCO has ``train``, ``restval`` (trained on as well), ``val`` and ``test``.
 
     Raises:
-        UserError: the file is missing, damaged or of another format.
+        UserError: the file is missing, damaged or of an unexpected format.
     """
     listed = entries(json_field(read_json(name), name, "images"), name, "filename", "split", "sentences")
     chosen = [image for image in listed if image["split"] in splits and image["sentences"]]

@@ -18,7 +18,7 @@ def read(name: str, images: str, domain: str) -> ImageList:
         domain: ``in``, ``near`` or ``out``.
 
     Raises:
-        UserError: the file is missing, damaged or of another format.
+        UserError: the file is missing, damaged or of an unexpected format.
     """
     content = read_json(name)
     captions: dict[object, list[str]] = {}

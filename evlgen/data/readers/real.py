@@ -95,7 +95,7 @@ def missing(pools: Sequence[str]) -> list[str]:
         return (
             unknown
             + ["EVLGEN_DATA is not set: set it to the folder of the data sets (docs/DATA.md)"]
-            + [f"{need}: wanted in it; get it from {ORIGINS[need]}" for need in needed]
+            + [f"{need}: needed there; get it from {ORIGINS[need]}" for need in needed]
         )
     lines = unknown
     for need in needed:

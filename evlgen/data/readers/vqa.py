@@ -19,7 +19,7 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
         images: path of an image with ``{}`` for its number.
 
     Raises:
-        UserError: a file is missing, damaged or of another format, or a question has no answers.
+        UserError: a file is missing, damaged or of an unexpected format, or a question has no answers.
     """
     listed = entries(
         json_field(read_json(questions), questions, "questions"),

@@ -92,7 +92,7 @@ def test_answers_are_scored_by_exact_match(package):
 def test_without_the_package_a_user_is_told_so(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert worlds.get("easy-vqa").missing(["easy_train"]) == [subject.INSTALL]
-    with pytest.raises(UserError, match="has none of this name"):
+    with pytest.raises(UserError, match="no such pool in easy-VQA"):
         subject.read("train")
     subject.read.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'evlgen\[bridge\]'"):

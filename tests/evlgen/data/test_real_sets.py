@@ -155,9 +155,9 @@ def test_a_folder_that_is_not_told_and_names_that_are_not_there(monkeypatch):
     ("content", "message"),
     [
         (b'{"images": [', "damaged"),
-        (b"[]", "another format: it has no 'images'"),
-        (b'{"images": {}}', "another format: no list of objects"),
-        (b'{"images": [{"filename": "a.jpg"}]}', "another format: entry 0 has no 'split'"),
+        (b"[]", "unexpected format: it has no 'images'"),
+        (b'{"images": {}}', "unexpected format: no list of objects"),
+        (b'{"images": [{"filename": "a.jpg"}]}', "unexpected format: entry 0 has no 'split'"),
     ],
 )
 def test_a_damaged_list_is_named(root, content, message):
@@ -238,7 +238,7 @@ def test_a_list_of_addresses_says_before_the_run_what_to_do(root):
     true_files.dump(root / "ccs-14m/a.json", [{"url": "http://example.org/a.jpg", "caption": "a"}])
     (line,) = worlds.of(CAPFILT).missing(["ccs-14m"])
     assert line.startswith(
-        f"{root / 'ccs-14m/a.json'}: has addresses of images only; fetch them with img2dat"
+        f"{root / 'ccs-14m/a.json'}: lists URLs instead of images; fetch them with img2dat"
     )
     true_files.shards(root / "ccs-14m/shards", (2,))
     assert worlds.of(CAPFILT).missing(["ccs-14m"]) == []
@@ -405,7 +405,7 @@ def test_an_own_folder_says_what_its_images_are_for(root):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: no JSON"),
+        ("{", "line 2: not JSON"),
         ('{"caption": "a"}', "line 2: needs a 'file'"),
         ('{"file": "a.png"}', "line 2: needs a 'caption'"),
         (
