@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evlgen.backbones.language import forget_languages
-from evlgen.config import OptimConfig, RunConfig, to_json
+from evlgen.bookkeeping import Checkpoints, History, Stopwatch, TrainingState, Utilisation
+from evlgen.config import OptimConfig, RunConfig
 from evlgen.cost import training_flops
 from evlgen.data.batches import StepBatches, TrainingData
 from evlgen.data.pairs import Batch
@@ -42,13 +40,10 @@ from evlgen.model import (
     build_model,
     init_from_stage1,
     parameter_counts,
-    save_trained,
 )
 from evlgen.optimizer import build_optimizer, learning_rate
-from evlgen.runs.folder import CONNECTOR, METRICS, read_metrics
-from evlgen.runtime.checkpoints import CHECKSUMS, CURRENT, NEW, load_checkpoint, save_checkpoint
+from evlgen.runs.folder import CONNECTOR, METRICS
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
-from evlgen.runtime.files import disk_errors, remove_leftovers, write_atomic
 from evlgen.stage1 import Stage1Model, add_present, check_objectives
 from evlgen.throughput import peak_flops
 
@@ -80,18 +75,6 @@ class Stop(Exception):
 
 
 # ----------------------------------------------------------------------------------------------- loop
-
-
-@dataclass
-class _State:
-    """All that a step changes."""
-
-    model: Model
-    optimizer: torch.optim.AdamW
-    scaler: torch.amp.GradScaler
-    recomputed: Sequence[nn.Module] = ()  # whose activations are not kept
-    step: int = 0
-    validation: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -141,19 +124,19 @@ def _train(
     folder: Path,
     data: TrainingData,
     progress: Callable[[Progress], None],
-    state: _State,
+    state: TrainingState,
     device: torch.device,
     ranks: Ranks,
 ) -> dict[str, float]:
     optim = config.optim
-    checkpoints = _Checkpoints(folder, config, data, ranks)
-    watch = _Stopwatch()
+    checkpoints = Checkpoints(folder, config, data, ranks)
+    watch = Stopwatch()
     losses = checkpoints.resume(state, watch, device)
     ranks.copy_from_first(state.model)
     start = state.step
     with watch.paused():
-        utilisation = _Utilisation.of(config, data, state, device, ranks)
-    history = _History(folder / METRICS, config, watch, utilisation, ranks, losses)
+        utilisation = _utilisation(config, data, state, device, ranks)
+    history = History(folder / METRICS, config, watch, utilisation, ranks, losses)
     history.cut_after(start)
     reporter = _Reporter(progress, optim.steps, history, ranks)
     parts = _parts(optim, ranks)
@@ -222,7 +205,7 @@ class _Due:
 
 
 def _validate(
-    state: _State, data: TrainingData, config: RunConfig, device: torch.device, ranks: Ranks
+    state: TrainingState, data: TrainingData, config: RunConfig, device: torch.device, ranks: Ranks
 ) -> dict[str, float]:
     """Validation on rank 0, while the others wait; on all if the language model is spread over them."""
     measured: dict[str, float] = {}
@@ -262,7 +245,7 @@ def _check(
 
 def _begin(
     config: RunConfig, model: Model | None, device: torch.device, init_folder: Path | None, ranks: Ranks
-) -> _State:
+) -> TrainingState:
     """Model and optimiser at step 0."""
     if model is None:
         model = untrained_model(config)
@@ -283,7 +266,7 @@ def _begin(
             model.language.model.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "fp16")
     blocks = _blocks(model) if config.optim.gradient_checkpointing else ()
-    return _State(model, build_optimizer(model, config.optim), scaler, blocks)
+    return TrainingState(model, build_optimizer(model, config.optim), scaler, blocks)
 
 
 def untrained_model(config: RunConfig) -> Model:
@@ -314,11 +297,24 @@ def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
             delattr(block, "forward")
 
 
+def _utilisation(
+    config: RunConfig, data: TrainingData, state: TrainingState, device: torch.device, ranks: Ranks
+) -> Utilisation | None:
+    """None where the peak of the device is not known, or no step is left."""
+    optim, peak = config.optim, peak_flops(device, config.optim.precision)
+    if peak is None or state.step >= optim.steps:
+        return None
+    rows = max(2, optim.batch_size // (optim.accumulate * ranks.size))
+    batch = data.source.batch(config.seed, state.step, optim.batch_size, slice(rows)).to(device)
+    with autocast(device, optim.precision):
+        return Utilisation(peak * ranks.size, training_flops(state.model, batch))
+
+
 # ------------------------------------------------------------------------------------------------- update
 
 
 def _update(
-    state: _State,
+    state: TrainingState,
     batches: StepBatches,
     config: RunConfig,
     device: torch.device,
@@ -386,216 +382,7 @@ def _seed(*key: int) -> int:
     return int(hashed(*key)[0]) >> 1
 
 
-# ------------------------------------------------------------------------------------------- checkpoints
-
-
-class _Stopwatch:
-    """Seconds spent on training, without validation, over all resumptions."""
-
-    def __init__(self) -> None:
-        self.set(0.0)
-
-    def set(self, seconds: float) -> None:
-        self._before, self._since = seconds, time.perf_counter()
-
-    def read(self) -> float:
-        return self._before + time.perf_counter() - self._since
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        seconds = self.read()
-        yield
-        self.set(seconds)
-
-
-class _Checkpoints:
-    """Checkpoints and final weights of a run. Rank 0 writes; all ranks read, and save together."""
-
-    def __init__(self, folder: Path, config: RunConfig, data: TrainingData, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
-        self.identity = {"config": json.dumps(to_json(config), sort_keys=True), "data": data.fingerprint}
-
-    def resume(self, state: _State, watch: _Stopwatch, device: torch.device) -> list[Tensor]:
-        """Load the newest checkpoint, if there is one, into state and stopwatch.
-
-        Returns:
-            The losses since the last line of the log.
-
-        Raises:
-            UserError: the checkpoint is of another config or of other data, or a rank does not see it.
-        """
-        saved = self._newest()
-        if saved is None:
-            return []
-        if any(saved[key] != value for key, value in self.identity.items()):
-            raise UserError(
-                f"{self.folder}: has a checkpoint of another run or of other data; use an empty folder"
-            )
-        state.model.load_state_dict(saved["model"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.scaler.load_state_dict(saved["scaler"])
-        state.step, state.validation = saved["step"], saved["validation"]
-        watch.set(float(saved["train_seconds"]))
-        if self.ranks.is_first:
-            log.info("%s: resumed at step %d", self.folder, state.step)
-            if (before := saved.get("processes", 1)) != self.ranks.size:
-                log.warning(
-                    "%s: %d processes until step %d, %d from here on: pairs and loss are the same, but not "
-                    "dropout and the order of sums, so the weights will not be those of an uninterrupted run",
-                    *(self.folder, before, state.step, self.ranks.size),
-                )
-        return [loss.to(device) * self.ranks.is_first for loss in saved.get("losses", ())]
-
-    def _newest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, on every rank; rank 0 first removes what a kill has left."""
-        saved = None
-        if self.ranks.is_first:
-            for name in (CURRENT, NEW, CHECKSUMS, METRICS, CONNECTOR):
-                remove_leftovers(self.folder / name)
-            saved = load_checkpoint(self.folder)
-        step = self.ranks.broadcast(None if saved is None else saved["step"])
-        if step is not None and not self.ranks.is_first:
-            saved = load_checkpoint(self.folder)
-            if saved is None or saved["step"] != step:
-                raise UserError(
-                    f"{self.folder}: rank {self.ranks.index} does not see the checkpoint of step {step} that "
-                    "rank 0 sees; the folder must be on a file system that all machines share"
-                )
-        return saved
-
-    def save(self, state: _State, seconds: float, losses: Sequence[Tensor]) -> None:
-        """Write a checkpoint. Generators need not be saved: every step seeds them itself.
-
-        Args:
-            seconds: of training so far.
-            losses: this rank's, since the last line of the log; none but at a stop between two lines.
-        """
-        whole = [self.ranks.sum(loss.clone()) for loss in losses]
-        if self.ranks.is_first:
-            content = {
-                **self.identity,
-                "step": state.step,
-                "processes": self.ranks.size,
-                "train_seconds": seconds,
-                "validation": state.validation,
-                "model": state.model.state_dict(),
-                "optimizer": state.optimizer.state_dict(),
-                "scaler": state.scaler.state_dict(),
-                "losses": whole,
-            }
-            save_checkpoint(self.folder, content)
-
-    def save_weights(self, model: Model) -> None:
-        """Write the trained parts, with the config in the header."""
-        config_hash = hashlib.sha256(self.identity["config"].encode()).hexdigest()[:16]
-        save_trained(model, self.folder / CONNECTOR, {**self.identity, "config_hash": config_hash})
-
-
-# ------------------------------------------------------------------------------------ history and progress
-
-
-@dataclass(frozen=True)
-class _Utilisation:
-    """Of the device's arithmetic (MFU, see `evlgen.throughput`).
-
-    Attributes:
-        peak: FLOP/s of all ranks' devices.
-        flops: that training on a pair takes.
-    """
-
-    peak: float
-    flops: float
-
-    @classmethod
-    def of(
-        cls, config: RunConfig, data: TrainingData, state: _State, device: torch.device, ranks: Ranks
-    ) -> _Utilisation | None:
-        """None where the peak of the device is not known, or no step is left."""
-        optim, peak = config.optim, peak_flops(device, config.optim.precision)
-        if peak is None or state.step >= optim.steps:
-            return None
-        rows = max(2, optim.batch_size // (optim.accumulate * ranks.size))
-        batch = data.source.batch(config.seed, state.step, optim.batch_size, slice(rows)).to(device)
-        with autocast(device, optim.precision):
-            return cls(peak * ranks.size, training_flops(state.model, batch))
-
-
-class _History:
-    """The lines of ``metrics.jsonl``; rank 0 writes them.
-
-    Attributes:
-        losses: this rank's shares since the last line.
-        loss: of the last line (nats), None before the first.
-        pace: samples a second between the last two lines.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        config: RunConfig,
-        watch: _Stopwatch,
-        utilisation: _Utilisation | None,
-        ranks: Ranks,
-        losses: list[Tensor],
-    ) -> None:
-        self.path, self.optim, self.watch, self.ranks = path, config.optim, watch, ranks
-        self.utilisation, self.losses = utilisation, losses
-        self.loss: float | None = None
-        self.pace = 0.0
-        self._since = watch.read()
-
-    def line(self, state: _State, norm: Tensor) -> dict[str, float]:
-        """The line of the last update, with the mean loss since the line before; waits for the device.
-
-        Raises:
-            FloatingPointError: the loss is no longer a number.
-        """
-        optim = self.optim
-        self.loss = float(self.ranks.sum(torch.stack(self.losses).mean()))
-        if not math.isfinite(self.loss):
-            raise FloatingPointError(
-                f"the loss is {self.loss} at step {state.step}; try a lower optim.lr than {optim.lr:g}"
-            )
-        self.pace = len(self.losses) * optim.batch_size / max(self.watch.read() - self._since, 1e-9)
-        line = {
-            "step": state.step,
-            "loss": self.loss,
-            "lr": learning_rate(state.step - 1, optim),
-            "grad_norm": float(norm),
-            "samples_per_second": self.pace,
-        }
-        if self.utilisation is not None:
-            line["mfu"] = self.pace * self.utilisation.flops / self.utilisation.peak
-        if state.scaler.is_enabled():
-            line["loss_scale"] = state.scaler.get_scale()
-            if not math.isfinite(line["grad_norm"]):  # the scaler has skipped this update
-                del line["grad_norm"]
-        self.losses.clear()
-        self._since = self.watch.read()
-        return line
-
-    def write(self, line: dict[str, float], to_disk: bool) -> None:
-        """Append a line, if there is something in it.
-
-        Args:
-            to_disk: do not return before it is there: a checkpoint must not outlive the lines before it.
-        """
-        if not self.ranks.is_first or not (line or to_disk):
-            return
-        with disk_errors(self.path), self.path.open("a") as file:
-            if line:
-                file.write(json.dumps(line) + "\n")
-            if to_disk:
-                file.flush()
-                os.fsync(file.fileno())
-
-    def cut_after(self, step: int) -> None:
-        """Leave the lines up to ``step``: what came after the checkpoint will be written again."""
-        if self.ranks.is_first:
-            kept = [
-                json.dumps(line) + "\n" for line in read_metrics(self.path.parent) if line["step"] <= step
-            ]
-            write_atomic(self.path, "".join(kept).encode())
+# ----------------------------------------------------------------------------------------------- progress
 
 
 class _Reporter:
@@ -606,7 +393,7 @@ class _Reporter:
     """
 
     def __init__(
-        self, progress: Callable[[Progress], None], steps: int, history: _History, ranks: Ranks
+        self, progress: Callable[[Progress], None], steps: int, history: History, ranks: Ranks
     ) -> None:
         self.progress, self.steps, self.history, self.ranks = progress, steps, history, ranks
         self.stop: Stop | None = None

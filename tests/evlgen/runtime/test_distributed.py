@@ -13,6 +13,7 @@ import torch.distributed.fsdp  # here, so that forked ranks need not
 from safetensors.torch import load_file
 
 from evlgen import training
+from evlgen.bookkeeping import TrainingState
 from evlgen.config import LinearConfig, PerceiverConfig, RunConfig
 from evlgen.data.batches import StepBatches
 from evlgen.data.pairs import Batch, draw_batch, text_tokens
@@ -85,7 +86,7 @@ def train_rank(rank: int, folder: str, config: RunConfig, killed: int = -1, at_s
     """Train; the rank ``killed`` dies by SIGKILL before the update that leads to ``at_step``."""
     update = training._update
 
-    def deadly(state: training._State, *rest: object, **named: object) -> object:
+    def deadly(state: TrainingState, *rest: object, **named: object) -> object:
         if rank == killed and state.step + 1 == at_step:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(state, *rest, **named)  # type: ignore[arg-type]
@@ -309,7 +310,7 @@ def test_fp16_scaler_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_check", lambda *_: None)
     config = tiny.run_config(precision="fp16")
 
-    def begin(*arguments: object) -> training._State:
+    def begin(*arguments: object) -> TrainingState:
         state = begin_as_ever(*arguments)  # type: ignore[arg-type]
         state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
         return state
