@@ -17,6 +17,7 @@ console = Console()
 
 _PHASES = {"train": "training", "validate": "validating", "evaluate": "evaluating"}
 _QUIET_SECONDS = 10.0  # between two lines on the same task, where there is no terminal
+_SWEEP_SECONDS = 0.5  # between two estimates of the time left, on a terminal
 
 
 class Display:
@@ -46,7 +47,7 @@ class Display:
         )
 
     def __enter__(self) -> Display:
-        self._started = time.monotonic()
+        self._started = self._estimated = time.monotonic()
         if console.is_terminal:
             self._progress.start()
             if self.total:
@@ -105,9 +106,11 @@ class Display:
                 count=f"{detail.step}/{detail.steps}",
                 note=f"{_phase(detail)}{_pace(detail)}",
             )
-        self._show_sweep()
+        if time.monotonic() - self._estimated > _SWEEP_SECONDS:
+            self._show_sweep()
 
     def _show_sweep(self) -> None:
+        self._estimated = time.monotonic()
         if self.total:
             note = self._left()
             count = f"{self.done}/{self.total}"

@@ -13,21 +13,22 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evlgen.errors import UserError, exit_code
+from evlgen.runs import archive
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
 from experiments.scales import get
-from sweeps import show, states
+from sweeps import records, requirements, show, states
 from sweeps.arguments import ALL, RUN, Arguments, parse
-from sweeps.display import console
+from sweeps.display import Display, console
 from sweeps.plan import Sweep, unique_runs
 from sweeps.slurm import queue
 from sweeps.slurm.profile import Profile, changed_profile, profile_of, read_profile
+from sweeps.slurm.queue import QUEUED
 
-# What executes and concludes is imported where it is used: it imports torch, for which nobody who only looks
-# should wait.
+# What executes, scores and concludes is imported where it is used: it imports torch or the packages that
+# score, for which nobody who only looks should wait.
 
 EXAMPLES = 8  # images whose captions are shown
-QUEUED = 3  # exit code: all is well, but not done yet
 
 
 def main(argv: list[str]) -> int:
@@ -164,7 +165,6 @@ def status(sweep: Sweep) -> None:
 
 def pack(sweep: Sweep) -> None:
     """Put the records of a table's finished runs into an archive beside it."""
-    from evlgen.runs import archive
     from sweeps.conclude import table_seeds
 
     experiment, path = sweep.experiment, archive.path_of(sweep.table, sweep.scale)
@@ -178,8 +178,6 @@ def pack(sweep: Sweep) -> None:
 
 def unpack(sweep: Sweep, is_one_of_all: bool) -> None:
     """Put the finished runs of the archive beside a table into the run store."""
-    from evlgen.runs import archive
-    from sweeps import records
 
     path = archive.path_of(sweep.table, sweep.scale)
     if is_one_of_all and not path.exists():
@@ -210,8 +208,6 @@ def rescore(sweep: Sweep, everything: bool) -> int:
 
 def adopt(arguments: Arguments) -> int:
     """Give records with earlier ids those of today; 1 if some could not be adopted."""
-    from evlgen.runs import archive
-    from sweeps import records
 
     refused = 0
     for name in _names(arguments):
@@ -227,8 +223,6 @@ def adopt(arguments: Arguments) -> int:
 
 def dry_run(sweep: Sweep, arguments: Arguments) -> None:
     """Say what a sweep would do, and what is missing for it; with SLURM also in how many jobs."""
-    from sweeps import requirements
-
     missing = show.show_plan(sweep)
     for line in requirements.missing(sweep.runs[run] for run in missing):
         print(f"missing: {line}")
@@ -265,7 +259,6 @@ def count(sweep: Sweep, arguments: Arguments) -> None:
 def build_foundation(arguments: Arguments) -> int:
     """Make the foundation models from nothing, and say whether they are the shipped ones."""
     from evlgen.miniworld.pretrain.build import build  # imports torch
-    from sweeps.display import Display
 
     scale = arguments.scale or "mini"
     out = paths.ROOT / "foundation" / scale

@@ -37,9 +37,9 @@ from sweeps.search.targets import study_name, targets
 from sweeps.search.worker import print_ended, work
 from sweeps.slurm import queue
 from sweeps.slurm.profile import read_profile
+from sweeps.slurm.queue import QUEUED
 from sweeps.slurm.submit import submit
 
-QUEUED = 3  # exit code: all is well, but not done yet
 _WORK = "sweeps.search.worker:work"
 _ROUNDS_IN_VAIN = 3
 

@@ -30,9 +30,9 @@ from sweeps.plan import (
 from sweeps.show import summary
 from sweeps.slurm import queue
 from sweeps.slurm.profile import Profile, profile_of
+from sweeps.slurm.queue import QUEUED
 from sweeps.slurm.submit import Submission, submit
 
-QUEUED = 3  # exit code: all is well, but not done yet
 _POLL_SECONDS = (1.0, 20.0)  # between two looks at the queue: at first, and after a while
 _SILENCE_SECONDS = 1800.0  # so long may SLURM give no answer to one who waits for a sweep
 _MINI_SECONDS = (10.0, 0.02)  # of a run in the miniature that was never measured: at all, and for a sample

@@ -23,6 +23,7 @@ from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import leases, states
 
+QUEUED = 3  # exit code of a command that has put work into the queue: all is well, but not done yet
 PREFIX = "evlgen-"  # of our jobs' names
 _ATTEMPTS = 4  # of a command that a busy controller does not answer
 

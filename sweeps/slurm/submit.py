@@ -22,6 +22,7 @@ from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps.local import Task
 from sweeps.slurm import queue
+from sweeps.slurm.job import Chunk
 from sweeps.slurm.profile import Profile
 
 _NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm.job` counts better
@@ -116,8 +117,6 @@ def submit(
 def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: list[str], left: int) -> str:
     """Queue an array of jobs; returns its id."""
     from submitit import SlurmExecutor
-
-    from sweeps.slurm.job import Chunk
 
     batch = secrets.token_hex(4)
     path = queue.folder() / f"{batch}.json"
