@@ -105,8 +105,11 @@ class Parser(argparse.ArgumentParser):
         """See `argparse.ArgumentParser.error`."""
         raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message))
 
-    def parse(self, words: Sequence[str]) -> dict[str, Any]:
-        """Values of the flags that were given, and of the positional ``words``.
+    def parse(self, words: Sequence[str], elsewhere: Collection[str] = ()) -> dict[str, Any]:
+        """Values of the flags that were given, and of the positional ``words``, where there are any.
+
+        Args:
+            elsewhere: flags of other commands.
 
         Raises:
             UserError: an unknown flag, or a value that cannot be one.
@@ -114,6 +117,8 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_intermixed_args(list(words))
         for word in unknown:
             flag = word.partition("=")[0]
+            if flag in elsewhere:
+                raise UserError(f"{flag}: not a flag of this command; {self.prog} --help lists them")
             if flag.startswith("-"):
                 near = nearest(flag.replace("_", "-"), self._option_string_actions)
                 raise UserError(f"{flag}: no such flag{near or f'; {self.prog} --help lists them'}")
@@ -320,7 +325,8 @@ def parse(words: Sequence[str]) -> Arguments:
     if words[0] in COMMANDS:
         name = words[0]
         command = COMMANDS[name]
-        found = _parser(name, command).parse(words[1:])
+        elsewhere = [*_sweep_parser()._option_string_actions, "--everything"]
+        found = _parser(name, command).parse(words[1:], elsewhere)
         target = _target(name, command.takes, found.pop("words", []))
         if not target and command.takes and not command.optional:
             what = "a run's id" if command.takes == _ONE_RUN else f"one of {', '.join((*EXPERIMENTS, ALL))}"

@@ -119,7 +119,7 @@ def parse(words: Sequence[str]) -> Arguments:
         UserError: something that is typed is unknown, or would be ignored.
     """
     found: dict[str, Any] = _parser().parse(words)
-    for word in found.pop("words"):
+    for word in found.pop("words", []):
         raise UserError(f"{word}: a search takes flags only; --experiment {word}?")
     found["set"] = tuple(found.get("set", ()))
     arguments = Arguments(**found)

@@ -449,7 +449,7 @@ def test_after_the_launcher_was_killed_nothing_is_queued_twice(
     )
     assert max(keys.values()) == 1
     assert sum(not key.startswith(("score", "features")) for key in keys) == 10
-    assert "jobs cancelled" in call("cancel", *sweep, expect=0)
+    assert "jobs cancelled" in call("cancel", *sweep[:3], expect=0)  # whatever their seeds
     until(queue_is_empty)
     assert "10 pending" in call("status", *sweep, expect=0)
 
