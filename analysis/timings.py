@@ -24,17 +24,17 @@ def training_times(scale: str) -> CostTable | None:
         "Training, measured",
         {
             "hours": "hours",
-            "seconds": "seconds in all, stage 1 included",
-            "stage1_seconds": "of them stage 1",
+            "seconds": "seconds, including stage 1",
+            "stage1_seconds": "stage 1 alone, seconds",
             "update_seconds": "seconds an update, without stage 1",
             "memory": "peak memory of a run, GiB",
             "seeds": "runs",
         },
         tuple(rows),
         (
-            "Seconds of training as the runs measured them, without validation sets, captions and answers at "
-            "the end, on the machine that results/provenance names; features of images were cached where the "
-            "scale caches them. The rows are those of table 1, means over their complete runs.",
+            "Seconds of training as measured in the runs, without validation and the final evaluation, on the "
+            "machine that results/provenance names. Image features were cached where the scale caches them. "
+            "The rows are those of table 1, means over their complete runs.",
         ),
     )
 

@@ -1,6 +1,6 @@
-"""What TomeFormer and Q-Former share: BERT's attention and feed-forward blocks, initialisation and weights.
+"""BERT's attention and feed-forward blocks, initialisation and weights, as TomeFormer and Q-Former use them.
 
-Both connectors are post-norm BERT encoders (a block's output is LayerNorm(x + f(x))) and start, in the paper,
+Both connectors are post-norm BERT encoders (a block's output is LayerNorm(x + f(x))). In the paper they start
 from bert-base-uncased.
 """
 
@@ -20,8 +20,8 @@ LAYER_NORM_EPS = 1e-12  # BERT's
 class SelfAttention(nn.Module):
     """Multi-head self-attention, with residual and LayerNorm.
 
-    Projection and attention are two steps, so that a caller can measure token similarity on the keys, or
-    attend to keys of another pass.
+    Projection and attention are separate calls, so that a caller can compare tokens by their keys or attend
+    to the keys of another pass.
 
     Raises:
         UserError: the width is not a multiple of the number of heads.
@@ -120,10 +120,10 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax of the scaled scores, (B, heads, N, M), without gradient: for diagnostics only.
+    """Softmax of the scaled scores, (B, heads, N, M), without gradient, for diagnostics.
 
     Args:
-        query, key, mask: as `SelfAttention.forward`; the mask is one of floats.
+        query, key, mask: see `SelfAttention.forward`; the mask is a float one.
     """
     with torch.no_grad():
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -131,7 +131,7 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None = No
 
 
 def init_bert(module: nn.Module) -> None:
-    """BERT's initialisation, for ``Module.apply``: weights from a normal of deviation 0.02, biases zero."""
+    """BERT's initialisation, for ``Module.apply``: normal weights of deviation 0.02, zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
@@ -139,10 +139,10 @@ def init_bert(module: nn.Module) -> None:
 
 
 def check_heads(width: int, num_heads: int) -> None:
-    """Refuse a width that cannot be split evenly.
+    """Check that the heads split the width evenly.
 
     Raises:
-        UserError: with both numbers.
+        UserError: they do not.
     """
     if width % num_heads:
         raise UserError(f"num_heads = {num_heads}: width {width} is not a multiple of it")
@@ -242,10 +242,10 @@ def take(tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Ten
 
 
 def check_layers(tensors: Mapping[str, Tensor], num_layers: int) -> None:
-    """Refuse a checkpoint that has more layers than the connector.
+    """Check that a checkpoint has no more layers than the connector.
 
     Raises:
-        UserError: with both numbers.
+        UserError: it has.
     """
     found = 1 + max(
         (int(key.split(".")[2]) for key in tensors if key.startswith("encoder.layer.")), default=-1

@@ -1,7 +1,7 @@
-"""What a run costs: multiply-accumulates (MACs), parameters, memory and hours, counted on the real modules.
+"""What a run costs: multiply-accumulates (MACs), parameters and memory, counted on the real modules.
 
-Everything runs on torch's meta device: shapes only, no memory and no arithmetic, so that the paper's sizes
-are counted in seconds on any machine, without weights.
+Everything runs on torch's meta device, with shapes alone: the paper's sizes are counted in seconds on any
+machine, without weights.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class MacCounter(TorchDispatchMode):
     ) -> None:
         """
         Args:
-            include: given the name within ``module`` of the submodule that a weight belongs to, whether its
-                products count as linear.
+            module: whose weights `linear` is about.
+            include: whether products with a weight count as linear, given the name of the submodule within
+                ``module`` that owns it.
         """
         super().__init__()
         self.all = self.linear = 0
@@ -76,7 +77,7 @@ class MacCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         flops = flop_registry.get(func._overloadpacket)
         if flops is None:
-            with self:  # made of other operations, perhaps
+            with self:  # it may consist of other operations
                 output = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if output is NotImplemented else output
         output = func(*args, **kwargs)
@@ -86,7 +87,7 @@ class MacCounter(TorchDispatchMode):
         return output
 
     def _is_weight(self, value: object) -> bool:
-        """Whether an argument is a weight, transposed or not, and not a bias."""
+        """Whether an argument is a weight, possibly transposed, and not a bias."""
         return isinstance(value, Tensor) and value.ndim >= 2 and _memory(value) in self._weights
 
 
@@ -122,19 +123,19 @@ def full_macs(module: nn.Module, *inputs: Tensor) -> int:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a forward and a backward pass cost.
+    """Cost of a forward and a backward pass.
 
     Attributes:
         output: shape of the output.
         linear_macs: see `linear_macs`.
         full_macs: see `full_macs`.
-        training_macs: all matrix products forward and backward. Backward goes to the parameters that are
-            trained and to the inputs that require a gradient: a frozen module costs one product there for
-            two in a trained one.
-        activations: bytes kept for the backward pass, parameters not among them: the tensors that autograd
-            saves, each memory once, inputs too where it needs them. What a pass allocates only for a moment
-            is not in it, so the peak is somewhat higher. On the meta device attention runs in its plain form,
-            whose probabilities are kept; the fused kernels of a GPU keep less.
+        training_macs: all products of both passes. The backward pass computes gradients of the parameters
+            that are trained and of the inputs that require one: for a frozen module that is one product where
+            a trained one has two.
+        activations: bytes kept for the backward pass, without parameters: the tensors that autograd saves,
+            each memory once, inputs too where it needs them. Temporary memory is not counted, so the peak is
+            somewhat higher. On the meta device attention runs in its plain form, which keeps its
+            probabilities; the fused kernels of a GPU keep less.
     """
 
     output: torch.Size
@@ -153,8 +154,8 @@ def step_cost(
     """Counts one forward and one backward pass, in the module's mode (training or not) and dtype.
 
     Args:
-        inputs, include: as of `linear_macs`.
-        backward: False leaves the backward pass out, and ``training_macs`` are ``full_macs``.
+        inputs, include: see `linear_macs`.
+        backward: False skips the backward pass; ``training_macs`` are then ``full_macs``.
     """
     module = _on_meta(module)
     kept = _Kept(module)
@@ -168,11 +169,11 @@ def step_cost(
 
 
 class _Kept:
-    """The memory that autograd saves, parameters and buffers of ``module`` left out."""
+    """The memory that autograd saves, without parameters and buffers of ``module``."""
 
     def __init__(self, module: nn.Module) -> None:
         self.owned = {_memory(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        self.storages: dict[int, torch.UntypedStorage] = {}  # holds them, or an address could come up twice
+        self.storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is reused
 
     def pack(self, tensor: Tensor) -> Tensor:
         if _memory(tensor) not in self.owned:
@@ -200,9 +201,9 @@ def _all_on_meta(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 class _FullTexts(TorchDispatchMode):
-    """Answers what meta tensors cannot know as it is where no text has padding.
+    """Gives meta tensors, which have no values, those of texts without padding.
 
-    A truth value read from a tensor is true, a whole number is the length of the texts.
+    A bool that is read from a tensor is true; a whole number is the length of the texts.
     """
 
     def __init__(self, length: int) -> None:
@@ -221,12 +222,12 @@ class _FullTexts(TorchDispatchMode):
 def connector_macs(config: ConnectorConfig, tokens: int) -> int:
     """MACs of a connector for one image by the convention of the paper's table 5.
 
-    Its linear layers alone: no attention products, no embeddings, no projection in or out. The paper's sizes
-    with 257 tokens give 11.877 G for the TomeFormer and 6.279 G for the Q-Former (stage 2). Of LLaVA's MLP
-    the hidden layers count; a single linear layer is a projection, and pooling has none: both have 0.
+    Only linear layers count: no attention products, no embeddings, no projection in or out. At the paper's
+    sizes 257 tokens give 11.877 G for the TomeFormer and 6.279 G for the Q-Former (stage 2). Of LLaVA's MLP
+    the hidden layers count; a single linear layer is a projection and pooling has no layer: both give 0.
 
     Args:
-        tokens: image tokens, the class token among them.
+        tokens: image tokens, including the class token.
     """
     connector, image = meta_connector(config), image_features(config, tokens)
     return linear_macs(connector, image, include=is_counted)
@@ -254,11 +255,11 @@ def image_features(config: ConnectorConfig, tokens: int) -> Tensor:
 class Stage1(nn.Module):
     """LayerNorm and Q-Former with text branch: image features (B, N, D_in) -> the loss of stage 1.
 
-    Every text has ``text_tokens`` tokens. A negative needs a second pair, so B is 2 at least; per sample only
-    the contrastive similarities depend on B, by B * queries * embed_dim.
+    Every text has ``text_tokens`` tokens. Negatives need a second pair, so B is at least 2. Per sample only
+    the contrastive similarities depend on B: they take B * queries * embed_dim.
 
     Args:
-        objectives: the losses that are computed.
+        objectives: the losses to compute.
     """
 
     def __init__(
@@ -297,11 +298,11 @@ def with_text_branch(config: RunConfig) -> QFormerConfig:
 
 @dataclass(frozen=True)
 class Stage1Macs:
-    """MACs for one sample of the parts that the passes of stage 1 are made of.
+    """MACs of the parts of stage 1's passes, for one sample.
 
     Attributes:
-        image: keys and values of all cross-attentions out of the image.
-        queries: the queries through all layers, but for ``image``.
+        image: the image's keys and values for all cross-attentions.
+        queries: the queries through all layers, without ``image``.
         text: the text through all layers.
         generation: the dense layer of the generation head.
         vocabulary: the text's logits over the vocabulary.
@@ -315,10 +316,10 @@ class Stage1Macs:
 
 
 def stage1_macs(config: QFormerConfig, tokens: int, text_tokens: int) -> Stage1Macs:
-    """Counted on the real parts; ``config`` needs a vocabulary.
+    """Counts on the real modules; ``config`` needs a vocabulary.
 
     Args:
-        tokens: image tokens, the class token among them.
+        tokens: image tokens, including the class token.
         text_tokens: tokens of each text.
     """
     with torch.device("meta"):
@@ -451,16 +452,16 @@ class _Reader(nn.Module):
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run costs, for one sample where nothing else is said.
+    """What a run costs, for one sample.
 
     Attributes:
         soft_tokens: length of the soft prompt; 0 in stage 1, which has none.
         macs: of the connector, by the paper's convention (`connector_macs`); in stage 1 all its linear
-            layers in one pass of `evlgen.stage1.stage1_losses`, the vocabulary not among them.
+            layers in one call of `evlgen.stage1.stage1_losses`, without the logits over the vocabulary.
         full_macs: all matrix products of the trained part: also attention, merging, projections, heads.
         trained, vision, language: parameters; the last two are frozen.
         activations: bytes that the trained part keeps for its backward pass.
-        language_activations: the same of the frozen language model, which gradients pass through.
+        language_activations: bytes that the frozen language model keeps, as gradients pass through it.
         vision_macs: image encoder, forward.
         trained_macs: trained part, forward and backward.
         language_macs: language model, forward, and backward to its inputs.
@@ -485,13 +486,13 @@ class RunCost:
 
 
 def run_cost(config: RunConfig) -> RunCost:
-    """Counts one training step of a run (not of the one it starts from).
+    """Counts one training step of a run, without the run it starts from.
 
-    Texts are taken as long as they may be (``data.max_text_tokens``). Activations are in the run's precision;
-    mixed precision is taken for 2 bytes everywhere, although it keeps norms and softmax in 4.
+    Texts have their full length (``data.max_text_tokens``). Activations are in the run's precision; mixed
+    precision counts as 2 bytes everywhere, although norms and softmax stay in 4.
 
     Raises:
-        UserError: image encoder or language model are of an unknown architecture, or do not fit.
+        UserError: the cost of the image encoder or the language model is not known.
     """
     half = config.optim.precision != "fp32"
     connector = with_text_branch(config) if config.stage == "represent" else config.connector
@@ -561,10 +562,10 @@ def trained_part(config: ConnectorConfig, language_width: int) -> nn.Sequential:
 
 
 def training_flops(model: Model, batch: Batch) -> float:
-    """FLOPs that training on one pair of this batch needs, from a forward pass of its own over the batch.
+    """FLOPs of training on one pair of this batch, from an extra forward pass over the batch.
 
-    The backward pass of what is trained takes twice its forward pass, that of the frozen language model once,
-    for it has gradients of its inputs only. The frozen image encoder is not counted.
+    A backward pass counts as two forward passes of what is trained, and as one of the frozen language model,
+    which needs gradients of its inputs only. The frozen image encoder is not counted.
     """
     trained, frozen = MacCounter(), MacCounter()
     with evaluating(model):

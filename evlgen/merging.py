@@ -1,9 +1,9 @@
-"""Token merging: which tokens belong together, and what becomes of them. Pure functions on tensors.
+"""Token merging: which tokens are merged, and how. Pure functions on tensors.
 
 Source: Bolya et al., "Token Merging: Your ViT But Faster" (ToMe, ICLR 2023), as EVLGen uses it. The tokens of
 a sequence are split into those at even and those at odd positions. Each even token is linked to its most
-similar odd token; the r best links are merged. The matching is decided once, as a `Matching`, and then
-applied to whatever travels with the tokens: features, sizes, source maps.
+similar odd token, and the r best links are merged. The matching is computed once, as a `Matching`, and then
+applied to everything that travels with the tokens: features, sizes, source maps.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Matching:
 def bipartite_soft_matching(metric: Tensor, r: int, class_token: bool = True) -> Matching:
     """Link each even token to the odd token with the highest cosine similarity and merge the r best links.
 
-    Deterministic: between equal similarities the token at the lower position wins. A zero vector has
-    similarity 0 to everything. No gradient flows into ``metric``.
+    Deterministic: of equal similarities the token at the lower position wins. A zero vector has similarity 0
+    to every other. No gradient flows into ``metric``.
 
     Args:
         metric: (B, N, C), any floating dtype; similarities are computed in float32 at least.
@@ -118,7 +118,7 @@ def random_matching(
     generator: torch.Generator | None = None,
     shared: bool = False,
 ) -> Matching:
-    """As `bipartite_soft_matching`, but with random numbers in place of similarities (an ablation).
+    """`bipartite_soft_matching` with random numbers in place of similarities (an ablation).
 
     Args:
         metric: (B, N, C); only its shape and device are used.
@@ -139,12 +139,12 @@ def random_matching(
 
 
 def position_matching(metric: Tensor, r: int, class_token: bool = True) -> Matching:
-    """Merge r pairs of neighbours, spread evenly over the sequence, whatever they hold (an ablation).
+    """Merge r pairs of neighbours, spread evenly over the sequence, whatever their content (an ablation).
 
-    This is plain pooling in the place of token merging. The tokens behind the class token are taken two by
-    two; of these P pairs number floor((j + 1/2) P / r), j = 0 .. r - 1, become one token each. The order of
-    the sequence stays, so that neighbours of the image are neighbours in the next step, too. (A step's last
-    patch of a row and the first of the next count as neighbours.)
+    This is plain pooling in place of token merging. The tokens after the class token form P pairs of
+    neighbours; pairs number floor((j + 1/2) P / r), j = 0 .. r - 1, become one token each. The order of the
+    sequence stays, so that neighbours in the image are neighbours in the next step, too. (The last patch of a
+    row and the first of the next one count as neighbours.)
 
     Args:
         metric: (B, N, C); only its shape and device are used.
@@ -183,10 +183,7 @@ def _identity(batch: int, tokens: int, device: torch.device) -> Matching:
 
 
 def merge_limit(tokens: int, class_token: bool = True) -> int:
-    """Most tokens that one step can merge: half of those that may be merged, (N - class_token) // 2.
-
-    With a class token these are all even tokens but that one.
-    """
+    """Most tokens that one step can merge: half of those that may be merged, (N - class_token) // 2."""
     return max(tokens - class_token, 0) // 2
 
 

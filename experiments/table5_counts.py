@@ -71,11 +71,11 @@ def _macs(experiment: Experiment, costs: dict[str, RunCost]) -> CostTable:
         {"macs": "MACs of its linear layers, G", "full_macs": "all MACs, G", "soft_tokens": "soft tokens"},
         rows,
         (
-            "The first column follows the paper's convention: linear layers of the connector, counted by "
-            "hooks; no attention products, no embeddings, no projection in or out. All MACs are every matrix "
-            "product of what is trained: also attention, merging, projections, and the heads of stage 1.",
+            "The first column follows the paper's convention: linear layers of the connector; no attention "
+            "products, no embeddings, no projection in or out. All MACs are every matrix product of what is "
+            "trained: also attention, merging, projections, and the heads of stage 1.",
             "Stage 1 is a sample's share of one pass of this project's loss, with the longest texts; the "
-            "part on stage 1 below has other ways to count it.",
+            "table on stage 1 below has other ways to count it.",
         ),
     )
 
@@ -115,11 +115,10 @@ def _memory(experiment: Experiment, costs: dict[str, RunCost]) -> CostTable:
         },
         tuple(rows),
         (
-            "Activations are the tensors that autograd keeps for the backward pass of one step, each memory "
-            "once and parameters left out, counted with saved-tensor hooks in training mode. Attention is in "
-            "its plain form, which keeps its probabilities: fused kernels need less. Mixed precision is "
-            "taken for 2 bytes everywhere, though norms and softmax stay in 4. What lives only for a moment "
-            "is not counted.",
+            "Activations are the tensors that autograd keeps for the backward pass of one step, in training "
+            "mode, each memory once and without parameters. Attention is in its plain form, which keeps its "
+            "probabilities: fused kernels need less. Mixed precision counts as 2 bytes everywhere, though "
+            "norms and softmax stay in 4. Temporary memory is not counted.",
             "Weights and states: 16 bytes for a trained parameter (fp32 weight, gradient, two moments), 2 or "
             "4 for a frozen one. A device has an eighth of the batch at the scale `paper` (200 samples), all "
             "of it elsewhere.",
@@ -155,8 +154,8 @@ def _steps(experiment: Experiment, costs: dict[str, RunCost]) -> CostTable:
         },
         tuple(rows),
         (
-            f"Two operations a MAC; all matrix products; texts of {text} tokens, the longest there are "
-            "(shorter ones cost less); images encoded anew in every step.",
+            f"Two operations a MAC; all matrix products; texts of {text} tokens, the longest ones (shorter "
+            "ones cost less); images encoded in every step.",
         ),
     )
 
@@ -167,25 +166,25 @@ def _steps(experiment: Experiment, costs: dict[str, RunCost]) -> CostTable:
 def stage1_countings(macs: Stage1Macs, ours: int) -> dict[str, int]:
     """MACs of stage 1 for one sample by several conventions, this project's own first.
 
-    BLIP-2's code (LAVIS) projects the image anew for ITM's passes and computes all tokens of the last layer;
-    sums over its passes are made of the counted parts: ITC reads the image with the queries, and the text
-    alone; each of ITM's three passes takes queries, text and image; LM takes the text after the queries.
+    BLIP-2's code (LAVIS) projects the image again for ITM's passes and computes all tokens of the last layer.
+    The MACs of its passes are sums of the counted parts: ITC encodes queries and image, and the text alone;
+    each of ITM's three passes has queries, text and image; LM has the text after the queries.
     """
-    seen = macs.queries + macs.image  # the queries' pass of ITC
-    fused = macs.queries + macs.text + macs.image  # one of ITM's three
-    written = macs.text  # LM; the keys and values of the queries are those of ITC's pass
+    images = macs.queries + macs.image  # ITC
+    pairs = macs.queries + macs.text + macs.image  # one of ITM's three
+    decoded = macs.text  # LM, with the queries' keys and values of ITC
     head = macs.generation + macs.vocabulary
-    lavis = seen + macs.text + 3 * fused + written
+    lavis = images + macs.text + 3 * pairs + decoded
     return {
         "this project, image projected once, last layers cut to what is used": ours,
         "this project, with the LM head": ours + head - macs.generation,
         "LAVIS, ITC + 3 x ITM + LM": lavis,
         "LAVIS, with the LM head": lavis + head,
         "LAVIS, with the LM head, without ITC's text pass": lavis + head - macs.text,
-        "LAVIS, without LM": lavis - written,
-        "LAVIS, ITM counted twice": lavis - fused,
-        "LAVIS, ITM counted once": lavis - 2 * fused,
-        "LAVIS, ITM's three passes alone": 3 * fused,
+        "LAVIS, without LM": lavis - decoded,
+        "LAVIS, ITM counted twice": lavis - pairs,
+        "LAVIS, ITM counted once": lavis - 2 * pairs,
+        "LAVIS, ITM's three passes alone": 3 * pairs,
     }
 
 
@@ -213,7 +212,7 @@ def _stage1(row: Row, cost: RunCost) -> CostTable:
         )
     return CostTable(
         "Stage 1, counted in several ways",
-        {"stage1_macs": "MACs, G", "off": "less the paper's, G"},
+        {"stage1_macs": "MACs, G", "off": "minus the paper's, G"},
         tuple(
             CostRow(
                 f"stage 1: {name}",
@@ -230,7 +229,7 @@ def _stage1(row: Row, cost: RunCost) -> CostTable:
 
 
 def _hours() -> CostTable:
-    """Hours of the runs of table 1, by the rate of one of them."""
+    """Predicted hours of the runs of table 1, from the speed of one of them."""
     rows = table1.build("paper").rows
     name, known = CALIBRATION
     calibrated = next(row.config for row in rows if row.label == name)
@@ -260,9 +259,9 @@ def _hours() -> CostTable:
             f"predicted they leave {left:.2f} s for a step of stage 1, {left / seconds(stages[0]):.1f} times "
             f"the {seconds(stages[0]):.2f} s predicted. A step of stage 1 has "
             f"{_step_flop(stages[0]) / _step_flop(calibrated):.0%} of the operations of a step of EVLGen, "
-            "and computing it without shared work, as LAVIS does, adds a tenth to that. The model leaves out "
-            "all that is no matrix product: loading and decoding images, gathering features over devices, "
-            "memory-bound kernels; which of it takes the rest is not known."
+            "and computing it without shared work, as LAVIS does, adds a tenth to that. The model has only "
+            "matrix products; it lacks loading and decoding images, gathering features over devices, and "
+            "memory-bound kernels. Which of these takes the rest is not known."
         )
     return CostTable(
         "Hours of table 1, on 8 x A100",
@@ -279,7 +278,7 @@ def _hours() -> CostTable:
 
 
 def _step_flop(config: RunConfig) -> int:
-    """Operations of one update of a run."""
+    """Floating-point operations of one update of a run."""
     return run_cost(config).step_flop * config.optim.batch_size
 
 
@@ -287,7 +286,7 @@ def _step_flop(config: RunConfig) -> int:
 
 
 def merge_schedules(config: TomeFormerConfig, tokens: int) -> dict[str, list[int]]:
-    """Schedules by name, some of them longer than ``tokens`` allow: r = 0 to 21, bends, and three lists."""
+    """Schedules by name: r = 0 to 21, inflections, and three lists. Some merge more than ``tokens`` allow."""
     layers, base = config.num_layers, config.r
     mean = base if isinstance(base, int) else sum(merge_schedule(layers, base)) // layers
     schedules = {f"r = {r}": merge_schedule(layers, r) for r in range(22)}
@@ -306,7 +305,7 @@ def merge_schedules(config: TomeFormerConfig, tokens: int) -> dict[str, list[int
 
 
 def cut(schedule: list[int], tokens: int, class_token: bool) -> list[int]:
-    """The schedule with every entry cut to what its layer can merge, as ToMe does without saying so."""
+    """The schedule with every entry cut to what its layer can merge, as ToMe does silently."""
     entries: list[int] = []
     for r in schedule:
         entries.append(min(r, merge_limit(tokens - sum(entries), class_token)))
@@ -344,9 +343,9 @@ def _schedules(run: RunConfig) -> CsvTable:
         tuple(rows),
         ("schedule", "cut", "tokens", "soft_tokens", "macs", "activations_mib"),
         (
-            "Tokens that enter the first layer, then those left after each layer; MACs in G by the paper's "
-            "convention, activations of the connector in MiB a sample, both forward and for one image.",
+            "Tokens before the first layer and after each one; MACs in G by the paper's convention and "
+            "activations of the connector in MiB, both of the forward pass of one image.",
             "A layer can merge half of its tokens at most (the class token left out). A schedule that asks "
-            'for more is refused by this project; "cut: yes" shows what ToMe\'s code makes of it, silently.',
+            'for more is an error in this project; "cut: yes" shows what ToMe\'s code silently makes of it.',
         ),
     )
