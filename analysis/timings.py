@@ -32,9 +32,9 @@ def training_times(scale: str) -> CostTable | None:
         },
         tuple(rows),
         (
-            "Seconds of training as measured in the runs, without validation and the final evaluation, on the "
-            "machine that results/provenance names. Image features were cached where the scale caches them. "
-            "The rows are those of table 1, means over their complete runs.",
+            "Seconds of training as measured in the runs, without validation and the final evaluation, on "
+            "the machine that results/provenance names. Image features were cached where the scale caches "
+            "them. The rows are those of table 1, means over their complete runs.",
         ),
     )
 

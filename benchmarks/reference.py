@@ -21,9 +21,11 @@ from transformers import (
     OPTConfig,
 )
 
+from evlgen import tomeformer
 from evlgen.backbones.eva import EvaConfig, EvaViT
-from evlgen.bert import CrossAttention, FeedForward, SelfAttention, split_heads
+from evlgen.bert import as_checkpoint, split_heads
 from evlgen.config import QFormerConfig, TomeFormerConfig
+from evlgen.interop.convert import qformer_names
 from evlgen.merging import merge_schedule
 from evlgen.model import CaptionModel
 from evlgen.qformer import QFormer
@@ -73,13 +75,10 @@ class ReferenceTomeFormer(nn.Module):
     def load(self, ours: TomeFormer) -> None:
         """Copy the weights of a TomeFormer."""
         self.projection.load_state_dict(ours.input_projection.state_dict())
-        embeddings = self.bert.embeddings
-        embeddings.position_embeddings.weight.copy_(ours.positions)
-        embeddings.token_type_embeddings.weight[0] = ours.token_type[0]
-        embeddings.LayerNorm.load_state_dict(ours.norm.state_dict())
-        for theirs, layer in zip(self.bert.encoder.layer, ours.layers, strict=True):
-            _copy_attention(theirs.attention, layer.attention)
-            _copy_feed_forward(theirs.intermediate, theirs.output, layer.feed_forward)
+        tensors = as_checkpoint(ours.state_dict(), tomeformer.bert_names(ours.config.num_layers))
+        for name, parameter in self.bert.named_parameters():
+            if name in tensors:  # not the word embeddings, and of the segments' only the first
+                parameter[: len(tensors[name])] = tensors[name]
 
 
 def merge(x: Tensor, metric: Tensor, r: int, class_token: bool) -> Tensor:
@@ -209,13 +208,12 @@ def _qformer_config(config: QFormerConfig) -> Blip2QFormerConfig:
     )
 
 
-def _copy_qformer(theirs: Any, ours: QFormer) -> None:
-    theirs.layernorm.load_state_dict(ours.norm.state_dict())
-    for their_layer, layer in zip(theirs.encoder.layer, ours.layers, strict=True):
-        _copy_attention(their_layer.attention, layer.attention)
-        if layer.cross is not None:
-            _copy_cross_attention(their_layer.crossattention, layer.cross)
-        _copy_feed_forward(their_layer.intermediate_query, their_layer.output_query, layer.feed_forward)
+def _copy_qformer(theirs: Blip2QFormerModel, ours: QFormer) -> None:
+    tensors = as_checkpoint(ours.state_dict(), qformer_names(ours.config, "transformers"))
+    prefix = "qformer."  # the queries are not in there
+    theirs.load_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    )
 
 
 def _copy_encoder(theirs: Any, ours: Any) -> None:
@@ -231,33 +229,3 @@ def _copy_encoder(theirs: Any, ours: Any) -> None:
         layer.layer_norm1.load_state_dict(block.norm1.state_dict())
         layer.layer_norm2.load_state_dict(block.norm2.state_dict())
         layer.mlp.load_state_dict(block.mlp.state_dict())  # both call them fc1 and fc2
-
-
-def _self_attention(theirs: Any) -> Any:
-    """transformers calls it ``self`` in BERT and ``attention`` in BLIP-2."""
-    return theirs.self if hasattr(theirs, "self") else theirs.attention
-
-
-def _copy_attention(theirs: Any, ours: SelfAttention) -> None:
-    inner = _self_attention(theirs)
-    for name, parameter in ours.query_key_value.named_parameters():
-        for role, part in zip(("query", "key", "value"), parameter.chunk(3), strict=True):
-            getattr(getattr(inner, role), name).copy_(part)
-    theirs.output.dense.load_state_dict(ours.out.state_dict())
-    theirs.output.LayerNorm.load_state_dict(ours.norm.state_dict())
-
-
-def _copy_cross_attention(theirs: Any, ours: CrossAttention) -> None:
-    inner = _self_attention(theirs)
-    inner.query.load_state_dict(ours.query.state_dict())
-    for name, parameter in ours.key_value.named_parameters():
-        for role, part in zip(("key", "value"), parameter.chunk(2), strict=True):
-            getattr(getattr(inner, role), name).copy_(part)
-    theirs.output.dense.load_state_dict(ours.out.state_dict())
-    theirs.output.LayerNorm.load_state_dict(ours.norm.state_dict())
-
-
-def _copy_feed_forward(up: Any, down: Any, ours: FeedForward) -> None:
-    up.dense.load_state_dict(ours.up.state_dict())
-    down.dense.load_state_dict(ours.down.state_dict())
-    down.LayerNorm.load_state_dict(ours.norm.state_dict())

@@ -226,6 +226,15 @@ def load_named(module: nn.Module, tensors: Mapping[str, Tensor], names: Names) -
             part.copy_(take(tensors, key, tuple(part.shape)))
 
 
+def as_checkpoint(state_dict: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Our tensors under a checkpoint's names, split where it has several for one: the inverse of loading."""
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        if ours in state_dict:
+            tensors |= zip(theirs, state_dict[ours].chunk(len(theirs)), strict=True)
+    return tensors
+
+
 def take(tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
     """The tensor called ``key``.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
+from evlgen.bert import as_checkpoint
 from evlgen.config import QFormerConfig
 from evlgen.interop.convert import qformer_names
 from evlgen.qformer import QFormer
@@ -68,12 +69,9 @@ def as_transformers(model: QFormer) -> Blip2QFormerModel:
             attn_implementation="eager",
         )
     )
-    names = qformer_names(config, "transformers")
-    state = {}
-    for ours, tensor in model.state_dict().items():
-        keys = [key.removeprefix("qformer.") for key in names[ours] if key.startswith("qformer.")]
-        if keys:  # the queries, the words and the heads are not in there
-            state |= dict(zip(keys, tensor.chunk(len(keys)), strict=True))
+    tensors = as_checkpoint(model.state_dict(), qformer_names(config, "transformers"))
+    prefix = "qformer."  # the queries, the words and the heads are not in there
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     other.double().load_state_dict(state)
     return other.eval()
 
