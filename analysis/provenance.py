@@ -1,7 +1,7 @@
 """Where the numbers under ``results/`` come from: ``python -m analysis.provenance [--scale mini]``.
 
-The runs themselves are not committed; what their ``provenance.json`` say is kept, in short, in
-``results/provenance/SCALE/runs.json``: commits, packages, machines, and of each run its row, seed and time.
+What the ``provenance.json`` of all runs say is kept, in short, in ``results/provenance/SCALE/runs.json``:
+commits, packages, machines, and of each run its row, seed and time.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import csv
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.results import collect, command
 from evlgen.errors import UserError, exit_code
-from evlgen.runs import folder as files
-from evlgen.runs import identity
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
 from experiments import EXPERIMENTS, load
-from experiments.base import seeded
+from experiments.scales import get
 
 # Of a run's provenance.json, what many runs share.
 ENVIRONMENT = (
@@ -49,34 +49,34 @@ def summary_path(scale: str) -> Path:
     return paths.results_folder() / "provenance" / scale / "runs.json"
 
 
-def write(scale: str, seeds: dict[str, int]) -> Provenance:
-    """Bring the summary up to the run store; experiments that lack rows there keep what it says of them.
+def write(scale: str, seeds: Mapping[str, int]) -> Provenance:
+    """Bring the summary up to the records there are; experiments that lack rows keep what it says of them.
 
     Args:
         seeds: experiment -> seeds of each row, where they are more than the experiment says.
 
     Returns:
-        What the summary says now. It is not written where the store has no run of the scale.
+        What the summary says now. It is not written where there is no record of a run of the scale.
 
     Raises:
         UserError: the summary is damaged or cannot be written. A damaged run is named on stderr and skipped.
     """
-    known, found = read(scale), from_store(scale, seeds)
+    known, found = read(scale), from_records(scale, seeds)
     if not found.runs:
         return known
     rows = {
         name: {label for run in found.runs.values() for label in run["experiments"].get(name, ())}
         for name in EXPERIMENTS
     }
-    told = {name for run in known.runs.values() for name in run["experiments"]}
-    # A run may serve several experiments: some runs in the store do not mean that a table is from there.
+    in_summary = {name for run in known.runs.values() for name in run["experiments"]}
+    # A run may serve several experiments: some records do not mean that a table is from there.
     renewed = {
         name
         for name, there in rows.items()
-        if there and (name not in told or there >= {row.label for row in load(name, scale).rows})
+        if there and (name not in in_summary or there >= {row.label for row in load(name, scale).rows})
     }
     runs: dict[str, dict[str, Any]] = {}
-    for source, wanted in ((known, told - renewed), (found, renewed)):
+    for source, wanted in ((known, in_summary - renewed), (found, renewed)):
         for run, facts in source.runs.items():
             own = {name: labels for name, labels in facts["experiments"].items() if name in wanted}
             if own:
@@ -109,46 +109,36 @@ def read(scale: str) -> Provenance:
     return found
 
 
-def from_store(scale: str, seeds: dict[str, int]) -> Provenance:
-    """What the complete runs of all experiments say; a damaged one is named on stderr and left out."""
+def from_records(scale: str, seeds: Mapping[str, int]) -> Provenance:
+    """What the records of all experiments say; a damaged one is named on stderr and left out.
+
+    Args:
+        seeds: experiment -> seeds of each row, where they are more than those of claims.
+    """
     environments: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
     for name in EXPERIMENTS:
         experiment = load(name, scale)
-        if experiment.count is not None or not paths.runs_folder().exists():
+        if experiment.count is not None:
             continue
-        for row in experiment.rows:
-            for seed in range(max(experiment.seeds, seeds.get(name, 0))):
-                config = seeded(row.config, seed)
-                parts = [(row.label, config)]
-                if config.init_from is not None:
-                    parts.insert(0, (f"{row.label} (stage 1)", config.init_from))
-                for label, part in parts:
-                    run = identity.run_id(part)
-                    if run not in runs:
-                        facts = _facts(paths.runs_folder() / run)
-                        if facts is None:
-                            continue
-                        environment = {field: facts.get(field) for field in ENVIRONMENT}
-                        key = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:8]
-                        environments[key] = environment
-                        measured = {field: facts.get(field) for field in MEASURED}
-                        runs[run] = {"experiments": {}, "seed": seed, "environment": key, **measured}
-                    labels = runs[run]["experiments"].setdefault(name, [])
-                    if label not in labels:
-                        labels.append(label)
+        most = max(experiment.seeds, get(scale).claim_seeds, seeds.get(name, 0))
+        results = collect(experiment, scale, most)
+        for run in results.complete():
+            for label, record in ((f"{run.row.label} (stage 1)", run.first), (run.row.label, run.record)):
+                if record is None:
+                    continue
+                if record.id not in runs:
+                    if (facts := record.provenance()) is None:
+                        continue
+                    environment = {field: facts.get(field) for field in ENVIRONMENT}
+                    key = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:8]
+                    environments[key] = environment
+                    measured = {field: facts.get(field) for field in MEASURED}
+                    runs[record.id] = {"experiments": {}, "seed": run.seed, "environment": key, **measured}
+                labels = runs[record.id]["experiments"].setdefault(name, [])
+                if label not in labels:
+                    labels.append(label)
     return Provenance(environments, runs)
-
-
-def _facts(folder: Path) -> dict[str, Any] | None:
-    """``provenance.json`` of a run that is complete, else None."""
-    if not (folder / "result.json").exists():
-        return None
-    try:
-        return files.read_json(folder / "provenance.json")
-    except UserError as error:
-        print(f"{error}: skipped", file=sys.stderr, flush=True)
-        return None
 
 
 def seeds_of_tables(scale: str) -> dict[str, int]:
@@ -180,8 +170,8 @@ def main(argv: list[str]) -> int:
         found = write(scale, seeds_of_tables(scale))
         if not found.runs:
             raise UserError(
-                f"{paths.runs_folder()}: no runs of scale {scale}; make them with "
-                f"`python sweeps/run.py all --scale {scale}`"
+                f"no run of scale {scale}, neither in {paths.runs_folder()} nor in an archive of "
+                f"{paths.results_folder()}; make them with `{command('all', scale)}`"
             )
         print(f"{len(found.runs)} runs in {summary_path(scale)}")
 

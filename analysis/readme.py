@@ -1,29 +1,36 @@
-"""Put what is under ``results/`` into README.md: ``python -m analysis.readme``.
+"""Put results into README.md and docs/: ``python -m analysis.readme``.
 
-A part stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``claims`` is the table of verdicts of
-``results/claims.json``, each with the first sentence of its evidence, ``headline`` the figure of quality
-against cost, any other name the first part of the Markdown in ``results/NAME/mini``. What is not there stays
-as it is.
+A part of a page stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``claims`` is the table of verdicts
+of ``results/claims.json``, each with the first sentence of its evidence; ``headline`` the figure of quality
+against cost; any other name the main table of the experiment of that name at the scale ``mini``, from the
+records of its runs. What is not there stays as it is.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
+from analysis import tables
+from analysis.claims import files
+from analysis.results import read_all_seeds
+from analysis.table import Cell, Column, Page, Row, Section, Table, page_markdown, to_markdown
 from evlgen.errors import UserError, exit_code
 from evlgen.runtime.files import write_atomic
+from evlgen.runtime.paths import ROOT, results_folder
+from experiments import EXPERIMENTS
 
-ROOT = Path(__file__).parents[1]
 HEADLINE = "quality_cost"
 _HEADLINE_TEXT = "Quality against training cost: EVLGen, BLIP-2 in a single stage and in two stages"
 
 
-def with_results(page: str, results: Path) -> str:
-    """The page with every marked part replaced by what is under ``results``; those not there stay.
+def with_results(page: str, folder: Path = ROOT) -> str:
+    """The page with every marked part replaced by what is in the results and records; those not there stay.
+
+    Args:
+        folder: of the page, from which its links lead to the results.
 
     Raises:
         UserError: ``claims.json`` is damaged.
@@ -31,80 +38,72 @@ def with_results(page: str, results: Path) -> str:
 
     def replace(found: re.Match[str]) -> str:
         name = found["name"]
-        text = {"claims": _claims, "headline": _headline}.get(name, lambda results: _table(results, name))(
-            results
-        )
+        if name == "claims":
+            text = _claims(folder)
+        elif name == "headline":
+            text = _headline(folder)
+        else:
+            text = _table(name)
         return found[0] if text is None else f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (?P<name>\w+) -->.*?<!-- /(?P=name) -->", replace, page, flags=re.DOTALL)
 
 
-def _table(results: Path, name: str) -> str | None:
-    path = results / name / "mini" / "table.md"
-    if not path.exists():
+def pages() -> list[Path]:
+    """The project's pages that may have marked parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _table(name: str) -> str | None:
+    if name not in EXPERIMENTS:
         return None
-    head = path.read_text().split("\n## ")[0]  # the rest, every seed and every difference, stays there
-    return re.sub(r"^# ", "### ", head, flags=re.MULTILINE).strip()
+    try:
+        results = read_all_seeds(name, "mini")
+    except UserError:  # no run is complete
+        return None
+    table = tables.main_table(results)
+    page = Page(f"{table.title} (scale `mini`)", (Section("", (table,)),))
+    return page_markdown(page, level=3).strip()
 
 
-def _headline(results: Path) -> str | None:
+def _link(path: Path, folder: Path) -> str:
+    """The way from a page's folder to a file of the results, as if these lay in the project's own."""
+    return Path(os.path.relpath(ROOT / "results" / path, folder)).as_posix()
+
+
+def _headline(folder: Path) -> str | None:
     path = Path("figures", "mini", f"{HEADLINE}.png")
-    return f"![{_HEADLINE_TEXT}](results/{path.as_posix()})" if (results / path).exists() else None
+    return f"![{_HEADLINE_TEXT}]({_link(path, folder)})" if (results_folder() / path).exists() else None
 
 
-def _claims(results: Path) -> str | None:
-    claims = read_claims(results / "claims.json")
+def _claims(folder: Path) -> str | None:
+    claims = files.read(results_folder() / "claims.json")
     if claims is None:
         return None
-    lines = ["| claim of the paper | verdict | what decided |", "|---|---|---|"]
-    for claim in claims:
-        words = (f"{claim['id']}: {claim['claim']}", f"**{claim['verdict']}**", *claim["evidence"][:1])
-        lines.append("| " + " | ".join(" ".join(word.replace("|", "\\|").split()) for word in words) + " |")
-    if (results / "claims.md").exists():
-        lines += ["", "All evidence, the rules and the runs: [claims.md](results/claims.md)."]
-    return "\n".join(lines)
-
-
-def read_claims(path: Path) -> list[dict[str, Any]] | None:
-    """The verdicts in a file; None if it is not there.
-
-    Returns:
-        Of each claim ``id``, ``claim``, ``verdict``, ``rule``, ``scale`` (words, empty where the file has
-        none), ``evidence`` (a list of sentences) and ``runs`` (a list of ids).
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        claims = []
-        for claim in json.loads(path.read_text()):
-            words = {name: str(claim.get(name, "")) for name in ("claim", "rule", "scale")}
-            evidence = claim["evidence"]
-            claims.append(
-                {
-                    "id": str(claim["id"]),
-                    "verdict": str(claim["verdict"]),
-                    **words,
-                    "evidence": [evidence] if isinstance(evidence, str) else [str(one) for one in evidence],
-                    "runs": [str(run) for run in claim.get("runs", [])],
-                }
-            )
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(
-            f"{path}: damaged ({type(error).__name__}: {error}); "
-            "make it again with `python -m analysis.claims`"
-        ) from error
-    return claims
+    rows = [
+        Row(
+            " ".join(f"{claim.id}: {claim.claim}".split()),
+            (Cell(f"**{claim.verdict}**"), Cell(" ".join(" ".join(claim.evidence[:1]).split()))),
+        )
+        for claim in claims
+    ]
+    columns = (Column("verdict"), Column("what decided"))
+    text = to_markdown(Table("Claims", columns, tuple(rows), corner="claim of the paper"))
+    if (results_folder() / "claims.md").exists():
+        text += f"\n\nAll evidence, the rules and the runs: [claims.md]({_link(Path('claims.md'), folder)})."
+    return text
 
 
 def main() -> int:
     """Exit code: 0, or 2 where the user must do something first."""
 
     def act() -> None:
-        readme = ROOT / "README.md"
-        write_atomic(readme, with_results(readme.read_text(), ROOT / "results").encode())
+        for path in pages():
+            old = path.read_text()
+            new = with_results(old, path.parent)
+            if new != old:
+                write_atomic(path, new.encode())
+                print(f"{path}: renewed")
 
     return exit_code(act)
 

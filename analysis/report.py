@@ -1,35 +1,40 @@
 """One HTML page of all results: ``make report`` or ``python -m analysis.report [--scale mini] [--out FILE]``.
 
-The page holds its figures, styles and script itself and asks nothing of any server; without JavaScript its
-tables are plain tables. Equal results give equal bytes. What is not there yet is said with the command that
-makes it.
+Its tables are made from the records of the runs, in the run store or in the archives committed beside the
+tables; where there are none, from ``table.csv``. The page holds its figures, styles and script itself and
+asks nothing of any server; without JavaScript its tables are plain tables. Equal results give equal bytes.
+What is not there yet is said with the command that makes it.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
-import csv
 import datetime
 import hashlib
 import json
 import re
 import struct
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import jinja2
 import tyro
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from analysis import provenance
-from analysis.claims import results_file
-from analysis.readme import HEADLINE, read_claims
-from analysis.tables import COLUMNS, title
-from evlgen.errors import UserError, exit_code
+from analysis import cost_tables, provenance, tables
+from analysis.claims import files as claims_files
+from analysis.readme import HEADLINE
+from analysis.results import command, found_in, read_all_seeds
+from analysis.search import read_search
+from analysis.table import Cell, Column, Page, Row, Section, Table, exact, inline, read_csv, to_html
+from analysis.timings import training_times
+from evlgen.errors import UserError, exit_code, nearest
+from evlgen.evaluation.metrics import metric
+from evlgen.runs.results import Record
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
 from experiments import EXPERIMENTS, load
@@ -38,51 +43,12 @@ from experiments.scales import NAMES as SCALES
 FIGURE_SCRIPTS = paths.ROOT / "paper_figures"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SCRIPT = Path(__file__).with_name("report.js")
-_NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?")
 _SHOWN_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pycocoevalcap", "optuna")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell of a table.
-
-    Attributes:
-        key: by what the column is sorted: a number in full, "" if there is none; None sorts by the text.
-        text: the figure, or words.
-        interval: ``[low, high]``, or empty.
-        word: a verdict or the like behind it, or empty.
-        paper: ``paper: 44.6``, or empty.
-    """
-
-    text: str | Markup
-    key: str | None = None
-    interval: str = ""
-    word: str = ""
-    paper: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row: its anchor, its label and its other cells."""
-
-    id: str
-    label: str | Markup
-    cells: Sequence[Cell]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first of its heads is that of the labels."""
-
-    id: str
-    caption: str
-    head: Sequence[str]
-    lines: Sequence[Line]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: tables and paragraphs in their order.
+class Part:
+    """A part of the page: tables and paragraphs as HTML, in their order.
 
     Attributes:
         is_open: else a reader sees its title alone until it is opened.
@@ -90,28 +56,24 @@ class Section:
 
     id: str
     title: str
-    blocks: Sequence[Table | Markup]
+    blocks: Sequence[Markup]
     is_open: bool = True
-
-    @property
-    def has_table(self) -> bool:
-        return any(isinstance(block, Table) for block in self.blocks)
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """All about one experiment or search; without sections it is not there yet.
+    """All about one experiment or search; without parts it is not there yet.
 
     Attributes:
         command: what makes it.
-        source: file that the figures are in.
+        source: folder that its files are in.
     """
 
     id: str
-    title: str
+    title: Markup
     command: str
     source: str
-    sections: Sequence[Section] = ()
+    parts: Sequence[Part] = ()
 
 
 @dataclass(frozen=True)
@@ -139,8 +101,8 @@ class Picture:
     missing: Sequence[str]
 
 
-def build(scale: str, origin: provenance.Provenance) -> str:
-    """The page.
+def build(scale: str, origin: provenance.Provenance) -> tuple[str, list[Record]]:
+    """The page, and the records that its tables were made from.
 
     Args:
         origin: what is known of the runs behind the tables.
@@ -149,28 +111,28 @@ def build(scale: str, origin: provenance.Provenance) -> str:
         UserError: there is no table at this scale, or a file of results is damaged.
     """
     results, ids = paths.results_folder(), Ids()
-    chapters = [_chapter(results, name, scale, ids) for name in _experiments(results, scale)]
-    if not any(chapter.sections for chapter in chapters):
-        raise UserError(
-            f"{results}: no table of scale {scale}; make them with `python sweeps/run.py all --scale {scale}`"
-        )
-    searches = [_search(path, ids) for path in sorted(results.glob(f"merge_search/*/{scale}/trials.md"))]
+    records: list[Record] = []
+    chapters = [_chapter(name, own, scale, ids, records) for name, own in _experiments(results, scale)]
+    if not any(chapter.parts for chapter in chapters):
+        raise UserError(f"{results}: no table of scale {scale}; make them with `{command('all', scale)}`")
+    searches = [
+        _search(path.parent, ids) for path in sorted(results.glob(f"merge_search/*/{scale}/trials.csv"))
+    ]
     pictures = [_picture(path, ids) for path in _pngs(results, scale)]
-    claims = read_claims(results_file(scale))
+    claims = claims_files.read(claims_files.results_file(scale))
     script = SCRIPT.read_text()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(TEMPLATE.read_text()).render(
+    page = environment.from_string(TEMPLATE.read_text()).render(
         scale=scale,
         is_default=scale == "mini",
-        claims=None
-        if claims is None
-        else [{**one, "runs": [(run, "") for run in one["runs"]]} for one in claims],
+        claims=claims,
+        rules_came_first=claims_files.RULES_CAME_FIRST,
         headline=next((one for one in pictures if one.name == HEADLINE), None),
         pictures=[one for one in pictures if one.name != HEADLINE],
-        chapters=[chapter for chapter in chapters if chapter.sections],
-        absent=[chapter for chapter in chapters if not chapter.sections],
+        chapters=[chapter for chapter in chapters if chapter.parts],
+        absent=[chapter for chapter in chapters if not chapter.parts],
         searches=searches,
         environments=origin.environments,
         shown_packages=_SHOWN_PACKAGES,
@@ -181,6 +143,7 @@ def build(scale: str, origin: provenance.Provenance) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode(),
     )
+    return page, records
 
 
 class Ids:
@@ -209,39 +172,112 @@ def _experiments(results: Path, scale: str) -> list[tuple[str, str]]:
     """
     names = []
     for name in EXPERIMENTS:
-        experiment = load(name)
+        experiment = load(name, scale)
         usual = scale if experiment.default_scale == "mini" else experiment.default_scale
-        own = (usual,) if experiment.count is None else (usual, "paper")
-        there = [one for one in own if (results / name / one / "table.csv").exists()]
-        names += [(name, one) for one in there or [usual]]
+        own = [one for one in dict.fromkeys((usual, "paper")) if _csv(results, name, one).exists()]
+        names += [(name, one) for one in (own if experiment.count and own else [usual])]
     others = sorted(path.parent.parent.name for path in results.glob(f"*/{scale}/table.csv"))
-    names += [(name, scale) for name in others if name not in EXPERIMENTS]
-    return list(dict.fromkeys(names))
+    return names + [(name, scale) for name in others if name not in EXPERIMENTS]
 
 
-def _chapter(results: Path, named: tuple[str, str], scale: str, ids: Ids) -> Chapter:
-    name, own = named
-    path = results / name / own / "table.csv"
-    default = load(name).default_scale if name in EXPERIMENTS else "mini"
-    other = "" if own == default else f" --scale {own}"
-    command = f"python sweeps/run.py {name}{other}"
+def _csv(results: Path, name: str, scale: str) -> Path:
+    return results / name / scale / "table.csv"
+
+
+def _chapter(name: str, own: str, scale: str, ids: Ids, records: list[Record]) -> Chapter:
+    """An experiment at its ``own`` scale, from records, or else from its CSV file; the records are noted."""
+    path = _csv(paths.results_folder(), name, own)
     chapter_id = ids.new(name, own if own != scale else "")
+    page = _page(name, own, path, records)
+    made_by = command(name, "mini" if name in EXPERIMENTS and load(name).default_scale == own else own)
+    if page is None:
+        return Chapter(chapter_id, Markup(name), made_by, "")
+    parts = _parts(page, chapter_id, ids)
+    return Chapter(chapter_id, inline(page.title), made_by, f"results/{name}/{own}/", parts)
+
+
+def _page(name: str, scale: str, path: Path, records: list[Record]) -> Page | None:
+    experiment = load(name, scale) if name in EXPERIMENTS else None
+    if experiment is not None and experiment.count is not None:
+        if not path.exists():
+            return None
+        measured = training_times(scale)
+        return cost_tables.cost_page(experiment.count(experiment, scale), [measured] if measured else [])
+    if experiment is not None:
+        try:
+            results = read_all_seeds(name, scale, provenance.seeds_of_tables(scale).get(name, 0))
+        except UserError:  # no run is complete
+            pass
+        else:
+            records += results.records()
+            page = tables.page(results)
+            full = _in_full(tables.all_metrics(results))
+            return Page(page.title, (*page.sections, Section("All metrics of table.csv", (full,))))
     if not path.exists():
-        return Chapter(chapter_id, name, command, "")
-    words = path.with_name("table.md")
-    heading, sections = read_markdown(words, chapter_id, ids) if words.exists() else (name, [])
-    sections.append(_all_metrics(path, chapter_id, ids, is_open=not sections))
-    source = f"results/{name}/{own}/"
-    return Chapter(chapter_id, heading, command, source, sections)
+        return None
+    title = name if experiment is None else experiment.title
+    note = "Made from `table.csv` alone: the records of its runs are not here."
+    return Page(
+        f"{title} (scale `{scale}`)",
+        (Section("", (note,)), Section("All metrics of table.csv", tuple(map(_in_full, read_csv(path))))),
+    )
 
 
-def _search(path: Path, ids: Ids) -> Chapter:
-    name = path.parent.parent.name
-    chapter_id = ids.new("search", name)
-    heading, sections = read_markdown(path, chapter_id, ids)
-    scale = path.parent.name
+def _in_full(table: Table) -> Table:
+    """The table with all digits of ``table.csv``, and its metrics under both names."""
+    most = max((cell.n for row in table.rows for cell in row.cells), default=0)
+
+    def full(cell: Cell) -> Cell:
+        has_interval = cell.low is not None and cell.high is not None and most > 1
+        return Cell(
+            exact(cell.mean) or "–",
+            cell.mean,
+            interval=f"[{exact(cell.low)}, {exact(cell.high)}]" if has_interval else "",
+            word=f"{cell.n} of {most} seeds" if 0 < cell.n < most else "",
+            paper=cell.paper,
+        )
+
+    return Table(
+        table.title,
+        tuple(Column(column.name, _both_names(column.name)) for column in table.columns),
+        tuple(Row(row.label, tuple(map(full, row.cells)), row.mark) for row in table.rows),
+    )
+
+
+def _both_names(name: str) -> str:
+    title = metric(name).title
+    return name if title == name else f"{title} ({name})"
+
+
+def _search(folder: Path, ids: Ids) -> Chapter:
+    name, scale = folder.parent.name, folder.name
+    chapter_id, page = ids.new("search", name), read_search(folder)
     source = f"results/merge_search/{name}/{scale}/"
-    return Chapter(chapter_id, heading, search_command(name, scale), source, sections)
+    return Chapter(
+        chapter_id, inline(page.title), search_command(name, scale), source, _parts(page, chapter_id, ids)
+    )
+
+
+def _parts(page: Page, prefix: str, ids: Ids) -> list[Part]:
+    """Sections as HTML. All is open up to the first section with a table."""
+    parts, seen = [], False
+    for section in page.sections:
+        part_id = ids.new(prefix, section.title or "overview")
+        blocks = []
+        for block in section.blocks:
+            if isinstance(block, Table):
+                table_id = ids.new(prefix, section.title, "table")
+                blocks.append(_html(block, table_id, ids))
+            else:
+                blocks.append(Markup('<p class="note">{}</p>').format(inline(block)))
+        parts.append(Part(part_id, section.title, blocks, not seen))
+        seen = seen or any(isinstance(block, Table) for block in section.blocks)
+    return parts
+
+
+def _html(table: Table, table_id: str, ids: Ids) -> Markup:
+    prefix = table_id.removesuffix("-overview").removesuffix("-table")
+    return to_html(table, lambda label: ids.new(prefix, label), table_id)
 
 
 def search_command(name: str, scale: str) -> str:
@@ -254,135 +290,6 @@ def search_command(name: str, scale: str) -> str:
         flags += " --objectives val_loss" if own.endswith("-val_loss") else ""
     changed = " --set KEY=VALUE" if own != name else ""
     return f"python sweeps/merge_search.py {flags} --scale {scale}{changed}"
-
-
-def read_markdown(path: Path, prefix: str, ids: Ids) -> tuple[str, list[Section]]:
-    """Title and sections of a file that this project has written: grids, headings and one-line paragraphs.
-
-    All is open up to the first section with a table.
-    """
-    heading, caption = path.parent.parent.name, ""
-    sections: list[tuple[str, list[Table | Markup]]] = [("", [])]
-    lines = path.read_text().splitlines()
-    at = 0
-    while at < len(lines):
-        line, blocks = lines[at], sections[-1][1]
-        at += 1
-        if line.startswith("# "):
-            heading = line[2:].replace("`", "")
-        elif line.startswith("## "):
-            caption = line[3:].replace("`", "")
-            sections.append((caption, []))
-        elif line.startswith("|"):
-            grid = [_split(line)]
-            while at < len(lines) and lines[at].startswith("|"):
-                grid.append(_split(lines[at]))
-                at += 1
-            blocks.append(
-                _table(grid[0], grid[2:], ids.new(prefix, caption, "table"), caption or heading, ids)
-            )
-        elif line.strip():
-            blocks.append(inline(line))
-    found, seen = [], False
-    for caption, blocks in sections:
-        if blocks:
-            found.append(Section(ids.new(prefix, caption or "overview"), caption, blocks, not seen))
-            seen = seen or found[-1].has_table
-    return heading, found
-
-
-def _split(line: str) -> list[str]:
-    """Cells of a line of a Markdown grid."""
-    cells = re.split(r"(?<!\\)\|", line.strip())[1:-1]
-    return [cell.strip().replace("\\|", "|") for cell in cells]
-
-
-def _table(head: Sequence[str], grid: Sequence[Sequence[str]], name: str, caption: str, ids: Ids) -> Table:
-    prefix = name.removesuffix("-overview").removesuffix("-table")
-    lines = [
-        Line(ids.new(prefix, row[0]), inline(row[0]), [read_cell(text) for text in row[1:]]) for row in grid
-    ]
-    return Table(name, caption, head, lines)
-
-
-def inline(text: str) -> Markup:
-    """A line of Markdown: code and stress; of a link its words."""
-    safe = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
-    safe = str(escape(("• " + safe[2:]) if safe.startswith("- ") else safe))
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    safe = re.sub(r"(?<![\w\\])\*([^*]+)\*(?!\w)", r"<em>\1</em>", safe)
-    return Markup(safe.replace("\\*", "*"))
-
-
-def read_cell(text: str) -> Cell:
-    """The parts of a cell as the tables write it: ``66.3 [65.1, 68.4] (paper: 44.6)``."""
-    found = re.fullmatch(r"(?P<rest>.*?)(?: \((?P<paper>paper: [^()]*)\))?", text, re.DOTALL)
-    assert found is not None  # matches everything
-    rest, paper = found["rest"], found["paper"] or ""
-    parts = re.fullmatch(r"(?P<figure>\S+)(?P<interval> \[[^\]]+\])?(?P<word> \w+(?:\\\*)?)?", rest)
-    if parts and _NUMBER.fullmatch(parts["figure"]):
-        number = parts["figure"].replace(",", "")
-        return Cell(
-            parts["figure"],
-            number,
-            (parts["interval"] or "").strip(),
-            (parts["word"] or "").strip().replace("\\*", "*"),
-            paper,
-        )
-    if rest in ("–", "", "?"):
-        return Cell(rest, "", "", "", paper)
-    # "65.1 / 65.6 / 68.4", "2 of 3 (incomplete)", "1.2 M" go by the number in front.
-    number_in_front = re.match(rf"({_NUMBER.pattern})(?=[ ,]|$)", rest)
-    return Cell(inline(rest), number_in_front[1].replace(",", "") if number_in_front else None, "", "", paper)
-
-
-def _all_metrics(path: Path, prefix: str, ids: Ids, is_open: bool) -> Section:
-    """All that ``table.csv`` has, rows against metrics; parts with other metrics are tables of their own."""
-    parts: list[tuple[tuple[str, ...], dict[str, list[Cell]]]] = []
-    for label, metrics, cells in _rows(path):
-        if not parts or parts[-1][0] != metrics or label in parts[-1][1]:
-            parts.append((metrics, {}))
-        parts[-1][1][label] = cells
-    section = ids.new(prefix, "all-metrics")
-    blocks: list[Table | Markup] = []
-    for metrics, rows in parts:
-        lines = [Line(ids.new(section, label), label, cells) for label, cells in rows.items()]
-        heads = ["row", *(_head(name) for name in metrics)]
-        blocks.append(Table(ids.new(section, "table"), "All metrics", heads, lines))
-    return Section(section, "All metrics of table.csv", blocks, is_open)
-
-
-def _rows(path: Path) -> Iterable[tuple[str, tuple[str, ...], list[Cell]]]:
-    """Label, metrics and cells of each row: lines of the file that follow each other with the same label."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-            lines = list(reader)
-            most = max((int(line["n_seeds"] or 0) for line in lines), default=0)
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged ({error}); make it again with `python sweeps/run.py`") from error
-    at = 0
-    while at < len(lines):
-        label = lines[at]["row"]
-        own: dict[str, Cell] = {}
-        while at < len(lines) and lines[at]["row"] == label and lines[at]["metric"] not in own:
-            own[lines[at]["metric"]] = _csv_cell(lines[at], most)
-            at += 1
-        yield label, tuple(own), list(own.values())
-
-
-def _csv_cell(line: Mapping[str, str], most: int) -> Cell:
-    low, high, seeds = line["ci_low"], line["ci_high"], line["n_seeds"]
-    interval = f"[{low}, {high}]" if low and high and most > 1 else ""
-    fewer = f"{seeds} of {most} seeds" if 0 < int(seeds or 0) < most else ""
-    paper = f"paper: {line['paper']}" if line["paper"] else ""
-    return Cell(line["mean"] or "–", line["mean"], interval, fewer, paper)
-
-
-def _head(metric: str) -> str:
-    return title(metric) if title(metric) == metric else f"{title(metric)} ({metric})"
 
 
 # --------------------------------------------------------------------------------- figures and claims
@@ -400,7 +307,7 @@ def _picture(path: Path, ids: Ids) -> Picture:
         raise UserError(f"{path}: damaged (no PNG); draw it again with `make figures`")
     width, height = struct.unpack(">II", data[16:24])
     of_search = "merge_search" in path.parts
-    told = {} if of_search else _told(path.with_suffix(".json"))
+    about = {} if of_search else _about(path.with_suffix(".json"))
     search = path.parent.parent.name if path.parent.parent.name != "results" else ""
     name = f"search {search} {path.stem}" if of_search else path.stem
     shown = _shows("merge_search" if of_search else path.stem) or [name.replace("_", " ")]
@@ -413,25 +320,25 @@ def _picture(path: Path, ids: Ids) -> Picture:
         max(1, height // 2),
         shown[0],
         shown[1:],
-        [(run["id"], f"{run['row']}, seed {run['seed']}") for run in told.get("runs", [])],
-        told.get("missing", []),
+        [(run["id"], f"{run['row']}, seed {run['seed']}") for run in about.get("runs", [])],
+        about.get("missing", []),
     )
 
 
-def _told(path: Path) -> dict[str, Any]:
+def _about(path: Path) -> dict[str, Any]:
     """What a figure's JSON file says of it; if damaged, it is named on stderr and says nothing."""
     try:
-        told = json.loads(path.read_text())
+        about = json.loads(path.read_text())
         _ = (
-            [(run["id"], run["row"], run["seed"]) for run in told["runs"]],
-            [str(one) for one in told["missing"]],
+            [(run["id"], run["row"], run["seed"]) for run in about["runs"]],
+            [str(one) for one in about["missing"]],
         )
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, OSError) as error:
         print(f"{path}: damaged ({type(error).__name__}: {error}): skipped", file=sys.stderr)
         return {}
-    return dict(told)
+    return dict(about)
 
 
 def _shows(name: str) -> list[str]:
@@ -448,35 +355,30 @@ def _shows(name: str) -> list[str]:
 # ------------------------------------------------------------------------------------------ provenance
 
 
-def _run_table(origin: provenance.Provenance, ids: Ids) -> Table | None:
+def _run_table(origin: provenance.Provenance, ids: Ids) -> Markup | None:
     if not origin.runs:
         return None
-    lines = []
+    rows = []
     for run, facts in origin.runs.items():
-        where = "; ".join(f"{name}: {', '.join(rows)}" for name, rows in facts["experiments"].items())
-        cells = [
+        where = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in facts["experiments"].items())
+        cells = (
             Cell(where),
             _measured(facts["seed"], 0),
             _measured(facts.get("wall_seconds"), 1),
             _measured(facts.get("peak_memory_mib"), 0),
-            Cell(_day(facts.get("started")), f"{facts.get('started') or ''}"),
+            Cell(_day(facts.get("started")), facts.get("started")),
             Cell(facts["environment"]),
-        ]
-        lines.append(Line(f"run-{run}", run, cells))
-    head = (
-        "run",
-        "experiments and rows",
-        "seed",
-        "wall time, s",
-        "peak memory, MiB",
-        "begun (UTC)",
-        "environment",
+        )
+        rows.append(Row(run, cells))
+    heads = (
+        *("experiments and rows", "seed", "wall time, s", "peak memory, MiB", "begun (UTC)", "environment"),
     )
-    return Table(ids.new("runs", "table"), "Runs", head, lines)
+    table = Table("Runs", tuple(map(Column, heads)), tuple(rows), corner="run")
+    return to_html(table, lambda run: f"run-{run}", ids.new("runs", "table"))
 
 
 def _measured(value: float | None, decimals: int) -> Cell:
-    return Cell("–", "") if value is None else Cell(f"{value:,.{decimals}f}", f"{value:.6g}")
+    return Cell() if value is None else Cell(f"{value:,.{decimals}f}", value)
 
 
 def _day(started: float | None) -> str:
@@ -517,10 +419,12 @@ def main(argv: list[str]) -> int:
 
     def act() -> None:
         if scale not in SCALES:
-            raise UserError(f"--scale {scale}: no such scale; there are: {', '.join(SCALES)}")
-        page = build(scale, provenance.write(scale, provenance.seeds_of_tables(scale)))
+            raise UserError(
+                f"--scale {scale}: no such scale; there are: {', '.join(SCALES)}{nearest(scale, SCALES)}"
+            )
+        page, records = build(scale, provenance.write(scale, provenance.seeds_of_tables(scale)))
         write_atomic(path, page.encode())
-        print(f"{path} ({len(page) / 2**20:.1f} MiB)")
+        print(f"{path} ({len(page) / 2**20:.1f} MiB), tables made from {found_in(records)}")
 
     return exit_code(act)
 

@@ -1,6 +1,6 @@
 """The tables of a search: all trials, the Pareto front, how much each parameter matters.
 
-Figures are drawn from these files alone (``paper_figures/merge_search.py``).
+Figures (``paper_figures/merge_search.py``) and the report are made from the CSV files alone.
 """
 
 from __future__ import annotations
@@ -10,18 +10,30 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna.trial import FrozenTrial, TrialState
+import pandas as pd
 
+from analysis.table import Cell, Column, Page, Row, Section, Table, page_markdown
+from evlgen.errors import UserError
 from evlgen.runtime.files import write_atomic
 
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+if TYPE_CHECKING:  # not everybody who makes the report has Optuna
+    from optuna.trial import FrozenTrial
+
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # by the names of Optuna's
 FACTS = (
     *("schedule", "tokens_out", "macs", "val_loss", "gap"),
     *("last_loss", "last_update", "seconds", "run", "in_force", "reason"),
 )
-_SHOWN_IN_MARKDOWN = ("schedule", "tokens_out", "macs", "val_loss", "gap", "last_update", "seconds", "run")
+_SHOWN = ("schedule", "tokens_out", "macs", "val_loss", "gap", "last_update", "seconds", "run")
+_WHAT_IS_WHAT = (
+    "`val_loss` is the loss on `coco_val` (nats a token) at the end of a run with one seed; `macs` are "
+    "those of "
+    "the connector's linear layers for one image. A pruned trial has no `val_loss`: it ended at "
+    "`last_update`. No "
+    "test set is looked at."
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ def write_search(
         UserError: a file cannot be written; the old one is kept.
     """
     columns = ("part", "trial", "state", *ranges, *FACTS)
-    rows = [trial_row(outcome.part, trial) for outcome in outcomes for trial in outcome.trials]
+    trials = [trial_row(outcome.part, trial) for outcome in outcomes for trial in outcome.trials]
     front = [row for outcome in outcomes for row in front_rows(outcome)]
     importance = [
         {"part": outcome.part, "objective": objective, "parameter": name, "importance": share}
@@ -67,12 +79,56 @@ def write_search(
         for objective, shares in outcome.importance.items()
         for name, share in shares.items()
     ]
-    write_atomic(folder / "trials.csv", _csv(columns, rows))
+    write_atomic(folder / "trials.csv", _csv(columns, trials))
     write_atomic(folder / "pareto.csv", _csv(columns, front))
     write_atomic(
         folder / "importance.csv", _csv(("part", "objective", "parameter", "importance"), importance)
     )
-    write_atomic(folder / "trials.md", _markdown(title, ranges, objectives, outcomes).encode())
+    intro = [f"Minimised: {', '.join(objectives)}.", *(f"`{name}`: {text}." for name, text in ranges.items())]
+    lost = {outcome.part: outcome.lost for outcome in outcomes}
+    page = _page(title, intro, trials, front, importance, len(objectives) > 1, lost)
+    write_atomic(folder / "trials.md", page_markdown(page).encode())
+
+
+def read_search(folder: Path) -> Page:
+    """The page of a search from its CSV files.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    name, scale = folder.parent.name, folder.name
+    try:
+        trials, front, importance = (
+            pd.read_csv(folder / f"{file}.csv", dtype=object, keep_default_na=False).to_dict("records")
+            for file in ("trials", "pareto", "importance")
+        )
+        columns = list(pd.read_csv(folder / "trials.csv", nrows=0).columns)
+        searched = columns[columns.index("state") + 1 : columns.index("schedule")]
+        has_macs = any(row["macs"] for row in front)
+        trials, front, importance = ([_parsed(row) for row in table] for table in (trials, front, importance))
+        intro = [f"Searched: {', '.join(f'`{name}`' for name in searched)}."]
+        return _page(f"Search {name} (scale `{scale}`)", intro, trials, front, importance, has_macs, {})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: a file is missing or damaged ({type(error).__name__}: {error}); make the search's "
+            "tables "
+            "again with `python sweeps/merge_search.py`"
+        ) from error
+
+
+def _parsed(row: Mapping[str, str]) -> dict[str, Any]:
+    """A line of a CSV file with its numbers as numbers, and None where it has nothing."""
+    parsed: dict[str, Any] = {}
+    for name, text in row.items():
+        parsed[name] = text or None
+        if text and name not in ("run", "schedule", "part"):
+            for kind in (int, float):
+                try:
+                    parsed[name] = kind(text)
+                    break
+                except ValueError:
+                    continue
+    return parsed
 
 
 def trial_row(part: str, trial: FrozenTrial) -> dict[str, Any]:
@@ -89,9 +145,9 @@ def trial_row(part: str, trial: FrozenTrial) -> dict[str, Any]:
         },
         "part": part,
         "trial": trial.number,
-        "state": STATES[trial.state],
+        "state": STATES[trial.state.name],
         "schedule": " ".join(map(str, facts.get("schedule", ()))),
-        "val_loss": trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        "val_loss": trial.values[0] if trial.state.name == "COMPLETE" else None,
         "last_loss": None if last is None else validation[last],
         "last_update": last,
         "in_force": "yes" if facts.get("in_force") else "",
@@ -113,49 +169,75 @@ def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _markdown(
-    title: str, ranges: Mapping[str, str], objectives: Sequence[str], outcomes: Sequence[Outcome]
-) -> str:
-    lines = [f"# {title}", "", f"Minimised: {', '.join(objectives)}. Searched:", ""]
-    lines += [f"- `{name}`: {text}" for name, text in ranges.items()]
-    lines += [
-        "",
-        "`val_loss` is the loss on `coco_val` (nats a token) at the end of a run with one seed; `macs` are "
-        "those of the connector's linear layers for one image. A pruned trial has no `val_loss`: it ended at "
-        "`last_update`. No test set is looked at.",
-    ]
-    for outcome in outcomes:
-        states = [STATES[trial.state] for trial in outcome.trials]
-        counts = ", ".join(f"{states.count(name)} {name}" for name in STATES.values())
-        lost = f"; {outcome.lost} were lost with their workers and given out again" if outcome.lost else ""
-        lines += ["", f"## {outcome.part}", "", f"{len(states)} trials: {counts}{lost}.", ""]
-        lines += ["Pareto front:" if len(objectives) > 1 else "Best:", ""]
-        lines += _table(outcome.parameters, front_rows(outcome))
-        for objective, shares in outcome.importance.items():
-            text = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
-            lines += ["", f"Importance for {objective} (PED-ANOVA): {text}."]
-        lines += ["", "All trials:", ""]
-        lines += _table(outcome.parameters, [trial_row(outcome.part, trial) for trial in outcome.trials])
-    return "\n".join(lines) + "\n"
+def _page(
+    title: str,
+    intro: Sequence[str],
+    trials: Sequence[Mapping[str, Any]],
+    front: Sequence[Mapping[str, Any]],
+    importance: Sequence[Mapping[str, Any]],
+    has_front: bool,
+    lost: Mapping[str, int],
+) -> Page:
+    """A section for each part that was searched: its front, its importances, all its trials.
+
+    Args:
+        trials, front, importance: rows of the CSV files.
+        has_front: whether more than one objective was minimised.
+        lost: part -> trials whose worker died and that were given out again.
+    """
+    sections = [Section("", ("  \n".join(intro), _WHAT_IS_WHAT))]
+    for part in dict.fromkeys(row["part"] for row in trials):
+        own = [row for row in trials if row["part"] == part]
+        states = [row["state"] for row in own]
+        text = f"{len(states)} trials: {', '.join(f'{states.count(one)} {one}' for one in STATES.values())}"
+        if lost.get(part):
+            text += f"; {lost[part]} were lost with their workers and given out again"
+        shares: dict[str, list[str]] = {}
+        for row in importance:
+            if row["part"] == part:
+                shares.setdefault(row["objective"], []).append(f"{row['parameter']} {row['importance']:.2f}")
+        best = [row for row in front if row["part"] == part]
+        blocks: tuple[Table | str, ...] = (
+            f"{text}. {'Pareto front' if has_front else 'Best'}:",
+            _table("Pareto front" if has_front else "Best", best),
+            *(f"Importance for {name} (PED-ANOVA): {', '.join(each)}." for name, each in shares.items()),
+            "All trials:",
+            _table("All trials", own),
+        )
+        sections.append(Section(part, blocks))
+    return Page(title, tuple(sections))
 
 
-def _table(parameters: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    facts = [name for name in _SHOWN_IN_MARKDOWN if any(row.get(name) not in (None, "") for row in rows)]
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    known = dict.fromkeys(name for row in rows for name, value in row.items() if value not in (None, ""))
+    searched = [name for name in known if name not in ("part", "trial", "state", *FACTS)]
+    facts = [name for name in _SHOWN if name in known]
     # The shares of a free list say less than the list.
-    columns = ["trial", *(name for name in parameters if not name.startswith("merge_")), *facts]
-    lines = ["| " + " | ".join(columns) + " | state |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        cells = [_cell(name, row.get(name)) for name in columns]
-        state = row["state"] + (", in force" if row["in_force"] else "")
-        lines.append("| " + " | ".join(cells) + f" | {state} |")
-    return lines
+    columns = [*(name for name in searched if not name.startswith("merge_")), *facts]
+    return Table(
+        title,
+        (*map(Column, columns), Column("state")),
+        tuple(
+            Row(
+                str(row["trial"]),
+                (
+                    *(_cell(name, row.get(name)) for name in columns),
+                    Cell(row["state"] + (", default" if row["in_force"] else "")),
+                ),
+            )
+            for row in rows
+        ),
+        corner="trial",
+    )
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, value: Any) -> Cell:
     if value is None:
-        return ""
+        return Cell("")
     if name == "macs":
-        return f"{value / 1e6:.3f} M"
+        return Cell(f"{value / 1e6:.3f} M", value)
     if name in ("val_loss", "gap"):
-        return f"{value:.4f}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        return Cell(f"{value:.4f}", value)
+    if isinstance(value, float):
+        return Cell(f"{value:.3g}", value)
+    return Cell(str(value), float(value) if isinstance(value, int) else None)

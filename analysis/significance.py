@@ -1,6 +1,6 @@
 """What differences over seeds show, corrected for how many are looked at.
 
-**Scores.** A row is held against another seed by seed, each metric in percent of the other row's mean; the
+**Scores.** A row is compared with another seed by seed, each metric in percent of the other row's mean; the
 *overall* difference is the mean over the metrics. It decides, since a claim is about quality and not about
 one set, and since single sets scatter by more than the paper's differences. A single metric cannot decide
 alone, but it can veto: what is shown to be worse there keeps a claim from holding.
@@ -14,14 +14,14 @@ needs 3. All else is open.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.results import Found
-from analysis.statistics import Interval, holm, mean_interval, t_test_p
-from analysis.tables import LEVEL, title
+from analysis.results import Results
+from analysis.statistics import Interval, holm, mean_interval, mean_of, t_test_p
+from analysis.tables import LEVEL, count_text
+from evlgen.evaluation.metrics import metric
 
 DECIDING, VETOING = 5, 3  # seeds
 
@@ -29,7 +29,7 @@ Side = Literal["above", "below", "open"]
 
 
 @dataclass(frozen=True)
-class Question:
+class Comparison:
     """Does the mean of ``differences``, one a paired seed, lie above or below ``against``?
 
     Attributes:
@@ -45,21 +45,21 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was found; ``side`` is where the difference is shown to lie.
+class Finding:
+    """What a comparison shows; ``side`` is where the difference is shown to lie.
 
     Attributes:
         interval: None if there are no seeds.
         corrected: p after Holm's correction.
     """
 
-    question: Question
+    comparison: Comparison
     interval: Interval | None
     corrected: float
     side: Side
 
     def __str__(self) -> str:
-        asked, interval = self.question, self.interval
+        asked, interval = self.comparison, self.interval
         if interval is None:
             return f"{asked.text}: no seed has both"
         mean, low, high = (
@@ -69,83 +69,74 @@ class Answer:
         ends = f" [{low}, {high}]" if low else ""
         where = "not shown on either side of" if self.side == "open" else f"shown {self.side}"
         return (
-            f"{asked.text}: {mean}{asked.unit}{ends} over {seeds_text(interval.n)}, "
+            f"{asked.text}: {mean}{asked.unit}{ends} over {count_text(interval.n, 'seed')}, "
             f"corrected p {self.corrected:.2g}, {where} {asked.against:g}{asked.unit}"
         )
 
 
-def settle(questions: Sequence[Question], seeds: int) -> list[Answer]:
-    """Answers to one family of questions, by the rule in the head of this module.
+def settle(comparisons: Sequence[Comparison], seeds: int) -> list[Finding]:
+    """What one family of comparisons shows, by the rule in the head of this module.
 
     Args:
-        seeds: fewer of them leave a question open.
+        seeds: with fewer of them a comparison stays open.
     """
-    corrected = holm([t_test_p([d - one.against for d in one.differences]) for one in questions])
-    return [_answer(question, p, seeds) for question, p in zip(questions, corrected, strict=True)]
+    corrected = holm([t_test_p([d - one.against for d in one.differences]) for one in comparisons])
+    return [_finding(comparison, p, seeds) for comparison, p in zip(comparisons, corrected, strict=True)]
 
 
-def _answer(question: Question, corrected: float, seeds: int) -> Answer:
-    if not question.differences:
-        return Answer(question, None, corrected, "open")
-    interval = mean_interval(question.differences)
+def _finding(comparison: Comparison, corrected: float, seeds: int) -> Finding:
+    if not comparison.differences:
+        return Finding(comparison, None, corrected, "open")
+    interval = mean_interval(comparison.differences)
     side: Side = "open"
     if interval.n >= seeds and corrected <= LEVEL:
-        if interval.low is not None and interval.low > question.against:
+        if interval.low is not None and interval.low > comparison.against:
             side = "above"
-        elif interval.high is not None and interval.high < question.against:
+        elif interval.high is not None and interval.high < comparison.against:
             side = "below"
-    return Answer(question, interval, corrected, side)
+    return Finding(comparison, interval, corrected, side)
 
 
-def differences(of: Found, first: str, second: str, metrics: Sequence[str]) -> dict[str, tuple[float, ...]]:
+def differences(
+    results: Results, first: str, second: str, metrics: Sequence[str]
+) -> dict[str, tuple[float, ...]]:
     """``first`` less ``second`` in percent of the mean of ``second``, by seed, for each metric and
     ``overall``.
 
     Only seeds count where both rows have all metrics. A metric in which the second row's mean is not
     positive has no percentages and is left out.
     """
-    one = [of.values(first, metric) for metric in metrics]
-    other = [of.values(second, metric) for metric in metrics]
+    one = [results.values(first, name) for name in metrics]
+    other = [results.values(second, name) for name in metrics]
     whole = [seed for seed, values in enumerate(zip(*one, *other, strict=True)) if None not in values]
     found: dict[str, tuple[float, ...]] = {}
-    for metric, ours, theirs in zip(metrics, one, other, strict=True):
+    for name, ours, theirs in zip(metrics, one, other, strict=True):
         pairs = [(ours[seed] or 0.0, theirs[seed] or 0.0) for seed in whole]
-        base = mean(b for _, b in pairs)
+        base = mean_of(b for _, b in pairs)
         if base > 0:
-            found[metric] = tuple(100 * (a - b) / base for a, b in pairs)
-    return {"overall": tuple(map(mean, zip(*found.values(), strict=True))), **found}
+            found[name] = tuple(100 * (a - b) / base for a, b in pairs)
+    return {"overall": tuple(map(mean_of, zip(*found.values(), strict=True))), **found}
 
 
 def compare(
-    of: Found,
+    results: Results,
     first: str,
     second: str,
     metrics: Sequence[str],
     against: float = 0.0,
     against_in_one: float = 0.0,
-) -> tuple[Question, list[Question]]:
-    """Questions on ``first`` less ``second``: the overall one, which decides, and those that can veto.
+) -> tuple[Comparison, list[Comparison]]:
+    """Comparisons of ``first`` less ``second``: the overall one, which decides, and those that can veto.
 
     Args:
         against, against_in_one: percent, for the overall difference and for a single metric's.
     """
-    found = differences(of, first, second, metrics)
-    names = ", ".join(title(metric) for metric in metrics)
-    overall = Question(f"{first} minus {second}, overall ({names})", found.pop("overall"), against)
+    found = differences(results, first, second, metrics)
+    names = ", ".join(metric(name).title for name in metrics)
+    overall = Comparison(f"{first} minus {second}, overall ({names})", found.pop("overall"), against)
     single = []
-    for metric, values in found.items():
-        ours, theirs = (mean(of.values(label, metric)) for label in (first, second))
-        text = f"{first} minus {second}, {title(metric)} ({ours:.1f} against {theirs:.1f})"
-        single.append(Question(text, values, against_in_one))
+    for name, values in found.items():
+        ours, theirs = (mean_of(results.values(label, name)) for label in (first, second))
+        text = f"{first} minus {second}, {metric(name).title} ({ours:.1f} against {theirs:.1f})"
+        single.append(Comparison(text, values, against_in_one))
     return overall, single
-
-
-def mean(values: Iterable[float | None]) -> float:
-    """Mean of those that are not None; nan where there are none."""
-    there = [value for value in values if value is not None]
-    return math.fsum(there) / len(there) if there else math.nan
-
-
-def seeds_text(count: int) -> str:
-    """``1 seed``, ``5 seeds``."""
-    return f"{count} seed" if count == 1 else f"{count} seeds"

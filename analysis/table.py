@@ -10,8 +10,11 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup, escape
+
+from evlgen.errors import UserError
 
 COLUMNS = ("row", "metric", "mean", "ci_low", "ci_high", "n_seeds", "paper")  # of a table.csv
 NOTHING = "–"  # the text of a cell without a number
@@ -146,6 +149,41 @@ def to_csv(*tables: Table) -> str:
     return csv_text(COLUMNS, (line for table in tables for line in csv_lines(table)))
 
 
+def read_csv(path: Path) -> list[Table]:
+    """The tables of a ``table.csv``: rows against metrics; what has other metrics is a table of its own.
+
+    Raises:
+        UserError: the file cannot be read, or is no such file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+            lines = list(reader)
+            rows: list[tuple[str, dict[str, Cell]]] = []
+            for line in lines:  # a row is lines that follow each other, with the same label and other metrics
+                label, name = line["row"], line["metric"]
+                if not rows or rows[-1][0] != label or name in rows[-1][1]:
+                    rows.append((label, {}))
+                mean, low, high = (float(line[key]) if line[key] else None for key in COLUMNS[2:5])
+                seeds = int(line["n_seeds"] or 0)
+                rows[-1][1][name] = Cell(
+                    exact(mean) or NOTHING, mean, low, high, seeds, paper=line["paper"] or None
+                )
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}); make it again with `python sweeps/run.py`") from error
+    tables: list[tuple[tuple[str, ...], dict[str, Row]]] = []
+    for label, cells in rows:
+        if not tables or tables[-1][0] != tuple(cells) or label in tables[-1][1]:
+            tables.append((tuple(cells), {}))
+        tables[-1][1][label] = Row(label, tuple(cells.values()))
+    return [
+        Table("All metrics", tuple(map(Column, names)), tuple(by_label.values()))
+        for names, by_label in tables
+    ]
+
+
 def exact(value: float | None) -> str:
     """Six significant digits; empty for None."""
     return "" if value is None else f"{value:.6g}"
@@ -233,7 +271,8 @@ def to_latex(table: Table) -> str:
         "    \\midrule",
     ]
     for row in table.rows:
-        lines.append(_latex_line([latex_escaped(row.marked_label), *_texts(table, row, _latex_cell)]))
+        mark = f" \\emph{{{latex_escaped(row.mark)}}}" if row.mark else ""
+        lines.append(_latex_line([latex_escaped(row.label) + mark, *_texts(table, row, _latex_cell)]))
         papers = _texts(table, row, lambda _, paper: f"\\emph{{{latex_escaped(paper)}}}" if paper else "")
         if any(papers):
             lines.append(_latex_line(["", *papers]))
@@ -292,7 +331,7 @@ def _html_row(table: Table, row: Row, row_id: str) -> Markup:
 def _html_cell(cell: Cell, paper: str) -> Markup:
     sort = None
     if cell.mean is not None:
-        sort = exact(cell.mean)
+        sort = f"{cell.mean:.12g}"
     elif cell.text in _EMPTY:
         sort = ""
     attributes = "" if sort is None else Markup(' class="number" data-sort="{}"').format(sort)

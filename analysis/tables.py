@@ -1,89 +1,45 @@
-"""The table of an experiment as CSV, Markdown and LaTeX: means over seeds, with the paper's numbers beside;
-and the differences between its rows, corrected for how many there are.
+"""The tables of an experiment: means over seeds beside the paper's numbers, and the differences between its
+rows, corrected for how many there are.
 
 A number of the paper is always marked as the paper's, one that the paper does not give (or that could not be
-confirmed) as unknown, and a row that lacks seeds as incomplete.
+confirmed) as unknown, a row that lacks seeds as incomplete, and one whose runs or scores are of an earlier
+version of the code with what has changed since.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from analysis import gates
+from analysis.results import Results, Run, read
 from analysis.statistics import Difference, Interval, holm, mean_interval, paired_difference
+from analysis.table import (
+    Cell,
+    Column,
+    Page,
+    Row,
+    Section,
+    Table,
+    csv_text,
+    exact,
+    page_markdown,
+    to_csv,
+    to_latex,
+)
 from evlgen.collapse import CollapseThresholds
+from evlgen.data import worlds
+from evlgen.evaluation.metrics import details, metric
 from evlgen.runtime.files import write_atomic
 from experiments.base import Experiment
 
-COLUMNS = ("row", "metric", "mean", "ci_low", "ci_high", "n_seeds", "paper")
 DIFFERENCES = (
     *("row", "minus", "metric", "mean", "ci_low", "ci_high", "n_seeds"),
     *("verdict", "p_sign_flip", "p_t", "p_holm"),
 )
 LEVEL = 0.05  # of the corrected p values
-TITLES = {
-    "vqav2": "VQAv2",
-    "gqa": "GQA",
-    "okvqa": "OK-VQA",
-    "easy_vqa": "easy-VQA",
-    "easy_captions": "easy-VQA's shapes",
-    "coco": "COCO",
-    "nocaps_in": "NoCaps in-domain",
-    "nocaps_near": "NoCaps near-domain",
-    "nocaps_out": "NoCaps out-of-domain",
-    "nocaps": "NoCaps, all",
-    "flickr": "Flickr30K",
-    "val_loss": "validation loss",
-    "gap": "loss gap, shuffled images",
-    "distinct_captions": "distinct captions, %",
-    "objects_right": "objects right, %",
-    "colours_right": "colours right, %",
-    "cosine": "cosine over images",
-    "effective_rank": "effective rank",
-    "attention_entropy": "attention entropy",
-    "train_seconds": "training, s",
-    "total_seconds": "training with stage 1, s",
-    "peak_memory_gib": "peak memory of a run, GiB",
-    "hours": "hours, 8 x A100",
-    "connector_gmacs": "MACs of the connector, G",
-    "purity": "purity of merged groups",
-    "purity_untrained": "purity, untrained",
-    "purity_random": "purity, random groups",
-    "purity_untrained_random": "purity, random groups of the untrained sizes",
-    "purity_grid": "purity, grid",
-    "purity_untrained_grid": "purity, grid, of the tokens merged untrained",
-    "purity_objects": "purity for objects",
-    "purity_objects_untrained": "purity for objects, untrained",
-    "purity_objects_random": "purity for objects, random groups",
-    "purity_objects_untrained_random": "purity for objects, random groups of the untrained sizes",
-    "purity_objects_grid": "purity for objects, grid",
-    "purity_objects_untrained_grid": "purity for objects, grid, of the tokens merged untrained",
-    "merge_ari": "adjusted Rand index of merged groups",
-    "merge_ari_untrained": "adjusted Rand index, untrained",
-    "merge_ari_grid": "adjusted Rand index, grid",
-    "merge_ari_untrained_grid": "adjusted Rand index, grid of the untrained number",
-}
-# What tells a collapsed run from a sound one, and what a run costs: shown below the table where measured.
-DETAILS = (
-    "val_loss",
-    "gap",
-    "coco/objects_right",
-    "coco/colours_right",
-    "distinct_captions",
-    "cosine",
-    "effective_rank",
-    "attention_entropy",
-    "train_seconds",
-    "total_seconds",
-    "peak_memory_gib",
-    "hours",
-)
 # The words of `evlgen.collapse.classify`, as a reader of a table needs them.
 STATES = {
     "conditioned": "used",
@@ -91,22 +47,38 @@ STATES = {
     "collapsed": "not used",
     "undecided": "undecided",
 }
-DECIMALS = {
-    "val_loss": 3,
-    "gap": 3,
-    "cosine": 3,
-    "attention_entropy": 2,
-    "connector_gmacs": 3,
-} | {name: 3 for name in TITLES if name.startswith(("purity", "merge_ari"))}  # all others have one
 _MANY_ROWS = 6  # up to so many, every row is compared with every other, else each with its `Row.against`
-# Shown, but no part of Holm's family: they are known beforehand, or measure the machine as much as the row.
-COSTS = ("connector_gmacs", "train_seconds", "total_seconds", "peak_memory_gib", "hours")
 
-Results = Mapping[str, Sequence[Mapping[str, Any] | None]]
+
+def write_tables(results: Results, out_dir: Path) -> list[Path]:
+    """Write ``table.csv``, ``table.md``, ``table.tex`` and ``differences.csv`` into ``out_dir``.
+
+    Each is written whole or not at all.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        UserError: a file cannot be written; the old one is kept.
+    """
+    scores = scores_of(results)
+    compared = _compare(results.experiment, scores)
+    files = {
+        "table.csv": to_csv(all_metrics(results, scores)),
+        "table.md": page_markdown(page_of(results, scores, compared)),
+        "table.tex": to_latex(main_table(results, scores, with_seeds=False)),
+        "differences.csv": _differences_csv(compared),
+    }
+    for name, text in files.items():
+        write_atomic(out_dir / name, text.encode())
+    return [out_dir / name for name in files]
+
+
+# ----------------------------------------------------------------------------------------------- numbers
 
 
 @dataclass(frozen=True)
-class Cell:
+class Score:
     """One metric of one row.
 
     Attributes:
@@ -120,71 +92,25 @@ class Cell:
     paper: float | str | None
 
 
-def write_tables(
-    experiment: Experiment, scale: str, results: Results, out_dir: Path, seeds: int | None = None
-) -> list[Path]:
-    """Write ``table.csv``, ``table.md``, ``table.tex`` and ``differences.csv`` into ``out_dir``.
-
-    Each is written whole or not at all.
-
-    Args:
-        experiment: the rows and the paper's numbers.
-        scale: name of the scale.
-        results: row label -> content of ``result.json`` of each seed, in the order of the seeds, None where a
-            run is not complete. Rows that are missing altogether have no seeds.
-        seeds: how many seeds a complete row has; by default as many as the experiment says.
-
-    Returns:
-        The paths of the files.
-
-    Raises:
-        UserError: a file cannot be written; the old one is kept.
-    """
-    expected = experiment.seeds if seeds is None else seeds
-    cells = _collect(experiment, results, expected)
-    compared = _compare(experiment, cells)
-    paths = []
-    for name, text in (
-        ("table.csv", _csv(cells)),
-        ("table.md", _markdown(experiment, scale, results, cells, compared, expected)),
-        ("table.tex", _latex(experiment, scale, results, cells, expected)),
-        ("differences.csv", _differences_csv(compared)),
-    ):
-        paths.append(out_dir / name)
-        write_atomic(paths[-1], text.encode())
-    return paths
+Scores = dict[str, dict[str, Score]]  # label of a row -> metric -> score
 
 
-Cells = dict[str, dict[str, Cell]]  # row label -> metric -> cell
-
-
-def _collect(experiment: Experiment, results: Results, expected: int) -> Cells:
-    """The cells of all rows, with every metric that the experiment names, the paper has or a run gives."""
-    found = [run["metrics"] for runs in results.values() for run in runs if run]
-    given = sorted({name for run in found for name, value in run.items() if not isinstance(value, str)})
+def scores_of(results: Results) -> Scores:
+    """All rows, with every metric that the experiment names, the paper has or a run gives."""
+    experiment = results.experiment
+    measured = [run.record.metrics for run in results.complete() if run.record is not None]
+    given = sorted({name for one in measured for name, value in one.items() if not isinstance(value, str)})
     of_paper = [name for row in experiment.rows for name in row.paper]
     metrics = list(dict.fromkeys((*experiment.metrics, *of_paper, *given)))
-    cells: Cells = {}
+    scores: Scores = {}
     for row in experiment.rows:
-        runs = list(results.get(row.label, ()))
-        runs += [None] * (expected - len(runs))
-        cells[row.label] = {}
-        for metric in metrics:
-            values = tuple(number(run["metrics"].get(metric)) if run else None for run in runs)
+        scores[row.label] = {}
+        for name in metrics:
+            values = tuple(results.values(row.label, name))
             present = [value for value in values if value is not None]
             interval = mean_interval(present) if present else None
-            cells[row.label][metric] = Cell(values, interval, row.paper.get(metric))
-    return cells
-
-
-def number(value: object) -> float | None:
-    """A finite number, else None: a loss that is not a number is no result."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-# -------------------------------------------------------------------------------------- differences
+            scores[row.label][name] = Score(values, interval, row.paper.get(name))
+    return scores
 
 
 @dataclass(frozen=True)
@@ -198,56 +124,42 @@ class Compared:
     difference: Difference
     corrected: float | None
 
+    @property
+    def is_starred(self) -> bool:
+        """Whether the verdict stays when it is corrected."""
+        return (
+            self.difference.verdict != "undecided" and self.corrected is not None and self.corrected <= LEVEL
+        )
 
-def _compare(experiment: Experiment, cells: Cells) -> list[Compared]:
+
+def _compare(experiment: Experiment, scores: Scores) -> list[Compared]:
     """Every row less every earlier one, or where there are many each less the row that it names, in the
     table's own metrics.
 
     All differences of a table but those of costs are one family for the correction.
     """
-    labels = list(cells)
+    labels = list(scores)
     pairs = list(itertools.combinations(labels, 2))
     if len(labels) > _MANY_ROWS:
         pairs = [(row.against or labels[0], row.label) for row in experiment.rows]
         # One that is its own reference is compared with none, nor is one whose reference was left out.
-        pairs = [(first, second) for first, second in pairs if first != second and first in cells]
+        pairs = [(first, second) for first, second in pairs if first != second and first in scores]
     found = [
-        (second, first, metric, difference)
+        (second, first, name, difference)
         for first, second in pairs
-        for metric in experiment.metrics
-        if (difference := _difference(cells[second][metric], cells[first][metric])) is not None
+        for name in experiment.metrics
+        if (difference := _difference(scores[second][name], scores[first][name])) is not None
     ]
-    family = [one for one in found if one[2] not in COSTS]
+    family = [one for one in found if not metric(one[2]).is_cost]
     corrected = dict(zip(family, holm([difference.t_p for *_, difference in family]), strict=True))
     return [Compared(*one, corrected.get(one)) for one in found]
 
 
-def _difference(first: Cell, second: Cell) -> Difference | None:
+def _difference(first: Score, second: Score) -> Difference | None:
     """``first - second``, or None where no seed has both."""
-    pairs = list(itertools.zip_longest(first.values, second.values))
-    if not any(None not in pair for pair in pairs):
+    if not any(None not in pair for pair in zip(first.values, second.values, strict=True)):
         return None
-    return paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-
-
-# ------------------------------------------------------------------------------------------------ CSV
-
-
-def _csv(cells: Cells) -> str:
-    rows = [
-        (
-            label,
-            metric,
-            _exact(cell.interval.mean if cell.interval else None),
-            _exact(cell.interval.low if cell.interval else None),
-            _exact(cell.interval.high if cell.interval else None),
-            cell.interval.n if cell.interval else 0,
-            "" if cell.paper is None else cell.paper,
-        )
-        for label, metrics in cells.items()
-        for metric, cell in metrics.items()
-    ]
-    return csv_text(COLUMNS, rows)
+    return paired_difference(first.values, second.values)
 
 
 def _differences_csv(compared: Sequence[Compared]) -> str:
@@ -256,247 +168,180 @@ def _differences_csv(compared: Sequence[Compared]) -> str:
             one.first,
             one.second,
             one.metric,
-            *map(_exact, (one.difference.mean, one.difference.low, one.difference.high)),
+            *map(exact, (one.difference.mean, one.difference.low, one.difference.high)),
             one.difference.n,
             one.difference.verdict,
-            *map(_exact, (one.difference.p_value, one.difference.t_p, one.corrected)),
+            *map(exact, (one.difference.p_value, one.difference.t_p, one.corrected)),
         )
         for one in compared
     ]
     return csv_text(DIFFERENCES, rows)
 
 
-def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A CSV file with a head, lines ended by a line feed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue()
+# ------------------------------------------------------------------------------------------------ tables
 
 
-def _exact(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+def page(results: Results) -> Page:
+    """All tables of an experiment, as ``table.md`` and the report show them."""
+    scores = scores_of(results)
+    return page_of(results, scores, _compare(results.experiment, scores))
 
 
-# ------------------------------------------------------------------------------------------- Markdown
+def page_of(results: Results, scores: Scores, compared: Sequence[Compared]) -> Page:
+    """As `page`, of numbers that are there already."""
+    experiment = results.experiment
+    sections = [Section("", (main_table(results, scores),))]
+    if more := _details_table(results, scores):
+        sections.append(Section(more.title, (more,)))
+    if differences := _difference_table(experiment, compared):
+        sections.append(Section(differences.title, (differences,)))
+    every_seed = _table("Every seed", results, scores, experiment.metrics, _every_seed)
+    sections.append(Section(every_seed.title, (every_seed,)))
+    return Page(f"{experiment.title} (scale `{results.scale}`)", tuple(sections))
 
 
-def _markdown(
-    experiment: Experiment,
-    scale: str,
-    results: Results,
-    cells: Cells,
-    compared: Sequence[Compared],
-    expected: int,
-) -> str:
-    metrics = list(experiment.metrics)
-    rows = _rows(cells, metrics, _ours_beside_paper if _has_paper(experiment) else _ours)
-    for row, label in zip(rows, cells, strict=True):
-        row.append(_seeds_text(label, results, expected))
-    lines = [f"# {experiment.title} (scale `{scale}`)", ""]
-    lines += _grid(["row", *map(title, metrics), "seeds"], rows)
-    lines += ["", *_notes(experiment, scale, results, cells, expected), ""]
+def main_table(results: Results, scores: Scores | None = None, with_seeds: bool = True) -> Table:
+    """The table that a reader sees first: the experiment's metrics, and the notes.
 
-    known = {name for row in cells.values() for name, cell in row.items() if cell.interval or cell.paper}
-    details = [name for name in DETAILS if name in known and name not in metrics]
-    if details:
-        lines += ["## Is the image used, and what did it cost", ""]
-        rows = _rows(cells, details, _ours_or_paper)
-        for row, label in zip(rows, cells, strict=True):
-            row.insert(1, _states(results.get(label, ())))
-        lines += _grid(["row", "the image is", *map(title, details)], rows)
-        lines += ["", _states_note(), ""]
-    lines += _comparisons(experiment, compared)
-    lines += ["## Every seed", ""]
-    lines += _grid(["row", *map(title, metrics)], _rows(cells, metrics, _every_seed))
-    return "\n".join(lines) + "\n"
+    Args:
+        with_seeds: in a column of their own; else rows that lack seeds say so behind their label.
+    """
+    scores = scores or scores_of(results)
+    experiment = results.experiment
+    has_paper = any(row.paper for row in experiment.rows)
+    rows = []
+    columns = [Column(name, metric(name).title, marks_unknown=has_paper) for name in experiment.metrics]
+    if with_seeds:
+        columns.append(Column("seeds"))
+    for label, row in scores.items():
+        cells = [_mean(row[name], name) for name in experiment.metrics]
+        mark, seeds = results.mark(label), _seeds_text(results.runs[label])
+        if with_seeds:
+            cells.append(Cell(seeds, float(len(results.complete(label)))))
+        elif "incomplete" in seeds:
+            mark = f"{mark} [seeds: {seeds}]".lstrip()
+        rows.append(Row(label, tuple(cells), mark))
+    return Table(experiment.title, tuple(columns), tuple(rows), tuple(_notes(results, has_paper)))
 
 
-def _rows(cells: Cells, metrics: Sequence[str], text: Callable[[Cell, str], str]) -> list[list[str]]:
-    """For each row its label and the text of each metric's cell."""
-    return [
-        [_escaped(label), *(text(row[metric], metric) for metric in metrics)] for label, row in cells.items()
+def all_metrics(results: Results, scores: Scores | None = None) -> Table:
+    """Everything that was measured, rows against metrics: what ``table.csv`` has."""
+    scores = scores or scores_of(results)
+    metrics = next(iter(scores.values()), {})
+    return _table("All metrics", results, scores, tuple(metrics), _mean)
+
+
+def _table(
+    title: str, results: Results, scores: Scores, metrics: Sequence[str], cell: Callable[[Score, str], Cell]
+) -> Table:
+    rows = [
+        Row(label, tuple(cell(row[name], name) for name in metrics), results.mark(label))
+        for label, row in scores.items()
     ]
+    return Table(title, tuple(Column(name, metric(name).title) for name in metrics), tuple(rows))
 
 
-def _ours(cell: Cell, metric: str) -> str:
-    if cell.interval is None:
-        return "–"
-    return _rounded(cell.interval.mean, metric) + _range_text(cell.interval.low, cell.interval.high, metric)
-
-
-def _paper(cell: Cell) -> str:
-    return f"paper: {'?' if cell.paper is None else cell.paper}"
-
-
-def _has_paper(experiment: Experiment) -> bool:
-    """Whether the paper made this experiment and gives at least one of its numbers."""
-    return any(row.paper for row in experiment.rows)
-
-
-def _ours_beside_paper(cell: Cell, metric: str) -> str:
-    return f"{_ours(cell, metric)} ({_paper(cell)})"
-
-
-def _ours_or_paper(cell: Cell, metric: str) -> str:
-    return _ours(cell, metric) + (f" ({_paper(cell)})" if cell.paper is not None else "")
-
-
-def _states_note() -> str:
-    least = CollapseThresholds().conditioned
-    return (
-        f'The image is "used" where the loss gap is at least {least:g} nats at the end, '
-        '"not yet used" where the run ended on the plateau before that, loss or gap still moving, '
-        '"not used" where nothing moves any more: collapse.'
+def _mean(score: Score, name: str) -> Cell:
+    """The mean with its interval, and the paper's number."""
+    interval = score.interval
+    if interval is None:
+        return Cell(paper=score.paper)
+    return Cell(
+        _rounded(interval.mean, name),
+        *(interval.mean, interval.low, interval.high, interval.n),
+        interval=_range_text(interval.low, interval.high, name),
+        paper=score.paper,
     )
 
 
-def _states(runs: Sequence[Mapping[str, Any] | None]) -> str:
-    """What the diagnostics say of a row's runs: ``used`` or ``used / plateau / used``, one a seed."""
-    said = [STATES.get(str(run["metrics"].get("state")), "?") for run in runs if run]
-    return (said[0] if len(set(said)) == 1 else " / ".join(said)) if said else "?"
+def _every_seed(score: Score, name: str) -> Cell:
+    first = next((value for value in score.values if value is not None), None)
+    return Cell(" / ".join(_rounded(value, name) for value in score.values), first)
 
 
-def _every_seed(cell: Cell, metric: str) -> str:
-    return " / ".join(_rounded(value, metric) for value in cell.values)
+def _details_table(results: Results, scores: Scores) -> Table | None:
+    """What tells a collapsed run from a sound one, and what a run costs, where that is measured or known."""
+    known = {name for row in scores.values() for name, score in row.items() if score.interval or score.paper}
+    shown = [name for name in details(known) if name not in results.experiment.metrics]
+    if not shown:
+        return None
+    table = _table("Is the image used, and what did it cost", results, scores, shown, _mean)
+    threshold = CollapseThresholds().conditioned
+    return Table(
+        table.title,
+        (Column("state", "the image is"), *table.columns),
+        tuple(
+            Row(row.label, (Cell(_states(results.states(row.label))), *row.cells), row.mark)
+            for row in table.rows
+        ),
+        (
+            f'The image is "used" where the loss gap is at least {threshold:g} nats at the end, "not yet '
+            'used" where the run ended on the plateau before that, loss or gap still moving, '
+            '"not used" where nothing moves any more: collapse.',
+        ),
+    )
 
 
-def _comparisons(experiment: Experiment, compared: Sequence[Compared]) -> list[str]:
-    """Paired differences between rows, as lines of Markdown; none of a single seed, which shows nothing."""
+def _states(states: Sequence[str]) -> str:
+    """What is found of a row's runs: ``used`` or ``used / not yet used / used``, one a seed."""
+    words = [STATES.get(state, "?") for state in states]
+    return (words[0] if len(set(words)) == 1 else " / ".join(words)) if words else "?"
+
+
+def _difference_table(experiment: Experiment, compared: Sequence[Compared]) -> Table | None:
+    """Paired differences between rows; None of a single seed, which shows nothing."""
     most = max((one.difference.n for one in compared), default=0)
     if most < 2:
-        return []
+        return None
     found = {(one.first, one.second, one.metric): one for one in compared}
-    rows = []
-    for first, second in dict.fromkeys((one.first, one.second) for one in compared):
-        of_pair = [found.get((first, second, metric)) for metric in experiment.metrics]
-        texts = map(_compared_text, of_pair, experiment.metrics)
-        rows.append([f"{_escaped(first)} *minus* {_escaped(second)}", *texts])
+    rows = [
+        Row(
+            f"{first} minus {second}",
+            tuple(_compared_cell(found.get((first, second, name)), name) for name in experiment.metrics),
+        )
+        for first, second in dict.fromkeys((one.first, one.second) for one in compared)
+    ]
     family = sum(one.corrected is not None for one in compared)
     costs = ", costs left out" if family < len(compared) else ""
-    lines = ["## Differences between rows, paired by seed", ""]
-    lines += _grid(["rows", *map(title, experiment.metrics)], rows)
-    lines += [
-        "",
-        'A difference is called "higher" or "lower" if its 95% bootstrap interval over seeds does not hold '
-        f'zero, else "undecided"; with {_count(most, "seed")} such a verdict alone proves little (no '
-        f"sign-flip test can give a p below {2 / 2**most:.2g}). A star marks those that stay corrected "
-        f"for their number: p of the paired t test at most {LEVEL:g} by Holm's method over the "
-        f"{_count(family, 'difference')} of this table{costs} ([differences.csv](differences.csv)).",
-        "",
-    ]
-    return lines
+    return Table(
+        "Differences between rows, paired by seed",
+        tuple(Column(name, metric(name).title) for name in experiment.metrics),
+        tuple(rows),
+        (
+            'A difference is called "higher" or "lower" if its 95% bootstrap interval over seeds excludes '
+            f'zero, else "undecided"; with {count_text(most, "seed")} such a verdict alone proves little (no '
+            f"sign-flip test can give a p below {2 / 2**most:.2g}). A star marks those that stay when "
+            "corrected "
+            f"for their number: p of the paired t test at most {LEVEL:g} by Holm's method over the "
+            f"{count_text(family, 'difference')} of this table{costs} (`differences.csv`).",
+        ),
+        corner="rows",
+    )
 
 
-def _compared_text(compared: Compared | None, metric: str) -> str:
-    if compared is None:
-        return "–"
-    holds = compared.corrected is not None and compared.corrected <= LEVEL
-    star = "*" if compared.difference.verdict != "undecided" and holds else ""
-    return _difference_text(compared.difference, metric) + star.replace("*", "\\*")
-
-
-def _difference_text(difference: Difference, metric: str) -> str:
+def _compared_cell(compared: Compared | None, name: str) -> Cell:
     """One decimal more than scores have: an interval that just misses zero must not look as if it held it."""
-    interval = _range_text(difference.low, difference.high, metric, "+", 1)
-    return f"{_rounded(difference.mean, metric, '+', 1)}{interval} {difference.verdict}"
+    if compared is None:
+        return Cell()
+    difference = compared.difference
+    return Cell(
+        _rounded(difference.mean, name, "+", 1),
+        *(difference.mean, difference.low, difference.high, difference.n),
+        interval=_range_text(difference.low, difference.high, name, "+", 1),
+        word=difference.verdict,
+        is_starred=compared.is_starred,
+    )
 
 
-def _seeds_text(label: str, results: Results, expected: int) -> str:
-    there = sum(run is not None for run in results.get(label, ()))
-    return str(there) if there >= expected else f"{there} of {expected} (incomplete)"
+# ------------------------------------------------------------------------------------------------- words
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-# ---------------------------------------------------------------------------------------------- LaTeX
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # at the start of a row it would belong to the line break before it
-    "–": "--",
-} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
-
-
-def latex_escaped(text: str) -> str:
-    """``text`` with the characters that mean something to LaTeX replaced by what prints them."""
-    return "".join(_LATEX.get(mark, mark) for mark in text)
-
-
-def _latex_cell(cell: Cell, metric: str) -> str:
-    if cell.interval is None:
-        return "--"
-    interval = _range_text(cell.interval.low, cell.interval.high, metric)
-    return _rounded(cell.interval.mean, metric) + (f" {{\\scriptsize{interval}}}" if interval else "")
-
-
-def _latex(experiment: Experiment, scale: str, results: Results, cells: Cells, expected: int) -> str:
-    notes = " ".join(_notes(experiment, scale, results, cells, expected)).replace("`", "")
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
-        f"  \\caption{{{latex_escaped(experiment.title)}. {latex_escaped(notes)}}}",
-        f"  \\begin{{tabular}}{{l{'r' * len(experiment.metrics)}}}",
-        "    \\toprule",
-        "    " + " & ".join(["row", *(latex_escaped(title(name)) for name in experiment.metrics)]) + r" \\",
-        "    \\midrule",
-    ]
-    for label, row in cells.items():
-        seeds = _seeds_text(label, results, expected)
-        name = latex_escaped(label) + (f" \\emph{{[seeds: {seeds}]}}" if "incomplete" in seeds else "")
-        ours = [_latex_cell(row[metric], metric) for metric in experiment.metrics]
-        lines.append("    " + " & ".join([name, *ours]) + r" \\")
-        if _has_paper(experiment):
-            papers = [latex_escaped(_paper(row[metric])) for metric in experiment.metrics]
-            lines.append("    " + " & ".join(["", *(f"\\emph{{{text}}}" for text in papers)]) + r" \\")
-    lines += ["    \\bottomrule", "  \\end{tabular}", "\\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-# ----------------------------------------------------------------------------------------------- both
-
-
-def title(metric: str) -> str:
-    """What a metric is called in a head of a table."""
-    place, _, measure = metric.partition("/")
-    return f"{TITLES.get(place, place)} {TITLES.get(measure, measure)}".strip()
-
-
-def _notes(experiment: Experiment, scale: str, results: Results, cells: Cells, expected: int) -> list[str]:
+def _notes(results: Results, has_paper: bool) -> list[str]:
     """What must be known to read the numbers, a sentence a line."""
-    intervals = " with 95% bootstrap intervals" if expected > 1 else ""
-    notes = [f"Scale {scale}; means over {_count(expected, 'seed')}{intervals}."]
-    sizes = {row.config.evaluation.sets for row in experiment.rows}
-    if len(sizes) == 1:
-        counts = dict(next(iter(sizes)))
-        parts = [name for name in ("nocaps_in", "nocaps_near", "nocaps_out") if counts.get(name)]
-        if parts and "nocaps" not in counts:
-            counts["nocaps"] = sum(counts[name] for name in parts)
-        said = [
-            _count(counts[name], "question" if name in ("vqav2", "gqa", "okvqa", "easy_vqa") else "image")
-            + f" of {title(name)}"
-            for name in dict.fromkeys(metric.partition("/")[0] for metric in experiment.metrics)
-            if counts.get(name)
-        ]
-        if said:
-            notes.append(f"Evaluated on {', '.join(said)}.")
+    experiment = results.experiment
+    intervals = " with 95% bootstrap intervals" if results.seeds > 1 else ""
+    notes = [f"Scale {results.scale}; means over {count_text(results.seeds, 'seed')}{intervals}."]
+    notes += _sizes(experiment)
     if any(row.config.data.world == "miniworld" for row in experiment.rows):
         notes.append(
             "The sets are the miniworld's, in the roles of those they are named after: what compares with "
@@ -504,35 +349,60 @@ def _notes(experiment: Experiment, scale: str, results: Results, cells: Cells, e
         )
     notes.append(
         "Numbers of the paper are marked as such; a question mark stands for an unknown one."
-        if _has_paper(experiment)
+        if has_paper
         else "No number of the paper is known for these rows."
     )
-    missing = [label for label in cells if sum(run is not None for run in results.get(label, ())) < expected]
-    if missing:
+    if missing := [label for label, runs in results.runs.items() if len(results.complete(label)) < len(runs)]:
         notes.append(f"Incomplete, some seeds missing: {'; '.join(missing)}.")
-    runs = [run for row in results.values() for run in row if run]
-    if any(run["metrics"].get("ptb_tokenizer") == 0 for run in runs):
+    if any(run.metric("ptb_tokenizer") == 0 for run in results.complete()):
         notes.append(
             "Some captions were scored without Java, by another tokenizer: their scores differ slightly."
         )
+    notes += results.warnings()
+    notes += gates.stage1_notes(results)
+    if experiment.name == "table1" and (
+        sentence := gates.follows_nothing([results, read("budgets", results.scale)])
+    ):
+        notes.append(f"{sentence}.")
     if experiment.notes:
         notes.append(experiment.notes)
     return notes
 
 
-def _rounded(value: float | None, metric: str, sign: str = "", more: int = 0) -> str:
+def _sizes(experiment: Experiment) -> list[str]:
+    """A sentence on how many images and questions the experiment's metrics are measured on."""
+    sizes = {row.config.evaluation.sets for row in experiment.rows}
+    if len(sizes) != 1:
+        return []
+    counts, sets = dict(next(iter(sizes))), {one.name: one for one in worlds.all_sets()}
+    said = []
+    for name in dict.fromkeys(name.partition("/")[0] for name in experiment.metrics):
+        if name in sets:
+            count = counts.get(name) or sum(counts.get(part, 0) for part in sets[name].parts)
+            noun = "question" if sets[name].kind == "question" else "image"
+            said += [f"{count_text(count, noun)} of {sets[name].title}"] if count else []
+    return [f"Evaluated on {', '.join(said)}."] if said else []
+
+
+def _seeds_text(runs: Sequence[Run]) -> str:
+    there = sum(run.record is not None for run in runs)
+    return str(there) if there == len(runs) else f"{there} of {len(runs)} (incomplete)"
+
+
+def _rounded(value: float | None, name: str, sign: str = "", more: int = 0) -> str:
     """The number with as many decimals as its metric has and ``more``; ``sign="+"`` shows a plus, too."""
     if value is None:
         return "–"
-    text = f"{value:{sign}.{DECIMALS.get(metric, 1) + more}f}"
+    text = f"{value:{sign}.{metric(name).decimals + more}f}"
     return text if text.strip("+-0.") else text.lstrip("+-")  # no negative zeros
 
 
-def _range_text(low: float | None, high: float | None, metric: str, sign: str = "", more: int = 0) -> str:
+def _range_text(low: float | None, high: float | None, name: str, sign: str = "", more: int = 0) -> str:
     if low is None or high is None:
         return ""
-    return f" [{_rounded(low, metric, sign, more)}, {_rounded(high, metric, sign, more)}]"
+    return f"[{_rounded(low, name, sign, more)}, {_rounded(high, name, sign, more)}]"
 
 
-def _count(number: int, noun: str) -> str:
+def count_text(number: int, noun: str) -> str:
+    """``1 seed``, ``5 seeds``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

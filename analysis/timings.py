@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from analysis.results import Found, read
-from analysis.significance import mean
+from analysis.results import Results, read
+from analysis.statistics import mean_of
 from experiments.base import Row
 from experiments.cost_tables import CostRow, CostTable
 
@@ -39,8 +39,8 @@ def training_times(scale: str) -> CostTable | None:
     )
 
 
-def _times(found: Found, row: Row) -> CostRow | None:
-    whole, last = (mean(found.values(row.label, name)) for name in ("total_seconds", "train_seconds"))
+def _times(found: Results, row: Row) -> CostRow | None:
+    whole, last = (mean_of(found.values(row.label, name)) for name in ("total_seconds", "train_seconds"))
     if math.isnan(whole + last):
         return None
     values = {
@@ -51,7 +51,7 @@ def _times(found: Found, row: Row) -> CostRow | None:
     }
     if row.config.init_from is not None:
         values["stage1_seconds"] = whole - last
-    memory = mean(found.values(row.label, "peak_memory_gib"))
+    memory = mean_of(found.values(row.label, "peak_memory_gib"))
     if not math.isnan(memory):
         values["memory"] = memory
     hours = row.paper.get("hours")

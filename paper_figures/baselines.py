@@ -8,12 +8,12 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from analysis.results import Run, read_several, values_of
+from paper_figures import script, style
 
 TITLES = {
     "baselines": "connectors (soft tokens)",
@@ -21,7 +21,7 @@ TITLES = {
     "initialisation": "initial weights",
 }
 METRICS = ("coco/CIDEr", "vqav2", "gap")
-Line = tuple[str, list[Run], str, str]
+Line = tuple[str, Sequence[Run], str, str]
 
 
 def draw(scale: str) -> list[Path]:
@@ -30,9 +30,9 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs.
     """
-    found, missing = runs.either(*TITLES, scale=scale)
+    found, missing = read_several(tuple(TITLES), scale)
     style.apply()
-    blocks = {name: [_line(name, row) for row in runs.by_row(own).values()] for name, own in found.items()}
+    blocks = {name: [_line(name, row) for row in own.runs.values()] for name, own in found.items()}
     heights = [len(block) for block in blocks.values()]
     figure, axes = plt.subplots(
         *(len(blocks), len(METRICS)),
@@ -42,14 +42,14 @@ def draw(scale: str) -> list[Path]:
     )
     for line, (name, block) in zip(axes, blocks.items(), strict=True):
         for axis, metric in zip(line, METRICS, strict=True):
-            rows = [(text, runs.values(row, metric), colour, mark) for text, row, colour, mark in block]
-            style.dots(axis, rows, style.LABELS[metric], labelled=axis is line[0])
+            rows = [(text, values_of(row, metric), colour, mark) for text, row, colour, mark in block]
+            style.dots(axis, rows, style.label(metric), labelled=axis is line[0])
         line[0].set_title(TITLES[name], loc="left")
-    drawn = [run for own in found.values() for run in runs.complete(own)]
+    drawn = [run for own in found.values() for run in own.complete()]
     return style.save(figure, "baselines", scale, drawn, missing)
 
 
-def _line(experiment: str, row: list[Run]) -> Line:
+def _line(experiment: str, row: Sequence[Run]) -> Line:
     values: Mapping[str, float | str] = row[0].row.values
     connector = str(values["connector"])
     if experiment == "baselines":
@@ -60,4 +60,4 @@ def _line(experiment: str, row: list[Run]) -> Line:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

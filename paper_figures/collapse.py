@@ -1,9 +1,10 @@
-"""Collapse diagnostics over training, a factor a column, for EVLGen and for the Q-Former in a single stage.
+"""Measures of collapse over training, a factor a column, for EVLGen and for the Q-Former in a single stage.
 
 ``collapse_evlgen`` and ``collapse_qformer`` show, over the updates, the loss gap (validation loss with
 shuffled images less that with the right ones), the cosine of soft prompts of different images, and their
 effective rank. A gap above the dashed line means that the image is used. The grey line is the setting of
-table 1; the last column has three times the updates, and faintly the same setting with its one budget.
+table 1 (default); the last column has three times the updates, and faintly the same setting with one
+budget.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from analysis.results import Results, Run, by_row, read_all_seeds
 from evlgen.collapse import CollapseThresholds
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from paper_figures import script, style
 
 METRICS = {"gap": "loss gap (nats)", "cosine": "cosine over\nimages", "effective_rank": "effective\nrank"}
 FACTORS = {
@@ -46,17 +47,16 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs.
     """
-    found = runs.load("collapse", scale)
+    found = read_all_seeds("collapse", scale)
     style.apply()
     paths = []
     for connector, name in FIGURES.items():
-        own = [run for run in found if run.row.values["connector"] == connector]
-        paths += _figure(name, scale, own)
+        paths += _figure(name, found.of_rows(connector=connector))
     return paths
 
 
-def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
-    by_label = runs.by_row(runs.complete(found))
+def _figure(name: str, found: Results) -> list[Path]:
+    by_label = by_row(found.complete())
     rows = list(by_label.values())
     figure, axes = plt.subplots(3, len(FACTORS), figsize=(style.PAGE, 4.3), sharex="col", sharey="row")
     for column, (factor, title) in enumerate(FACTORS.items()):
@@ -65,14 +65,14 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
         assert len(levels) <= len(LEVELS), f"{factor}: more levels than colours"
         for axis, metric in zip(axes[:, column], METRICS, strict=True):
             for row in base:
-                _course(axis, row, metric, style.GREY, "-", "in force")
+                _history(axis, row, metric, style.GREY, "-", "default")
             for row, colour, dash in zip(levels, LEVELS, DASHES, strict=False):
                 level = row[0].row.values["level"]
                 text = level if isinstance(level, str) else f"{level:g}"
                 if factor == LONGER:
                     short = by_label.get(f"{row[0].row.values['connector']}, {level}", [])
-                    _course(axis, short[:1], metric, colour, "-", None, alpha=FAINT)
-                _course(axis, row, metric, colour, dash, text)
+                    _history(axis, short[:1], metric, colour, "-", None, alpha=FAINT)
+                _history(axis, row, metric, colour, dash, text)
             if not levels:
                 style.note(axis, "missing")
         axes[0, column].axhline(CollapseThresholds().conditioned, **THRESHOLD, zorder=0)
@@ -90,19 +90,18 @@ def _figure(name: str, scale: str, found: list[Run]) -> list[Path]:
             bottom.legend(**below, handlelength=1.8, fontsize=6)
     for axis, label in zip(axes[:, 0], METRICS.values(), strict=True):
         axis.set_ylabel(label)
-    return style.save(figure, name, scale, runs.complete(found), runs.missing(found))
+    return style.save(figure, name, found.scale, found.complete(), found.missing())
 
 
-def _course(
+def _history(
     axis: Axes, row: list[Run], metric: str, colour: str, dash: Dash, label: str | None, alpha: float = 1.0
 ) -> None:
-    courses = [runs.validations(run.folder, metric) for run in row]
-    courses = [course for course in courses if course[0]]
-    if courses:
-        steps = courses[0][0]
-        alike = [ys for xs, ys in courses if xs == steps]
+    histories = [history for run in row if (history := run.history(metric))[0]]
+    if histories:
+        steps = histories[0][0]
+        alike = [ys for xs, ys in histories if xs == steps]
         style.band(axis, steps, alike, colour, ls=dash, lw=0.9, label=label, alpha=alpha)
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

@@ -12,14 +12,15 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from analysis.results import Run, by_row, read_all_seeds, values_of
+from analysis.statistics import mean_of
+from evlgen.connectors import look_of
+from paper_figures import script, style
 
 METRICS = ("val_loss", "gap")
 DASHES = ("-", "--", ":")  # rows of one connector
@@ -31,47 +32,46 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs.
     """
-    found = runs.load("table1", scale)
+    found = read_all_seeds("table1", scale)
     style.apply()
     figure, axes = plt.subplots(2, 2, figsize=(style.PAGE, 4.2), sharex="col", sharey="row")
-    rows = runs.by_row(runs.complete(found))
+    rows = by_row(found.complete())
     count: dict[str, int] = {}
     for label, row in rows.items():
-        connector = runs.connector(row[0].config)
+        connector = look_of(row[0].config).name
         dash = DASHES[count.get(connector, 0) % len(DASHES)]
         count[connector] = count.get(connector, 0) + 1
         for axes_of_metric, metric in zip(axes, METRICS, strict=True):
-            courses = [runs.validations(run.folder, metric) for run in row]
-            courses = [course for course in courses if course[0]]
-            if courses:
+            histories = [history for run in row if (history := run.history(metric))[0]]
+            if histories:
                 label_now = label if metric == METRICS[0] else None
-                _panels(axes_of_metric, row, courses, style.colour(connector), dash, label_now)
+                _panels(axes_of_metric, row, histories, style.colour(connector), dash, label_now)
     for axis, metric in zip(axes[:, 0], METRICS, strict=True):
-        axis.set_ylabel(style.LABELS[metric])
+        axis.set_ylabel(style.label(metric))
     axes[1, 0].set_xlabel("updates, stage 1 included")
-    axes[1, 1].set_xlabel(style.LABELS["total_seconds"])
+    axes[1, 1].set_xlabel(style.label("total_seconds"))
     for axis in axes.flat:
         axis.set_xlim(left=0)
     style.legend_below(figure, axes[0, 0], 3)
     drawn = [run for row in rows.values() for run in row]
-    return style.save(figure, "convergence", scale, drawn, runs.missing(found))
+    return style.save(figure, "convergence", scale, drawn, found.missing())
 
 
 def _panels(
     axes: Sequence[Axes],
     row: Sequence[Run],
-    courses: Sequence[tuple[list[int], list[float]]],
+    histories: Sequence[tuple[list[int], list[float]]],
     colour: str,
     dash: str,
     label: str | None,
 ) -> None:
     """One row in the panels of a metric: over updates, over seconds."""
-    steps = courses[0][0]
-    lines = [values for own, values in courses if own == steps]  # the same in all seeds of a row
+    steps = histories[0][0]
+    lines = [values for own, values in histories if own == steps]  # the same in all seeds of a row
     config = row[0].config
     before = 0 if config.init_from is None else config.init_from.optim.steps
-    training = _mean(runs.values(row, "train_seconds"))
-    seconds_before = _mean(runs.values(row, "total_seconds")) - training
+    training = mean_of(values_of(row, "train_seconds"))
+    seconds_before = mean_of(values_of(row, "total_seconds")) - training
     for axis, pace, start in (
         (axes[0], 1.0, before),
         (axes[1], training / config.optim.steps, seconds_before),
@@ -92,9 +92,5 @@ def _panels(
             )
 
 
-def _mean(numbers: Sequence[float]) -> float:
-    return math.fsum(numbers) / len(numbers) if numbers else 0.0
-
-
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

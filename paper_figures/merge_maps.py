@@ -22,16 +22,17 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from analysis.results import Run, command, read_all_seeds, values_of
 from evlgen import miniworld
 from evlgen.errors import UserError
 from evlgen.evaluation import merge_maps
-from evlgen.runtime.arrays import read_arrays
+from evlgen.runs.folder import MERGE_MAPS
 from experiments.scales import evlgen
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from paper_figures import script, style
 
 ROW = "EVLGen, 104M, 250K"
 IMAGES = 7
+ARRAYS = ("pool", "indices", "labels", "trained", "untrained")
 MEASURES = {"purity": "purity, all tokens", "purity_objects": "purity, tokens of objects"}
 # What stands beside a measure's name -> what a reader needs, and its colour.
 KINDS = {
@@ -55,30 +56,21 @@ def draw(scale: str) -> list[Path]:
         raise UserError(
             f"merge_maps: only of the miniworld, whose objects are known; scale {scale} has {world}"
         )
-    found = [run for run in runs.load("table1", scale) if run.row.label == ROW]
-    done = [run for run in runs.complete(found) if runs.value(run, "merge_ari") is not None]
+    results = read_all_seeds("table1", scale)
+    done = [run for run in results.complete(ROW) if run.metric("merge_ari") is not None]
     if not done:
-        command = runs.command("table1", scale)
-        raise UserError(f"no complete run of {ROW!r} with merge maps; make them with `{command}`")
+        raise UserError(
+            f"no complete run of {ROW!r} with merge maps; make them with `{command('table1', scale)}`"
+        )
     maps = first_maps(done)
-    missing = runs.missing(found) + ([] if maps else ["merge maps of all runs"])
+    missing = results.missing(labels=[ROW]) + ([] if maps else ["merge maps of all runs"])
     style.apply()
     return style.save(figure_of(maps, done), "merge_maps", scale, done, missing)
 
 
 def first_maps(found: Sequence[Run]) -> dict[str, Any] | None:
-    """Arrays of the first run whose ``merge_maps.npz`` can be read and has what is drawn, or None."""
-    for run in found:
-        path = run.folder / "merge_maps.npz"
-        try:
-            maps = read_arrays(path)
-            lacking = {"pool", "indices", "labels", "trained", "untrained"} - maps.keys()
-            if not lacking:
-                return maps
-            runs.skip(f"{path}: damaged (lacks {', '.join(sorted(lacking))})")
-        except UserError as error:
-            runs.skip(error)
-    return None
+    """Arrays of the first run that has kept its merge maps, or None."""
+    return next((maps for run in found if (maps := run.arrays(MERGE_MAPS, ARRAYS)) is not None), None)
 
 
 def figure_of(maps: dict[str, Any] | None, found: Sequence[Run]) -> Figure:
@@ -115,10 +107,10 @@ def figure_of(maps: dict[str, Any] | None, found: Sequence[Run]) -> Figure:
             if groups is not None:
                 boundaries(axis, groups[column].reshape(side, side))
         line[0].set_ylabel(name, fontsize=style.SMALL + 0.5)
-    told = (
+    legend = (
         "one tint: the patches of one soft token; none: a patch of its own; black: true outlines of objects"
     )
-    above.supxlabel(told, fontsize=style.SMALL, color=style.GREY)
+    above.supxlabel(legend, fontsize=style.SMALL, color=style.GREY)
     return figure
 
 
@@ -160,8 +152,8 @@ def bars(figure: Any, found: Sequence[Run]) -> None:
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for height, (suffix, (_, colour)) in enumerate(KINDS.items()):
-            numbers = runs.values(found, measure + suffix)
-            interval = runs.interval(numbers)
+            numbers = values_of(found, measure + suffix)
+            interval = style.interval(numbers)
             if interval is None:
                 axis.text(0.02, height, "missing", va="center", color=style.MISSING)
                 continue
@@ -174,4 +166,4 @@ def bars(figure: Any, found: Sequence[Run]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

@@ -28,7 +28,7 @@ from paper_figures import style
 from paper_figures.style import COLUMN, PALETTE
 from paper_figures.style import SHAPES as MARKERS
 
-LABELS = {"val_loss": "validation loss (nats a token)", "macs": "connector MACs (M)"}
+LABELS = {"val_loss": style.label("val_loss"), "macs": "connector MACs (M)"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def draw_search(folder: Path) -> tuple[tuple[pd.DataFrame, pd.DataFrame] | None,
 
 
 def pareto(searches: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """Loss against MACs: complete trials, the front of each search as a line, the run in force ringed."""
+    """Loss against MACs: complete trials, the front of each search as a line, the default ringed."""
     figure, axis = plt.subplots(figsize=(COLUMN, 2.5))
     for color, marker, (name, (trials, front)) in zip(PALETTE, MARKERS, searches.items(), strict=False):
         done = trials[trials["state"] == "complete"]
@@ -114,11 +114,11 @@ def pareto(searches: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
             drawstyle="steps-post",
             label=name,
         )
-        force = done[done["in_force"] == "yes"]
+        default = done[done["in_force"] == "yes"]
         axis.scatter(
-            force["macs"] / 1e6, force["val_loss"], s=60, facecolors="none", edgecolors="black", lw=0.8
+            default["macs"] / 1e6, default["val_loss"], s=60, facecolors="none", edgecolors="black", lw=0.8
         )
-    axis.scatter([], [], s=60, facecolors="none", edgecolors="black", lw=0.8, label="in force")
+    axis.scatter([], [], s=60, facecolors="none", edgecolors="black", lw=0.8, label="default")
     return _finished(figure, axis, LABELS["macs"], LABELS["val_loss"])
 
 
@@ -172,15 +172,15 @@ def history(trials: pd.DataFrame) -> Figure:
 
 
 def learning_rates(trials: pd.DataFrame) -> Figure:
-    """Loss against the peak learning rate, one colour and mark a part; the rate in force ringed."""
+    """Loss against the peak learning rate, one colour and mark a part; the default rate ringed."""
     figure, axis = plt.subplots(figsize=(COLUMN, 2.5))
     parts = list(dict.fromkeys(trials["part"]))
     for color, marker, part in zip(PALETTE, MARKERS, parts, strict=False):
         done = trials[(trials["part"] == part) & (trials["state"] == "complete")].sort_values("lr")
         axis.plot(done["lr"], done["val_loss"], color=color, marker=marker, ms=3, lw=0.8, label=part)
-        force = done[done["in_force"] == "yes"]
-        axis.scatter(force["lr"], force["val_loss"], s=60, facecolors="none", edgecolors="black", lw=0.8)
-    axis.scatter([], [], s=60, facecolors="none", edgecolors="black", lw=0.8, label="in force")
+        default = done[done["in_force"] == "yes"]
+        axis.scatter(default["lr"], default["val_loss"], s=60, facecolors="none", edgecolors="black", lw=0.8)
+    axis.scatter([], [], s=60, facecolors="none", edgecolors="black", lw=0.8, label="default")
     axis.set_xscale("log")
     return _finished(figure, axis, "peak learning rate", LABELS["val_loss"])
 

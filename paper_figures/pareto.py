@@ -14,16 +14,16 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from analysis.results import Run, read_all_seeds, values_of
+from analysis.statistics import mean_of
 from evlgen.config import TomeFormerConfig
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from paper_figures import script, style
 
 SCHEDULES = ("constant", "inflection", "one-shot")
 RULES = ("rule", "reduce")
@@ -35,17 +35,17 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs.
     """
-    found = runs.load("merge_schedules", scale)
+    found = read_all_seeds("merge_schedules", scale)
     style.apply()
     figure, axes = plt.subplots(
         1, 3, figsize=(style.PAGE, 2.9), gridspec_kw={"width_ratios": (1.15, 1.15, 0.8)}
     )
-    rows = runs.by_row(found)
+    rows = found.runs
     for axis, metric, lower in zip(axes[:2], ("coco/CIDEr", "val_loss"), (False, True), strict=True):
         _schedules(axis, rows, metric, lower)
     _rules(axes[2], rows)
     style.legend_below(figure, axes[0], 4)
-    return style.save(figure, "pareto", scale, runs.complete(found), runs.missing(found))
+    return style.save(figure, "pareto", scale, found.complete(), found.missing())
 
 
 def update_gmacs(run: Run) -> float:
@@ -66,7 +66,7 @@ def pareto_front(points: Sequence[tuple[float, float]], lower: bool) -> list[tup
     return front
 
 
-def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool) -> None:
+def _schedules(axis: Axes, rows: Mapping[str, Sequence[Run]], metric: str, lower: bool) -> None:
     costs = {label: update_gmacs(row[0]) for label, row in rows.items()}
     unit, letter = (1.0, "G") if max(costs.values(), default=1.0) >= 1 else (1e-3, "M")
     means = []
@@ -74,10 +74,10 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
     for label, row in rows.items():
         kind = str(row[0].row.values["kind"])
         others += kind in SCHEDULES[1:]  # also where it is missing: a schedule keeps its colour
-        seeds = runs.values(row, metric)
+        seeds = values_of(row, metric)
         if kind not in SCHEDULES or not seeds:
             continue
-        means.append((costs[label] / unit, math.fsum(seeds) / len(seeds)))
+        means.append((costs[label] / unit, mean_of(seeds)))
         if kind == "constant":
             style.point(axis, means[-1][0], seeds, style.PALETTE[0], "o")
             axis.annotate(
@@ -100,28 +100,28 @@ def _schedules(axis: Axes, rows: dict[str, list[Run]], metric: str, lower: bool)
         xs, ys = [x for x, _ in front], [y for _, y in front]
         xs, ys = [*xs, max(x for x, _ in means)], [*ys, ys[-1]]
         axis.plot(xs, ys, color=style.GREY, lw=0.8, ds="steps-post", zorder=1, label="Pareto front")
-    axis.set(xlabel=f"connector and LLM, MACs a pair ({letter})", ylabel=style.LABELS[metric])
+    axis.set(xlabel=f"connector and LLM, MACs a pair ({letter})", ylabel=style.label(metric))
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.margins(x=0.1)
 
 
-def _rules(axis: Axes, rows: dict[str, list[Run]]) -> None:
+def _rules(axis: Axes, rows: Mapping[str, Sequence[Run]]) -> None:
     # One that is spread over layers which it does not divide into evenly is called constant, but has no r.
     constants = [
         row for row in rows.values() if row[0].row.values["kind"] == "constant" and "r" in row[0].row.values
     ]
     base = max(constants, key=lambda row: float(row[0].row.values["r"]))
-    lines = [("by keys, mean\n(the paper's)", runs.values(base, "coco/CIDEr"), style.PALETTE[0], "o")]
+    lines = [("by keys, mean\n(the paper's)", values_of(base, "coco/CIDEr"), style.PALETTE[0], "o")]
     for row in rows.values():
         config, kind = row[0].config.connector, row[0].row.values["kind"]
         if kind not in RULES or not isinstance(config, TomeFormerConfig):
             continue
         text = row[0].row.label.partition(", ")[2].replace("mean, prop", "mean,\nprop").replace(" (", "\n(")
         index = 1 + RULES.index(str(kind))
-        lines.append((text, runs.values(row, "coco/CIDEr"), style.PALETTE[index], style.SHAPES[index]))
-    style.dots(axis, lines, style.LABELS["coco/CIDEr"])
+        lines.append((text, values_of(row, "coco/CIDEr"), style.PALETTE[index], style.SHAPES[index]))
+    style.dots(axis, lines, style.label("coco/CIDEr"))
     axis.set_title("rules at equal MACs")
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

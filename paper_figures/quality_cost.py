@@ -15,17 +15,18 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import math
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from analysis.claims import QUALITY
+from analysis.claims.claim import QUALITY
+from analysis.results import Run, by_row, read_several, values_of
+from analysis.statistics import mean_of
 from analysis.time_to_quality import Reached, time_to_quality
+from evlgen.connectors import look_of
 from experiments import table1
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from paper_figures import script, style
 
 CONNECTORS = ("EVLGen", "BLIP-2, single stage", "BLIP-2, two stages")
 TARGET = "BLIP-2, two stages"
@@ -34,11 +35,6 @@ LESS_DATA = "EVLGen, 11M, 150K"  # row of table 1
 LESS_COLOUR = "#009E73"
 PANELS = ("coco/CIDEr", "vqav2", "gqa", "okvqa")
 OVERALL = "overall"
-LABELS = style.LABELS | {
-    "gqa": "GQA accuracy (%)",
-    "okvqa": "OK-VQA accuracy (%)",
-    OVERALL: "all four (% of BLIP-2's)",
-}
 
 
 def draw(scale: str) -> list[Path]:
@@ -47,19 +43,19 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs.
     """
-    found, missing = runs.either("budgets", "table1", scale=scale)
+    found, missing = read_several(("budgets", "table1"), scale)
     missing = [line for line in missing if not line.startswith("table1: ") or LESS_DATA in line]
     style.apply()
-    of_budgets = found.get("budgets", [])
-    less_data = [run for run in runs.complete(found.get("table1", [])) if run.row.label == LESS_DATA]
-    drawn = runs.complete(of_budgets) + less_data
+    of_budgets = found["budgets"].all_runs if "budgets" in found else []
+    less_data = found["table1"].complete(LESS_DATA) if "table1" in found else []
+    drawn = [run for run in of_budgets if run.record is not None] + less_data
 
     figure, axes = plt.subplots(2, 3, figsize=(style.PAGE, 4.3))
     for axis, metric in zip(axes.flat[:5], (OVERALL, *PANELS), strict=True):
         quality(axis, of_budgets, less_data, metric, seconds)
-        axis.set_ylabel(LABELS[metric])
+        axis.set_ylabel(label_of(metric))
     for axis in (axes[0, 2], *axes[1, :2]):
-        axis.set_xlabel(style.LABELS["total_seconds"])
+        axis.set_xlabel(style.label("total_seconds"))
     of_paper(axes.flat[5])
     style.legend_below(figure, axes.flat[0], 3)
     paths = style.save(figure, "quality_cost", scale, drawn, missing)
@@ -67,7 +63,7 @@ def draw(scale: str) -> list[Path]:
     figure, axes = plt.subplots(1, 3, figsize=(style.PAGE, 2.6))
     for axis, metric in zip(axes, (OVERALL, "coco/CIDEr", "val_loss"), strict=True):
         quality(axis, of_budgets, less_data, metric, training_tmacs)
-        axis.set(xlabel="MACs of whole training steps (T)", ylabel=LABELS[metric])
+        axis.set(xlabel="MACs of whole training steps (T)", ylabel=label_of(metric))
     style.legend_below(figure, axes[0], 3)
     return paths + style.save(figure, "quality_cost_macs", scale, drawn, missing)
 
@@ -85,20 +81,20 @@ def quality(
     for connector in CONNECTORS:
         points, means[connector] = [], []
         own = [run for run in budgets if run.row.values["connector"] == connector]
-        for row in runs.by_row(own).values():
+        for row in by_row(own).values():
             seeds = scores(budgets, row, metric)
-            costs = [one for one in map(cost, runs.complete(row)) if one is not None]
+            costs = [one for one in map(cost, row) if one is not None]
             if seeds and costs:
-                at = math.fsum(costs) / len(costs)
+                at = mean_of(costs)
                 points.append((at, seeds))
-                means[connector].append((at, math.fsum(seeds) / len(seeds)))
+                means[connector].append((at, mean_of(seeds)))
         style.series(axis, points, style.colour(connector), style.marker(connector), connector)
     seeds = scores(budgets, less_data, metric)
     costs = [one for one in map(cost, less_data) if one is not None]
     if seeds and costs:
-        at = math.fsum(costs) / len(costs)
+        at = mean_of(costs)
         style.point(axis, at, seeds, LESS_COLOUR, "*")
-        mean = math.fsum(seeds) / len(seeds)
+        mean = mean_of(seeds)
         axis.plot([at], [mean], "*", color=LESS_COLOUR, ms=8, mec="white", mew=0.5, zorder=6)
         axis.plot([], [], "*", color=LESS_COLOUR, ms=6, label="EVLGen, 11M pairs")
     final = final_point(budgets, metric, cost)
@@ -134,18 +130,23 @@ def quality(
     axis.plot([], [], ":", color=style.GREY, lw=0.9, label="is reached at ... × BLIP-2's cost")
 
 
+def label_of(metric: str) -> str:
+    """At an axis."""
+    return "all four (% of BLIP-2's)" if metric == OVERALL else style.label(metric)
+
+
 def scores(budgets: Sequence[Run], row: Sequence[Run], metric: str) -> list[float]:
     """A metric of the runs of a row that have it, or the overall score in percent of BLIP-2's."""
     if metric != OVERALL:
-        return runs.values(row, metric)
+        return values_of(row, metric)
     whole = _whole(budgets)
-    scales = [runs.values(whole, one) for one in QUALITY]
+    scales = [values_of(whole, one) for one in QUALITY]
     if not all(scales):
         return []
-    means = [math.fsum(one) / len(one) for one in scales]
-    found = [[runs.value(run, one) for one in QUALITY] for run in row]
+    means = [mean_of(one) for one in scales]
+    found = [[run.metric(one) for one in QUALITY] for run in row]
     return [
-        100 * math.fsum((one or 0.0) / mean for one, mean in zip(of_run, means, strict=True)) / len(means)
+        100 * mean_of((one or 0.0) / mean for one, mean in zip(of_run, means, strict=True))
         for of_run in found
         if None not in of_run
     ]
@@ -155,7 +156,7 @@ def _whole(budgets: Sequence[Run]) -> list[Run]:
     """The complete runs of BLIP-2's two stages with their whole budget."""
     own = [run for run in budgets if run.row.values["connector"] == TARGET]
     whole = max((float(run.row.values["budget"]) for run in own), default=0.0)
-    return [run for run in runs.complete(own) if run.row.values["budget"] == whole]
+    return [run for run in own if run.record is not None and run.row.values["budget"] == whole]
 
 
 def final_point(
@@ -166,7 +167,7 @@ def final_point(
     seeds, costs = scores(budgets, row, metric), [one for one in map(cost, row) if one is not None]
     if not seeds or not costs:
         return None
-    return math.fsum(costs) / len(costs), math.fsum(seeds) / len(seeds)
+    return mean_of(costs), mean_of(seeds)
 
 
 def _reached(points: Sequence[tuple[float, float]], target: float, lower: bool) -> Reached:
@@ -177,7 +178,7 @@ def _reached(points: Sequence[tuple[float, float]], target: float, lower: bool) 
 
 def seconds(run: Run) -> float | None:
     """Of training, stage 1 included."""
-    return runs.value(run, "total_seconds")
+    return run.metric("total_seconds")
 
 
 def training_tmacs(run: Run) -> float | None:
@@ -197,7 +198,7 @@ def of_paper(axis: Axes) -> None:
     """The paper's own table 1: hours on 8 A100s."""
     rows = [row for row in table1.build("paper").rows if "hours" in row.paper]
     for row in rows:
-        connector = runs.connector(row.config)
+        connector = look_of(row.config).name
         hours, score = float(row.paper["hours"]), float(row.paper["coco/CIDEr"])
         colour, mark, size = style.colour(connector), style.marker(connector), 5
         if row.label == LESS_DATA:
@@ -214,4 +215,4 @@ def of_paper(axis: Axes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

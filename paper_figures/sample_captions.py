@@ -13,13 +13,14 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import json
 import textwrap
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.results import command, read_all_seeds
+from evlgen.connectors import look_of
 from evlgen.data import worlds
 from evlgen.data.base import World
 from evlgen.data.images import UnreadableImage
@@ -27,8 +28,7 @@ from evlgen.errors import UserError
 from evlgen.runtime.files import write_atomic
 from evlgen.runtime.paths import ROOT, results_folder
 from experiments.base import Row
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from paper_figures import script, style
 
 ROWS, COLUMNS = 2, 6
 WHO = {"a person": "black", "EVLGen, OPT": "#0050C8", "EVLGen, LLaMA": "#007A3D"}
@@ -42,11 +42,11 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs, or their images are not there.
     """
-    found = [run for run in runs.load("table2", scale) if run.seed == 0 and is_evlgen(run.row)]
-    captions = [said(run) for run in found]
+    found = [run for run in read_all_seeds("table2", scale).all_runs if run.seed == 0 and is_evlgen(run.row)]
+    captions = [run.predictions("captions", "coco") for run in found]
     missing = [f"{run.row.label} (seed 0)" for run, one in zip(found, captions, strict=True) if not one]
     if len(missing) == len(found):
-        raise UserError(f"no captions of EVLGen; make them with `{runs.command('table2', scale)}`")
+        raise UserError(f"no captions of EVLGen; make them with `{command('table2', scale)}`")
     style.apply()
     paths = style.save(
         figure_of(captions, worlds.of(found[0].config.data)), "sample_captions", scale, found, missing
@@ -59,20 +59,7 @@ def draw(scale: str) -> list[Path]:
 
 def is_evlgen(row: Row) -> bool:
     """Whether a row's captions are shown."""
-    return runs.connector(row.config) == "EVLGen"
-
-
-def said(run: Run) -> dict[str, str]:
-    """Number of the image -> caption; empty if there are none or the file is damaged."""
-    path = run.folder / "predictions.json"
-    if run.metrics is None:
-        return {}
-    try:
-        captions: dict[str, str] = json.loads(path.read_text())["captions"]["coco"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        runs.skip(f"{path}: damaged ({error!r})")
-        return {}
-    return captions
+    return look_of(row.config).name == "EVLGen"
 
 
 def figure_of(captions: list[dict[str, str]], world: World) -> Figure:
@@ -95,12 +82,12 @@ def figure_of(captions: list[dict[str, str]], world: World) -> Figure:
         # A photograph has more pixels than its place here.
         image.imshow(images[index], interpolation="nearest" if world.name == "miniworld" else "antialiased")
         lines = 0.0
-        for said, colour in zip(
+        for caption, colour in zip(
             (world.references(pool, index)[0], *(one.get(str(index), "") for one in captions)),
             WHO.values(),
             strict=True,
         ):
-            wrapped = textwrap.wrap(said, 22)
+            wrapped = textwrap.wrap(caption, 22)
             text.annotate(
                 "\n".join(wrapped),
                 (0, 1),
@@ -119,4 +106,4 @@ def figure_of(captions: list[dict[str, str]], world: World) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

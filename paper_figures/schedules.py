@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from evlgen.config import TomeFormerConfig
 from experiments import merge_schedules
 from experiments.scales import get
-from paper_figures import runs, style
+from paper_figures import script, style
 
 PAPER_TOKENS, PAPER_GMACS = 29, 11.9
 KINDS = ("constant", "inflection", "one-shot")
@@ -113,4 +113,4 @@ def _panels(axes: tuple[Axes, Axes], scale: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

@@ -24,12 +24,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from analysis.results import command, read_all_seeds
 from evlgen.errors import UserError
 from evlgen.miniworld import COLOURS
-from evlgen.runtime.arrays import read_arrays
+from evlgen.runs.folder import SOFT_PROMPTS
 from experiments.scales import evlgen
-from paper_figures import runs, style
-from paper_figures.runs import Run
+from paper_figures import script, style
 
 ROWS = {
     "BLIP-2, single stage": "BLIP-2, stage 2 only, 104M",
@@ -53,18 +53,22 @@ def draw(scale: str) -> list[Path]:
         raise UserError(
             f"soft_prompts: only of the miniworld, whose objects are known; scale {scale} has {world}"
         )
-    found = [run for run in runs.load("table1", scale) if run.row.label in ROWS.values()]
-    arrays = {run.id: read(run) for run in found}
+    results = read_all_seeds("table1", scale)
+    found = results.complete(*ROWS.values())
+    arrays = {run.id: run.arrays(SOFT_PROMPTS, ARRAYS) for run in found}
     drawn = [run for run in found if arrays[run.id] is not None]
-    lacking = [run for run in runs.complete(found) if arrays[run.id] is None]
-    missing = runs.missing(found) + [f"{run.row.label}: no soft prompts (seed {run.seed})" for run in lacking]
+    lacking = [run for run in found if arrays[run.id] is None]
+    missing = results.missing(labels=list(ROWS.values())) + [
+        f"{run.row.label}: no soft prompts (seed {run.seed})" for run in lacking
+    ]
     prompts = {
         name: [one for run in drawn if run.row.label == row and (one := arrays[run.id]) is not None]
         for name, row in ROWS.items()
     }
     if not any(prompts.values()):
-        command = runs.command("table1", scale)
-        raise UserError(f"no run of table1 at scale {scale} has soft prompts; make them with `{command}`")
+        raise UserError(
+            f"no run of table1 at scale {scale} has soft prompts; make them with `{command('table1', scale)}`"
+        )
     style.apply()
     figure = plt.figure(figsize=(style.PAGE, 4.5))
     halves: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
@@ -87,22 +91,6 @@ def draw(scale: str) -> list[Path]:
     for axis, panel in zip(below.subplots(1, 3), (spectra, explained, norms), strict=True):
         panel(axis, prompts)
     return style.save(figure, "soft_prompts", scale, drawn, missing)
-
-
-def read(run: Run) -> Prompts | None:
-    """The arrays of a complete run; None if there are none, or they are damaged, which is said on stderr."""
-    if run.metrics is None:
-        return None
-    path = run.folder / "soft_prompts.npz"
-    try:
-        arrays = read_arrays(path)
-    except UserError as error:
-        runs.skip(error)
-        return None
-    if lacking := set(ARRAYS) - arrays.keys():
-        runs.skip(f"{path}: damaged (lacks {', '.join(sorted(lacking))})")
-        return None
-    return arrays
 
 
 def colour_of(name: str) -> tuple[float, float, float]:
@@ -208,4 +196,4 @@ def norms(axis: Axes, prompts: Mapping[str, Sequence[Prompts]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

@@ -1,4 +1,4 @@
-"""Quality over the number of soft tokens, for both connectors; the number in force is marked."""
+"""Quality over the number of soft tokens, for both connectors; the default number is marked."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ if __package__ in (None, ""):
 
 import matplotlib.pyplot as plt
 
+from analysis.results import by_row, read_all_seeds, values_of
 from experiments.scales import get
-from paper_figures import runs, style
+from paper_figures import script, style
 
 CONNECTORS = ("EVLGen", "BLIP-2, single stage")
 
@@ -22,13 +23,13 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs.
     """
-    found = runs.load("soft_tokens", scale)
+    found = read_all_seeds("soft_tokens", scale)
     style.apply()
-    rows = list(runs.by_row(runs.complete(found)).values())
+    rows = list(by_row(found.complete()).values())
     chosen = get(scale)
     merged = chosen.tomeformer.r
     assert isinstance(merged, int)
-    in_force = {
+    defaults = {
         "EVLGen": chosen.tokens - merged * chosen.tomeformer.num_layers,
         "BLIP-2, single stage": chosen.qformer.num_queries,
     }
@@ -37,21 +38,21 @@ def draw(scale: str) -> list[Path]:
         axis.set_xscale("log", base=2)
         for connector in CONNECTORS:
             own = [row for row in rows if row[0].row.values["connector"] == connector]
-            points = [(float(row[0].row.values["tokens"]), runs.values(row, metric)) for row in own]
+            points = [(float(row[0].row.values["tokens"]), values_of(row, metric)) for row in own]
             style.series(axis, points, style.colour(connector), style.marker(connector), connector)
             axis.axvline(
-                in_force[connector],
+                defaults[connector],
                 color=style.colour(connector),
                 ls=":",
                 lw=0.8,
                 zorder=0,
-                label=f"{connector}, in force",
+                label=f"{connector}, default",
             )
         axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.set(xlabel="soft tokens", ylabel=style.LABELS[metric])
+        axis.set(xlabel="soft tokens", ylabel=style.label(metric))
     style.legend_below(figure, axes[0], 4)
-    return style.save(figure, "soft_tokens", scale, runs.complete(found), runs.missing(found))
+    return style.save(figure, "soft_tokens", scale, found.complete(), found.missing())
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

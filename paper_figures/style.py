@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,24 +23,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from analysis.statistics import mean_interval
+from analysis.results import Run, warnings_of
+from analysis.statistics import Interval, mean_interval, mean_of
 from evlgen.connectors import LOOKS
+from evlgen.evaluation.metrics import metric
 from evlgen.runtime.files import write_atomic
 from evlgen.runtime.paths import results_folder
-from paper_figures.runs import Run, interval
 
 COLUMN, PAGE = 3.3, 6.9  # inches: a column of a paper with two, and both
 SMALL = 6.5  # points: legends, notes and other small print
 PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 GREY, MISSING = "#6E6E6E", "#B00000"
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside colour, for print in grey
-LABELS = {
-    "coco/CIDEr": "COCO CIDEr",
-    "vqav2": "VQAv2 accuracy (%)",
-    "val_loss": "validation loss (nats a token)",
-    "gap": "loss gap, shuffled images (nats)",
-    "total_seconds": "training, stage 1 included (s)",
-}
 _NOTE_LINES = 4
 
 
@@ -96,6 +89,16 @@ def marker(connector: str) -> str:
     return LOOKS[connector].marker if connector in LOOKS else "*"
 
 
+def label(name: str) -> str:
+    """What stands at an axis for a metric."""
+    return metric(name).label
+
+
+def interval(numbers: Sequence[float]) -> Interval | None:
+    """Mean and 95% bootstrap interval over seeds; None without numbers."""
+    return mean_interval(numbers) if numbers else None
+
+
 def point(axis: Axes, x: float, seeds: Sequence[float], colour: str, mark: str, flat: bool = False) -> None:
     """A mean over seeds with its interval, and each seed as a ring: averages hide outcomes of two kinds.
 
@@ -139,11 +142,11 @@ def series(
 
 
 def band(axis: Axes, xs: Sequence[float], lines: Sequence[Sequence[float]], colour: str, **line: Any) -> None:
-    """Courses of several seeds over the same ``xs``: their mean, and faintly each of them."""
+    """Curves of several seeds over the same ``xs``: their mean, and faintly each of them."""
     if len(lines) > 1:
         for one in lines:
             axis.plot(xs, one, color=colour, lw=0.4, alpha=0.45, ls=line.get("ls", "-"))
-    axis.plot(xs, [math.fsum(at) / len(at) for at in zip(*lines, strict=True)], color=colour, **line)
+    axis.plot(xs, [mean_of(at) for at in zip(*lines, strict=True)], color=colour, **line)
 
 
 def dots(
@@ -183,10 +186,11 @@ def legend_below(figure: Figure, axis: Axes, columns: int = 3, **others: Any) ->
 
 
 def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Sequence[str]) -> list[Path]:
-    """Write a figure as PDF and PNG, and beside it as JSON from which runs it was drawn and what is missing.
+    """Write a figure as PDF and PNG, and beside it as JSON from which runs it was drawn, what is missing, and
+    what has changed in the code since the runs were recorded.
 
     Equal runs give equal bytes: no dates. The figure has a constrained layout (`apply` comes before
-    it) and no title of its own: what is missing stands there.
+    it) and no title of its own: what is missing or has changed stands there.
 
     Args:
         runs: those whose numbers are in the figure; those that are not complete are left out.
@@ -198,13 +202,15 @@ def save(figure: Figure, name: str, scale: str, runs: Sequence[Run], missing: Se
     Raises:
         UserError: a file cannot be written.
     """
-    if missing:
-        _say_missing(figure, missing)
+    changed = warnings_of(runs, marks=False)
+    if notes := [*([f"missing: {'; '.join(missing)}"] if missing else []), *changed]:
+        _write_notes(figure, notes, len(missing))
     folder = results_folder() / "figures" / scale
     paths = write(figure, folder / name)
-    drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.metrics}
-    told = {"figure": name, "scale": scale, "runs": list(drawn.values()), "missing": list(missing)}
-    write_atomic(folder / f"{name}.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    drawn = {run.id: {"id": run.id, "row": run.row.label, "seed": run.seed} for run in runs if run.record}
+    about: dict[str, Any] = {"figure": name, "scale": scale, "runs": list(drawn.values())}
+    about |= {"missing": list(missing), **({"changed": changed} if changed else {})}
+    write_atomic(folder / f"{name}.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     return paths
 
 
@@ -224,11 +230,15 @@ def write(figure: Figure, path: Path) -> list[Path]:
     return paths
 
 
-def _say_missing(figure: Figure, missing: Sequence[str]) -> None:
-    """Lines above the figure, which grows by their height; a long list is cut, the JSON file has it all."""
+def _write_notes(figure: Figure, notes: Sequence[str], missing: int) -> None:
+    """Lines above the figure, which grows by their height; a long list is cut, the JSON file has it all.
+
+    Args:
+        missing: how many things are missing.
+    """
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap("missing: " + "; ".join(missing), int(width * 19))
+    lines = [line for note in notes for line in textwrap.wrap(note, int(width * 19))]
     if len(lines) > _NOTE_LINES:
-        lines = [*lines[: _NOTE_LINES - 1], f"... ({len(missing)} in all, listed in the JSON file)"]
+        lines = [*lines[: _NOTE_LINES - 1], f"... ({missing} in all, listed in the JSON file)"]
     figure.set_size_inches(width, height + 0.07 + 0.112 * len(lines))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=SMALL, color=MISSING)

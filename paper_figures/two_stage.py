@@ -11,7 +11,8 @@ if __package__ in (None, ""):
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
-from paper_figures import runs, style
+from analysis.results import read_all_seeds, values_of
+from paper_figures import script, style
 
 CONNECTOR = "BLIP-2, two stages"
 
@@ -22,18 +23,18 @@ def draw(scale: str) -> list[Path]:
     Raises:
         UserError: there are no runs.
     """
-    found = runs.load("two_stage", scale)
+    found = read_all_seeds("two_stage", scale)
     style.apply()
-    rows = list(runs.by_row(found).values())
+    rows = list(found.runs.values())
     splits = [row for row in rows if row[0].row.values["without"] == ""]
     # Not one of the splits but the setting of table 1: the paper's hours, roughly.
-    in_force = {float(row[0].row.values["share"]) for row in rows if row[0].row.values["without"] != ""}
+    defaults = {float(row[0].row.values["share"]) for row in rows if row[0].row.values["without"] != ""}
     colour, mark = style.colour(CONNECTOR), style.marker(CONNECTOR)
     figure, axes = plt.subplots(1, 3, figsize=(style.PAGE, 2.3))
     for axis, metric in zip(axes[:2], ("coco/CIDEr", "val_loss"), strict=True):
-        points = [(float(row[0].row.values["share"]), runs.values(row, metric)) for row in splits]
+        points = [(float(row[0].row.values["share"]), values_of(row, metric)) for row in splits]
         style.series(axis, points, colour, mark)
-        for share in in_force:
+        for share in defaults:
             axis.axvline(share, color=style.GREY, ls=":", lw=0.8, zorder=0)
             axis.annotate(
                 "table 1's",
@@ -47,21 +48,21 @@ def draw(scale: str) -> list[Path]:
                 color=style.GREY,
             )
         axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axis.set(xlabel="stage 1's share of the cost", ylabel=style.LABELS[metric])
+        axis.set(xlabel="stage 1's share of the cost", ylabel=style.label(metric))
     lines = [
-        ("all losses", runs.values(row, "coco/CIDEr"), colour, mark)
+        ("all losses", values_of(row, "coco/CIDEr"), colour, mark)
         for row in splits
-        if float(row[0].row.values["share"]) in in_force
+        if float(row[0].row.values["share"]) in defaults
     ]
     lines += [
-        (f"without {str(row[0].row.values['without']).upper()}", runs.values(row, "coco/CIDEr"), colour, "D")
+        (f"without {str(row[0].row.values['without']).upper()}", values_of(row, "coco/CIDEr"), colour, "D")
         for row in rows
         if row[0].row.values["without"] != ""
     ]
-    style.dots(axes[2], lines, style.LABELS["coco/CIDEr"])
+    style.dots(axes[2], lines, style.label("coco/CIDEr"))
     axes[2].set_title("losses of stage 1")
-    return style.save(figure, "two_stage", scale, runs.complete(found), runs.missing(found))
+    return style.save(figure, "two_stage", scale, found.complete(), found.missing())
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(draw, __doc__))
+    sys.exit(script.main(draw, __doc__))

@@ -16,7 +16,6 @@ from evlgen.evaluation.scores import RunPredictions, score_runs, scorers_of
 from evlgen.runs import folder as files
 from evlgen.runs.identity import run_folder
 from evlgen.runtime import paths
-from experiments.base import Experiment, seeded
 from experiments.scales import get
 from sweeps.display import console
 from sweeps.plan import Sweep, is_complete
@@ -117,23 +116,12 @@ def read_predictions(folder: Path, config: RunConfig) -> RunPredictions:
 
 def write_table(sweep: Sweep) -> Path:
     """Write the tables of a sweep; returns their folder."""
-    from analysis.tables import (
-        write_tables,
-    )  # imports numpy and scipy, which a look at the state does not need
+    from analysis.results import collect  # these import scipy, which a look at the state does not need
+    from analysis.tables import write_tables
 
-    seeds = table_seeds(sweep)
     folder = paths.results_folder() / sweep.table / sweep.scale
-    write_tables(sweep.experiment, sweep.scale, collect(sweep.experiment, seeds), folder, seeds)
+    write_tables(collect(sweep.experiment, sweep.scale, table_seeds(sweep)), folder)
     return folder
-
-
-def collect(experiment: Experiment, seeds: int) -> dict[str, list[dict[str, Any] | None]]:
-    """Results of each row by seed, None where a run is not complete."""
-    results: dict[str, list[dict[str, Any] | None]] = {}
-    for row in experiment.rows:
-        folders = [run_folder(seeded(row.config, seed)) for seed in range(seeds)]
-        results[row.label] = [files.read_if_whole(folder / files.RESULT) for folder in folders]
-    return results
 
 
 def table_seeds(sweep: Sweep) -> int:
@@ -164,6 +152,8 @@ def judge(scale: str, seeds: int | None, changed: bool) -> None:
     if changed:
         console.print("claims not judged: they are about all rows as they stand, without --set and --rows")
         return
-    from analysis import claims  # imports scipy, which a look at the state does not need
+    from analysis.claims import files as claims_files  # these import scipy, as above
+    from analysis.claims.judging import judge as judge_all
 
-    claims.write(scale, seeds)
+    claims = judge_all(scale, seeds)
+    claims_files.show(claims, scale, claims_files.write(claims, scale))

@@ -12,26 +12,44 @@ from typing import Any
 
 import pytest
 
-from analysis import claims
-from analysis.claims import LESS_DATA, LONG, SHORT, STAGE_2_ONLY, Claim
-from analysis.results import Found, read, step_operations
-from analysis.significance import Question, compare, differences, settle
+from analysis.claims import judging
+from analysis.claims.__main__ import main
+from analysis.claims.c1_time import AS_FIRST_WRITTEN, FIFTH, PAPER_HOURS, c1, mean_speed, speed
+from analysis.claims.c2_collapse import c2
+from analysis.claims.c3_data import c3
+from analysis.claims.c4_steps import c4
+from analysis.claims.c5_purity import c5
+from analysis.claims.c6_transfer import c6
+from analysis.claims.claim import (
+    LESS_DATA,
+    LITTLE,
+    LITTLE_IN_ONE,
+    LONG,
+    QUALITY,
+    SHORT,
+    STAGE_2_ONLY,
+    ZERO_SHOT,
+    Claim,
+)
+from analysis.claims.files import write
+from analysis.results import Results, read, step_operations
+from analysis.significance import Comparison, compare, differences, settle
 from evlgen.runs import folder as files
 from evlgen.runs import identity
 from evlgen.runtime import paths
 from experiments import load, table1
 from experiments.base import Experiment, Row, seeded
+from tests.analysis.made_results import LEARNED, Metrics, results_of
 
 BLIP2 = "BLIP-2, two stages, 104M, 250K + 80K"
 NOISE = (0.0, 0.2, -0.2, 0.1, -0.1)  # percent, of five seeds
 
-Metrics = dict[str, float | str]
 Rows = dict[str, Metrics]  # of an experiment, the same for all seeds but for noise
 
 
 def scores(level: float, state: str = "conditioned", **more: float) -> Metrics:
     """All scores at ``level``, VQAv2 at twice that."""
-    scored = dict.fromkeys((*claims.QUALITY, *claims.ZERO_SHOT), level) | {"vqav2": 2 * level}
+    scored = dict.fromkeys((*QUALITY, *ZERO_SHOT), level) | {"vqav2": 2 * level}
     return {**scored, "state": state, "gap": 0.8 if state == "conditioned" else 0.0, **more}
 
 
@@ -80,21 +98,28 @@ def paper_like() -> dict[str, Rows]:
     return rows
 
 
-def found(rows: Mapping[str, Rows], seeds: int = 5) -> dict[str, Found]:
-    """A store with these rows; scores scatter over seeds, those of each row in its own way."""
+def found(
+    rows: Mapping[str, Rows],
+    seeds: int = 5,
+    without: int | None = None,
+    stage1: Metrics | None = LEARNED,
+) -> dict[str, Results]:
+    """Experiments with these rows; scores scatter over seeds, those of each row in its own way.
+
+    Args:
+        without: a seed that every row lacks.
+    """
     everything = {}
-    for name in claims.NEEDED:
+    for name in judging.NEEDED:
         experiment = load(name, "mini")
-        results: dict[str, Sequence[dict[str, Any] | None]] = {}
+        made: dict[str, list[Metrics | None]] = {}
         for place, row in enumerate(experiment.rows):
-            made = rows.get(name, {}).get(row.label)
-            results[row.label] = [
-                None
-                if made is None
-                else {"id": f"{name}-{place}-{seed}", "metrics": scattered(made, place + seed)}
+            of_row = rows.get(name, {}).get(row.label)
+            made[row.label] = [
+                None if of_row is None or seed == without else scattered(of_row, place + seed)
                 for seed in range(seeds)
             ]
-        everything[name] = Found(experiment, "mini", results)
+        everything[name] = results_of(experiment, made, stage1=stage1)
     return everything
 
 
@@ -106,7 +131,7 @@ def scattered(metrics: Metrics, turn: int) -> Metrics:
     }
 
 
-def verdict(judge: Callable[[Mapping[str, Found]], Claim], rows: Mapping[str, Rows], seeds: int = 5) -> str:
+def verdict(judge: Callable[[Mapping[str, Results]], Claim], rows: Mapping[str, Rows], seeds: int = 5) -> str:
     return judge(found(rows, seeds)).verdict
 
 
@@ -118,7 +143,7 @@ def said(claim: Claim) -> str:
 
 
 def test_everything_holds_where_the_paper_is_right() -> None:
-    judged = [judge(found(paper_like())) for judge in claims.CLAIMS]
+    judged = [judge(found(paper_like())) for judge in judging.CLAIMS]
     assert {one.id: one.verdict for one in judged} == {
         **{f"C{number}": "holds" for number in range(1, 7)},
         "C7": "not tested",
@@ -131,27 +156,27 @@ def test_everything_holds_where_the_paper_is_right() -> None:
         assert "Missing" not in said(one)
 
 
-@pytest.mark.parametrize("judge", claims.CLAIMS[:-1])
-def test_nothing_there(judge: Callable[[Mapping[str, Found]], Claim]) -> None:
+@pytest.mark.parametrize("judge", judging.CLAIMS[:-1])
+def test_nothing_there(judge: Callable[[Mapping[str, Results]], Claim]) -> None:
     claim = judge(found({}))
     assert claim.verdict == "not tested"
     assert "python sweeps/run.py " in said(claim)
     assert claim.runs == ()
 
 
-@pytest.mark.parametrize("judge", claims.CLAIMS[:-1])
+@pytest.mark.parametrize("judge", judging.CLAIMS[:-1])
 @pytest.mark.parametrize("seeds", [1, 3, 4])
-def test_few_seeds_decide_nothing(judge: Callable[[Mapping[str, Found]], Claim], seeds: int) -> None:
+def test_few_seeds_decide_nothing(judge: Callable[[Mapping[str, Results]], Claim], seeds: int) -> None:
     assert verdict(judge, paper_like(), seeds) == "undecided"
 
 
 NEEDS = {
-    claims.c1: ["budgets"],
-    claims.c2: ["table1", "collapse"],
-    claims.c3: ["table1", "data_fractions"],
-    claims.c4: ["table1"],
-    claims.c5: ["table1"],
-    claims.c6: ["table2", "encoders"],
+    c1: ["budgets"],
+    c2: ["table1", "collapse"],
+    c3: ["table1", "data_fractions"],
+    c4: ["table1"],
+    c5: ["table1"],
+    c6: ["table2", "encoders"],
 }
 
 
@@ -159,7 +184,7 @@ NEEDS = {
     ("judge", "missing"),
     [(judge, name) for judge, names in NEEDS.items() for name in names if len(names) > 1],
 )
-def test_one_experiment_missing(judge: Callable[[Mapping[str, Found]], Claim], missing: str) -> None:
+def test_one_experiment_missing(judge: Callable[[Mapping[str, Results]], Claim], missing: str) -> None:
     rows = paper_like()
     del rows[missing]
     claim = judge(found(rows))
@@ -168,18 +193,14 @@ def test_one_experiment_missing(judge: Callable[[Mapping[str, Found]], Claim], m
 
 
 @pytest.mark.parametrize("judge", NEEDS)
-def test_a_claim_looks_at_nothing_else(judge: Callable[[Mapping[str, Found]], Claim]) -> None:
+def test_a_claim_looks_at_nothing_else(judge: Callable[[Mapping[str, Results]], Claim]) -> None:
     rows = {name: made for name, made in paper_like().items() if name in NEEDS[judge]}
     assert verdict(judge, rows) == "holds"
 
 
 @pytest.mark.parametrize("judge", NEEDS)
-def test_a_seed_missing_in_every_row(judge: Callable[[Mapping[str, Found]], Claim]) -> None:
-    everything = found(paper_like())
-    for of in everything.values():
-        for runs in of.results.values():
-            runs[2] = None  # type: ignore[index]
-    claim = judge(everything)
+def test_a_seed_missing_in_every_row(judge: Callable[[Mapping[str, Results]], Claim]) -> None:
+    claim = judge(found(paper_like(), without=2))
     assert claim.verdict == "undecided"
     assert "Missing: " in said(claim)
 
@@ -189,31 +210,31 @@ def test_a_seed_missing_in_every_row(judge: Callable[[Mapping[str, Found]], Clai
 
 def test_time_by_hand() -> None:
     """Without noise: 80 at 10 s, 101 at 20 s, so 100 at 10 * 2^(20/21) s; BLIP-2 takes 100 s."""
-    of = Found(load("budgets", "mini"), "mini", exact(paper_like()["budgets"], 2))
-    ratio = claims.speed(of, "EVLGen", claims.QUALITY)
+    of = results_of(load("budgets", "mini"), exact(paper_like()["budgets"], 2))
+    ratio = speed(of, "EVLGen", QUALITY)
     assert ratio is not None
     assert ratio.ratios == pytest.approx([0.1 * 2 ** (20 / 21)] * 2)
     assert ratio.bounds == ("exact", "exact")
-    mean = claims.mean_speed(of, "EVLGen", claims.QUALITY)
+    mean = mean_speed(of, "EVLGen", QUALITY)
     assert mean is not None
     assert mean.cost == pytest.approx(0.1 * 2 ** (20 / 21))
-    never = claims.speed(of, "BLIP-2, single stage", ["vqav2"])
+    never = speed(of, "BLIP-2, single stage", ["vqav2"])
     assert never is not None
     assert never.bounds == ("at least", "at least")
     assert never.ratios == (0.8, 0.8)  # its largest budget takes 80 s
-    assert claims.speed(of, "EVLGen", claims.QUALITY, "operations") is None
+    assert speed(of, "EVLGen", QUALITY, "operations") is None
 
 
-def exact(rows: Rows, seeds: int) -> dict[str, list[dict[str, Any] | None]]:
-    return {label: [{"id": label, "metrics": made}] * seeds for label, made in rows.items()}
+def exact(rows: Rows, seeds: int) -> dict[str, list[Metrics | None]]:
+    return {label: [made] * seeds for label, made in rows.items()}
 
 
 def test_the_target_is_that_of_the_same_seed() -> None:
     """BLIP-2 scores 100 with one seed and 120 with the other, which no budget of EVLGen reaches."""
     results = exact(paper_like()["budgets"], 2)
     label = "BLIP-2, two stages, 250K + 80K"
-    results[label] = [{"id": "", "metrics": scores(level, total_seconds=100)} for level in (100, 120)]
-    ratio = claims.speed(Found(load("budgets", "mini"), "mini", results), "EVLGen", claims.QUALITY)
+    results[label] = [scores(level, total_seconds=100) for level in (100, 120)]
+    ratio = speed(results_of(load("budgets", "mini"), results), "EVLGen", QUALITY)
     assert ratio is not None
     assert ratio.bounds == ("exact", "at least")
     assert ratio.ratios == pytest.approx([0.1 * 2 ** (20 / 21), 0.8])
@@ -224,10 +245,10 @@ def test_each_metric_counts_alike_in_the_score() -> None:
     rows = paper_like()["budgets"]
     rows["EVLGen, 50K"] |= {"vqav2": 200.0, "gqa": 60.0}
     rows["EVLGen, 100K"] |= {"vqav2": 180.0, "gqa": 130.0}
-    of = Found(load("budgets", "mini"), "mini", exact(rows, 1))
+    of = results_of(load("budgets", "mini"), exact(rows, 1))
     ratio, mean = (
-        claims.speed(of, "EVLGen", ["vqav2", "gqa"]),
-        claims.mean_speed(of, "EVLGen", ["vqav2", "gqa"]),
+        speed(of, "EVLGen", ["vqav2", "gqa"]),
+        mean_speed(of, "EVLGen", ["vqav2", "gqa"]),
     )
     assert ratio is not None
     assert mean is not None
@@ -247,7 +268,7 @@ def slower(rows: dict[str, Rows], by: float, connector: str = "EVLGen") -> dict[
 )
 def test_c1_by_the_ratio(by: float, expected: str) -> None:
     """0.19 of BLIP-2's time, and slower; 0.30 is the most that is called a fifth."""
-    claim = claims.c1(found(slower(paper_like(), by)))
+    claim = c1(found(slower(paper_like(), by)))
     assert claim.verdict == expected, said(claim)
 
 
@@ -256,19 +277,19 @@ def test_c1_where_evlgen_never_gets_there() -> None:
     for label, made in rows["budgets"].items():
         if label.startswith("EVLGen"):
             made |= scores(70)
-    claim = claims.c1(found(rows))
+    claim = c1(found(rows))
     assert claim.verdict == "does not hold"  # its largest budget takes 0.8 of BLIP-2's time
     assert "at ≥ 0.80" in claim.evidence[0]
-    assert verdict(claims.c1, slower(rows, 0.2)) == "undecided"  # 0.16: who knows what more time would do
+    assert verdict(c1, slower(rows, 0.2)) == "undecided"  # 0.16: who knows what more time would do
 
 
 def test_c1_where_the_smallest_budget_is_enough() -> None:
     rows = paper_like()
     rows["budgets"]["EVLGen, 50K"] |= scores(110)
-    claim = claims.c1(found(rows))
+    claim = c1(found(rows))
     assert claim.verdict == "holds"
     assert "at ≤ 0.10" in claim.evidence[0]
-    assert verdict(claims.c1, slower(rows, 5.0)) == "undecided"  # 0.5 at most: perhaps far less
+    assert verdict(c1, slower(rows, 5.0)) == "undecided"  # 0.5 at most: perhaps far less
 
 
 def test_c1_vetoes() -> None:
@@ -277,25 +298,25 @@ def test_c1_vetoes() -> None:
         if label.startswith("EVLGen"):
             made["gqa"] = 60.0
             made["coco/CIDEr"] = 150.0
-    claim = claims.c1(found(rows))
+    claim = c1(found(rows))
     assert claim.verdict == "undecided"  # early overall, but never in GQA
     assert "GQA of BLIP-2's two stages at ≥ 0.80" in said(claim)
     rows = paper_like()
     rows["budgets"]["BLIP-2, two stages, 250K + 80K"]["state"] = "plateau"
-    assert verdict(claims.c1, rows) == "undecided"  # nothing to reach
+    assert verdict(c1, rows) == "undecided"  # nothing to reach
 
 
 def test_c1_says_whose_choice_the_two_stages_budget_is() -> None:
     """100 s against 30 s; 234 against 80 hours, which table 1 has as well."""
-    text = said(claims.c1(found(paper_like())))
+    text = said(c1(found(paper_like())))
     assert "two stages cost 3.3 times EVLGen's 150K here, 2.9 times in the paper (234 and 80 hours)" in text
     assert "this project's own choice (experiments/CALIBRATION.md), relatively dearer than the" in text
-    text = said(claims.c1(found(slower(paper_like(), 1.25))))
+    text = said(c1(found(slower(paper_like(), 1.25))))
     assert "cost 2.7 times EVLGen's 150K here" in text
     assert "own choice" in text
     assert "dearer" not in text
     hours = {row.label: row.paper.get("hours") for row in table1.build("mini").rows}
-    assert (hours[BLIP2], hours[SHORT]) == claims.PAPER_HOURS
+    assert (hours[BLIP2], hours[SHORT]) == PAPER_HOURS
 
 
 @pytest.mark.parametrize(("factor", "steady"), [(1.2, True), (1.3, False)])
@@ -311,15 +332,16 @@ def test_c1_on_a_busy_machine(factor: float, steady: bool, label: str, stage: st
     """One run, or its stage 1, took longer for the same updates: seconds decide nothing."""
     everything = found(paper_like())
     of = everything["budgets"]
-    run = of.results[label][2]
-    assert run is not None
-    metrics, longer = run["metrics"], 50 * (factor - 1)
+    record = of.runs[label][2].record
+    assert record is not None
+    metrics: Any = record.metrics
+    longer = 50 * (factor - 1)
     if label.startswith("EVLGen"):
         metrics["total_seconds"] *= factor
     else:
         metrics["total_seconds"] += longer
         metrics["train_seconds"] += longer if stage == "train_seconds" else 0.0
-    claim = claims.c1(everything)
+    claim = c1(everything)
     if steady:
         assert claim.verdict == "holds", said(claim)
         return
@@ -336,11 +358,11 @@ def test_c1_on_a_busy_machine(factor: float, steady: bool, label: str, stage: st
 
 def test_c1_names_the_verdict_of_its_first_rule() -> None:
     """It compared runs of all lengths: longer ones that take half again as long for an update."""
-    assert claims.AS_FIRST_WRITTEN.split(":")[0] not in said(claims.c1(found(paper_like())))
+    assert AS_FIRST_WRITTEN.split(":")[0] not in said(c1(found(paper_like())))
     rows = paper_like()
     for label in ("EVLGen, 250K", "EVLGen, 400K"):
         rows["budgets"][label]["total_seconds"] = 1.5 * float(rows["budgets"][label]["total_seconds"])
-    claim = claims.c1(found(rows))
+    claim = c1(found(rows))
     assert claim.verdict == "holds"
     assert "By the rule as it was first written the claim would be undecided" in claim.evidence[-1]
 
@@ -352,25 +374,25 @@ def test_c2_swapped() -> None:
     rows = paper_like()
     table = rows["table1"]
     table[LONG], table[STAGE_2_ONLY] = table[STAGE_2_ONLY], table[LONG]
-    claim = claims.c2(found(rows))
-    assert claim.verdict == "does not hold"
+    claim = c2(found(rows))
+    assert claim.verdict == "does not hold here"
     assert "image not used in 5 of 5 runs" in said(claim)
 
 
 def test_c2_a_weak_row_has_not_collapsed() -> None:
     rows = paper_like()
     rows["table1"][STAGE_2_ONLY] = scores(20)
-    assert verdict(claims.c2, rows) == "does not hold"
+    assert verdict(c2, rows) == "does not hold here"
 
 
 def test_c2_slowness_is_no_collapse() -> None:
     rows = paper_like()
     rows["table1"][STAGE_2_ONLY] = scores(20, "plateau")
-    assert verdict(claims.c2, rows) == "undecided"
+    assert verdict(c2, rows) == "undecided"
     longer = "BLIP-2, single stage, lr 0.0003, 3x the updates"
     rows["collapse"][longer] = scores(100)
-    claim = claims.c2(found(rows))
-    assert claim.verdict == "does not hold"
+    claim = c2(found(rows))
+    assert claim.verdict == "does not hold here"
     assert "lr 0.0003: not used in 5 of 5 runs, with three times the updates used in 5 of 5 runs" in said(
         claim
     )
@@ -379,24 +401,25 @@ def test_c2_slowness_is_no_collapse() -> None:
 def test_c2_what_is_mended_is_undecided() -> None:
     rows = paper_like()
     rows["collapse"]["BLIP-2, single stage, warm-up 50%"] = scores(100)
-    assert verdict(claims.c2, rows) == "undecided"
+    assert verdict(c2, rows) == "undecided"
 
 
 def test_c2_seeds_that_disagree() -> None:
     everything = found(paper_like())
-    run = everything["table1"].results[STAGE_2_ONLY][3]
-    assert run is not None
-    run["metrics"]["state"] = "conditioned"
-    claim = claims.c2(everything)
+    record = everything["table1"].runs[STAGE_2_ONLY][3].record
+    assert record is not None
+    metrics: Any = record.metrics
+    metrics["state"] = "conditioned"
+    claim = c2(everything)
     assert claim.verdict == "undecided"
     assert "not used in 4 of 5 runs, used in 1 of 5 runs" in claim.evidence[0]
 
 
 def test_c2_three_seeds_of_the_settings_are_enough() -> None:
     everything, three = found(paper_like()), found(paper_like(), seeds=3)
-    assert claims.c2({**everything, "collapse": three["collapse"]}).verdict == "holds"
+    assert c2({**everything, "collapse": three["collapse"]}).verdict == "holds"
     two = found(paper_like(), seeds=2)
-    assert claims.c2({**everything, "collapse": two["collapse"]}).verdict == "undecided"
+    assert c2({**everything, "collapse": two["collapse"]}).verdict == "undecided"
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -406,11 +429,11 @@ def test_margins_are_twice_the_papers_own_drops() -> None:
     rows = {row.label: row.paper for row in table1.build("paper").rows}
     drops = [
         100 * (float(rows[SHORT][metric]) - float(rows[LESS_DATA][metric])) / float(rows[SHORT][metric])
-        for metric in claims.QUALITY
+        for metric in QUALITY
     ]
-    assert round(2 * sum(drops) / 4, 1) == claims.LITTLE
-    assert round(2 * max(drops), 1) == claims.LITTLE_IN_ONE
-    assert 80 / 234 > claims.FIFTH > 1 / 5
+    assert round(2 * sum(drops) / 4, 1) == LITTLE
+    assert round(2 * max(drops), 1) == LITTLE_IN_ONE
+    assert 80 / 234 > FIFTH > 1 / 5
 
 
 @pytest.mark.parametrize(
@@ -420,28 +443,28 @@ def test_margins_are_twice_the_papers_own_drops() -> None:
 def test_c3_by_the_drop(level: float, expected: str) -> None:
     rows = paper_like()
     rows["table1"][LESS_DATA] = scores(level)
-    claim = claims.c3(found(rows))
+    claim = c3(found(rows))
     assert claim.verdict == expected, said(claim)
 
 
 def test_c3_the_amount_can_veto() -> None:
     rows = paper_like()
     rows["data_fractions"]["EVLGen, 1/10 of the data, equal steps"] = scores(80)
-    claim = claims.c3(found(rows))
+    claim = c3(found(rows))
     assert claim.verdict == "undecided"
     assert "0.1: -20.0%" in said(claim)
     rows["data_fractions"]["EVLGen, 1/10 of the data, equal steps"] = scores(100)
     rows["data_fractions"]["EVLGen, 1/10 of the data, equal epochs"] = scores(50)
     rows["data_fractions"]["EVLGen, 1/50 of the data, equal steps"] = scores(50)
-    assert verdict(claims.c3, rows) == "holds"
+    assert verdict(c3, rows) == "holds"
     everything, three = found(rows), found(rows, seeds=3)
-    assert claims.c3({**everything, "data_fractions": three["data_fractions"]}).verdict == "holds"
+    assert c3({**everything, "data_fractions": three["data_fractions"]}).verdict == "holds"
 
 
 def test_c3_one_metric_can_veto() -> None:
     rows = paper_like()
     rows["table1"][LESS_DATA] |= {"okvqa": 80.0, "gqa": 120.0}
-    claim = claims.c3(found(rows))
+    claim = c3(found(rows))
     assert claim.verdict == "undecided"
     assert "OK-VQA (80.0 against 100.0): -20.0%" in said(claim)
 
@@ -452,12 +475,12 @@ def test_c3_one_metric_can_veto() -> None:
 def test_c4_swapped_and_level() -> None:
     rows = paper_like()
     rows["table1"][SHORT], rows["table1"][LONG] = rows["table1"][LONG], rows["table1"][SHORT]
-    assert verdict(claims.c4, rows) == "does not hold"
+    assert verdict(c4, rows) == "does not hold"
     rows["table1"][LONG] = rows["table1"][SHORT]
-    assert verdict(claims.c4, rows) == "undecided"
+    assert verdict(c4, rows) == "undecided"
     rows = paper_like()
     rows["table1"][LONG]["gqa"] = 95.0
-    assert verdict(claims.c4, rows) == "undecided"  # better overall, worse in one
+    assert verdict(c4, rows) == "undecided"  # better overall, worse in one
 
 
 # ------------------------------------------------------------------------------------------ purity
@@ -477,14 +500,14 @@ def test_c4_swapped_and_level() -> None:
 def test_c5(changes: dict[str, float], expected: str) -> None:
     rows = paper_like()
     rows["table1"][LONG] |= changes
-    claim = claims.c5(found(rows))
+    claim = c5(found(rows))
     assert claim.verdict == expected, said(claim)
 
 
 def test_c5_not_measured() -> None:
     rows = paper_like()
     rows["table1"][LONG] = scores(105)
-    claim = claims.c5(found(rows))
+    claim = c5(found(rows))
     assert claim.verdict == "undecided"
     assert "not measured" in said(claim)
 
@@ -509,27 +532,23 @@ def test_c6(experiment: str, label: str, made: Metrics, expected: str) -> None:
     rows = paper_like()
     assert label in rows[experiment]
     rows[experiment][label] = made
-    claim = claims.c6(found(rows))
+    claim = c6(found(rows))
     assert claim.verdict == expected, said(claim)
 
 
 def test_c6_leaves_the_usual_parts_alone() -> None:
     rows = paper_like()
     rows["encoders"]["EVLGen, mini-vit"] = scores(10)
-    assert verdict(claims.c6, rows) == "holds"
+    assert verdict(c6, rows) == "holds"
 
 
 # ------------------------------------------------------------------------------------------- shown
 
 
-def two_rows(first: Sequence[Metrics | None], second: Sequence[Metrics | None]) -> Found:
+def two_rows(first: Sequence[Metrics | None], second: Sequence[Metrics | None]) -> Results:
     rows = tuple(Row(label, load("table1", "mini").rows[0].config) for label in ("a", "b"))
     experiment = Experiment("pair", "", rows, ("gqa", "okvqa"), len(first))
-    results = {
-        label: [None if made is None else {"id": "", "metrics": made} for made in runs]
-        for label, runs in (("a", first), ("b", second))
-    }
-    return Found(experiment, "mini", results)
+    return results_of(experiment, {"a": first, "b": second})
 
 
 def test_differences_by_hand() -> None:
@@ -557,30 +576,30 @@ def test_no_percentages_of_nothing() -> None:
 
 
 def test_shown_takes_interval_and_corrected_p() -> None:
-    clear = Question("", (1.0, 1.1, 0.9, 1.05, 0.95))
-    near = Question("", (1.0, 0.1, 0.6, 0.2, 1.2))  # interval above zero, p 0.044
+    clear = Comparison("", (1.0, 1.1, 0.9, 1.05, 0.95))
+    near = Comparison("", (1.0, 0.1, 0.6, 0.2, 1.2))  # interval above zero, p 0.044
     (alone,) = settle([near], 5)
     assert alone.side == "above"
     assert alone.corrected == pytest.approx(0.0443, abs=1e-3)
-    sides = [answer.side for answer in settle([near, near, clear], 5)]
+    sides = [finding.side for finding in settle([near, near, clear], 5)]
     assert sides == ["open", "open", "above"]  # corrected 0.089
-    moved = Question("", tuple(one + 10 for one in near.differences), against=10.0)
+    moved = Comparison("", tuple(one + 10 for one in near.differences), against=10.0)
     assert [
-        answer.side for answer in settle([moved, moved, clear], 5)
+        finding.side for finding in settle([moved, moved, clear], 5)
     ] == sides  # p is that against 10, not 0
     assert settle([clear], 6)[0].side == "open"
-    assert settle([Question("", clear.differences, against=1.5)], 5)[0].side == "below"
-    assert settle([Question("", clear.differences, against=0.99)], 5)[0].side == "open"
+    assert settle([Comparison("", clear.differences, against=1.5)], 5)[0].side == "below"
+    assert settle([Comparison("", clear.differences, against=0.99)], 5)[0].side == "open"
 
 
-def test_answers_in_words() -> None:
-    answer = settle([Question("a minus b", (1.0, 1.1, 0.9, 1.05, 0.95), against=-6.3)], 5)[0]
-    assert str(answer).startswith("a minus b: +1.0% [+0.9, +1.1] over 5 seeds, corrected p ")
-    assert str(answer).endswith(", shown above -6.3%")
-    assert str(settle([Question("a", (1.0,))], 5)[0]) == (
+def test_findings_in_words() -> None:
+    finding = settle([Comparison("a minus b", (1.0, 1.1, 0.9, 1.05, 0.95), against=-6.3)], 5)[0]
+    assert str(finding).startswith("a minus b: +1.0% [+0.9, +1.1] over 5 seeds, corrected p ")
+    assert str(finding).endswith(", shown above -6.3%")
+    assert str(settle([Comparison("a", (1.0,))], 5)[0]) == (
         "a: +1.0% over 1 seed, corrected p 1, not shown on either side of 0%"
     )
-    assert str(settle([Question("a", ())], 5)[0]) == "a: no seed has both"
+    assert str(settle([Comparison("a", ())], 5)[0]) == "a: no seed has both"
 
 
 # -------------------------------------------------------------------------------- store and command
@@ -608,11 +627,12 @@ def put(experiment: str, label: str, made: Metrics, seeds: Sequence[int], scale:
 def test_command(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = paper_like()["table1"]
     runs = [path for label in (SHORT, LONG) for path in put("table1", label, made[label], range(5))]
-    assert claims.main([]) == 0
+    assert main([]) == 0
     entries = json.loads((folders / "results" / "claims.json").read_text())
     assert [entry["id"] for entry in entries] == [f"C{number}" for number in range(1, 8)]
     assert all(
-        {"id", "verdict", "evidence", "scale", "claim", "rule", "runs"} == set(entry) for entry in entries
+        {"id", "verdict", "evidence", "scale", "regime", "claim", "rule", "runs"} == set(entry)
+        for entry in entries
     )
     verdicts = {entry["id"]: entry["verdict"] for entry in entries}
     assert verdicts["C4"] == "holds"
@@ -629,15 +649,15 @@ def test_command(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_runs(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert claims.main(["--scale", "smoke"]) == 2
+    assert main(["--scale", "smoke"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "`python sweeps/run.py all --scale smoke`" in error
     assert error.count("\n") == 1
     assert not (folders / "results").exists()
-    assert claims.main(["--scale", "huge"]) == 2
+    assert main(["--scale", "huge"]) == 2
     assert "no such scale" in capsys.readouterr().err
-    assert claims.main(["--seeds", "0"]) == 2
+    assert main(["--seeds", "0"]) == 2
 
 
 def test_a_damaged_run_is_named_and_left(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -645,7 +665,7 @@ def test_a_damaged_run_is_named_and_left(folders: Path, capsys: pytest.CaptureFi
     put("table1", SHORT, made[SHORT], range(5))
     paths = put("table1", LONG, made[LONG], range(5))
     paths[1].write_text(paths[1].read_text()[:-20])
-    assert claims.main([]) == 0
+    assert main([]) == 0
     assert f"{paths[1]}: damaged" in capsys.readouterr().err
     assert paths[1].exists()
     entry = json.loads((folders / "results" / "claims.json").read_text())[3]
@@ -657,8 +677,8 @@ def test_more_seeds_than_usual(folders: Path) -> None:
     made = paper_like()["table1"]
     for label in (SHORT, LONG):
         put("table1", label, made[label], range(7))
-    assert {len(runs) for runs in read("table1", "mini").results.values()} == {5}
-    claim = claims.judge("mini", seeds=7)[3]
+    assert {len(runs) for runs in read("table1", "mini").runs.values()} == {5}
+    claim = judging.judge("mini", seeds=7)[3]
     assert claim.verdict == "holds"
     assert "over 7 seeds" in claim.evidence[0]
 
@@ -669,7 +689,7 @@ def test_each_scale_has_its_file(folders: Path) -> None:
     put("table1", SHORT, scores(1), [0])
     put("table1", SHORT, scores(1), [0], "paper")
     for scale, name in (("smoke", "claims-smoke"), ("paper", "claims-paper"), ("mini", "claims")):
-        assert claims.write(scale).name == f"{name}.json"
+        assert write(judging.judge(scale), scale).name == f"{name}.json"
         entries = json.loads((folders / "results" / f"{name}.json").read_text())
         assert {entry["scale"] for entry in entries} == {scale}
         page = (folders / "results" / f"{name}.md").read_text()
@@ -682,7 +702,9 @@ def test_each_scale_has_its_file(folders: Path) -> None:
 
 @pytest.mark.parametrize("judge", NEEDS)
 @pytest.mark.parametrize(("seeds", "text"), [(1, "1 seed"), (3, "3 seeds")])
-def test_too_few_seeds_are_said(judge: Callable[[Mapping[str, Found]], Claim], seeds: int, text: str) -> None:
+def test_too_few_seeds_are_said(
+    judge: Callable[[Mapping[str, Results]], Claim], seeds: int, text: str
+) -> None:
     sentence = judge(found(paper_like(), seeds)).evidence[0]
     assert sentence.endswith(f". {text}; 5 are needed (--seeds 5).")
     assert "are needed" not in said(judge(found(paper_like())))
@@ -705,8 +727,8 @@ def test_operations_of_both_stages(folders: Path) -> None:
 def test_time_in_operations() -> None:
     rows = paper_like()["budgets"]
     operations = {label: 50 * float(made["total_seconds"]) for label, made in rows.items()}
-    of = Found(load("budgets", "mini"), "mini", exact(rows, 2), operations)
-    ratio = claims.speed(of, "EVLGen", claims.QUALITY, "operations")
+    of = results_of(load("budgets", "mini"), exact(rows, 2), operations)
+    ratio = speed(of, "EVLGen", QUALITY, "operations")
     assert ratio is not None
     assert ratio.ratios == pytest.approx([0.1 * 2 ** (20 / 21)] * 2)
     assert math.isfinite(ratio.mean)
@@ -715,20 +737,20 @@ def test_time_in_operations() -> None:
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_rows_are_found_at_every_scale(scale: str, folders: Path) -> None:
     """A row that is renamed or left out would show here, not after hours of training."""
-    everything = {name: read(name, scale) for name in claims.NEEDED}
-    for judge in claims.CLAIMS:
+    everything = {name: read(name, scale) for name in judging.NEEDED}
+    for judge in judging.CLAIMS:
         claim = judge(everything)
         assert claim.verdict == "not tested"
         assert claim.scale == scale
     for label in (BLIP2, STAGE_2_ONLY, SHORT, LONG, LESS_DATA):
-        assert label in everything["table1"].results
+        assert label in everything["table1"].runs
 
 
 def test_imports_no_torch(folders: Path) -> None:
     put("table1", SHORT, scores(1), [0])
     code = (
-        "import sys; from analysis.claims import main; assert main([]) == 0; "
-        "sys.exit([n for n in ('torch', 'transformers', 'scipy', 'pandas') if n in sys.modules] or 0)"
+        "import sys; from analysis.claims.__main__ import main; assert main([]) == 0; "
+        "sys.exit([n for n in ('torch', 'transformers', 'pandas') if n in sys.modules] or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

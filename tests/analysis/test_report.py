@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -13,7 +14,8 @@ import pytest
 import tyro
 from PIL import Image
 
-from analysis import claims, provenance, report
+from analysis import provenance, report
+from analysis.claims import __main__ as claims
 from analysis.tables import write_tables
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
@@ -22,25 +24,25 @@ from experiments import load
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import NAMES
 from sweeps import merge_search
+from sweeps.search.arguments import Arguments
+from tests.analysis.made_results import Metrics, results_of
 
 EVIL = '<script>document.title="evil"</script> & "quoted" | <b>'
 PHONE = {"width": 360, "height": 740}
 
 
 def make_results(folder: Path) -> None:
-    """A table of real runs' form with a label that means mischief, verdicts and a figure, at scale smoke."""
+    """A table whose records are not here, with a label that means mischief; verdicts and a figure."""
     base = load("table2", "smoke").rows[0].config
     scores = {"two stages": (9.5, 10.5), EVIL: (-1.25, -0.75), "single stage": (100.0, 120.0), "absent": ()}
     rows = tuple(Row(label, base, {"vqav2": 46.9} if label == EVIL else {}) for label in scores)
-    experiment = Experiment("table2", f"Table 2: {EVIL}", rows, ("vqav2", "gap"), 2)
-    results = {
-        label: [
-            {"metrics": {"vqav2": value, "gap": 0.5, "val_loss": 1.5, "state": "conditioned"}}
-            for value in values
-        ]
+    experiment = Experiment("elsewhere", f"Elsewhere: {EVIL}", rows, ("vqav2", "gap"), 2)
+    made: dict[str, list[Metrics | None]] = {
+        label: [{"vqav2": value, "gap": 0.5, "val_loss": 1.5, "state": "conditioned"} for value in values]
+        or [None, None]
         for label, values in scores.items()
     }
-    write_tables(experiment, "smoke", results, folder / "table2" / "smoke", 2)
+    write_tables(results_of(experiment, made), folder / "elsewhere" / "smoke")
     claim = {
         "id": "C1",
         "claim": f"as good {EVIL}",
@@ -54,21 +56,25 @@ def make_results(folder: Path) -> None:
     figures = folder / "figures" / "smoke"
     figures.mkdir(parents=True)
     Image.new("RGB", (990, 600), (200, 30, 30)).save(figures / "quality_cost.png")
-    told = {"runs": [{"id": identity.run_id(base), "row": EVIL, "seed": 0}], "missing": [f"seed 3 of {EVIL}"]}
-    (figures / "quality_cost.json").write_text(json.dumps(told))
+    about = {
+        "runs": [{"id": identity.run_id(base), "row": EVIL, "seed": 0}],
+        "missing": [f"seed 3 of {EVIL}"],
+    }
+    (figures / "quality_cost.json").write_text(json.dumps(about))
 
 
 def make_runs() -> list[str]:
-    """A complete run of each row of table 2 at scale smoke, as far as its provenance goes."""
+    """A complete run of each row of table 2 at scale smoke, with little but its provenance."""
     ids = []
     for number, row in enumerate(load("table2", "smoke").rows):
         config = seeded(row.config, number % 2)
-        folder = identity.run_folder(config)
-        files.write_result(folder, {}, {})
+        folder = files.prepare(config)
         facts: dict[str, Any] = dict.fromkeys(provenance.ENVIRONMENT)
         facts |= {"git_commit": "c0ffee" * 6, "git_dirty": True, "processor": f"CPU {EVIL}", "cores": 2}
         facts |= {"packages": {"torch": "2.13.0"}, "started": 1.7e9 + number, "wall_seconds": 12.5}
-        files.write_json(folder / "provenance.json", facts | {"seed": config.seed, "host": "secret-host"})
+        files.write_json(folder / files.PROVENANCE, facts | {"seed": config.seed, "host": "secret-host"})
+        files.write_outcome(folder, {})
+        files.write_result(folder, {"nocaps/CIDEr": 100.0 + number}, {})
         ids.append(folder.name)
     return ids
 
@@ -82,6 +88,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("EVLGEN_RUNS", str(folder / "runs"))
         make_results(folder / "results")
         make_runs()
+        table = folder / "results" / "table2" / "smoke" / "table.csv"
+        table.parent.mkdir(parents=True)
+        table.write_text("row,metric,n_seeds\nx,vqav2,2\n")  # of more seeds than the default
         assert report.main(["--scale", "smoke"]) == 0
         yield folder / "results" / "report.html"
 
@@ -148,7 +157,8 @@ def test_what_is_missing_is_said_with_its_command(
     (folder / "table.csv").write_text(
         "row,metric,mean,ci_low,ci_high,n_seeds,paper\nEVLGen,vqav2,62.5,60,64,3,46.9\nBLIP-2,vqav2,61,,,1,collapse\n"
     )
-    text = report.build("mini", provenance.Provenance({}, {}))
+    text, records = report.build("mini", provenance.Provenance({}, {}))
+    assert records == []
     for command in ("make figures", "python -m analysis.claims", "python sweeps/run.py table1", "run.py all"):
         assert f"<code>{command}</code>" in text or f"<code>python sweeps/{command}</code>" in text
     assert "62.5 <span" in text
@@ -175,17 +185,17 @@ def test_no_results_or_damaged_ones_are_a_users_mistake(
     assert not (tmp_path / "report.html").exists()
 
 
-def test_cells() -> None:
-    whole = report.read_cell("1,066.3 [-65.1, 68.4] (paper: 44.6)")
-    assert (whole.key, whole.interval, whole.paper) == ("1066.3", "[-65.1, 68.4]", "paper: 44.6")
-    assert report.read_cell("-4.30 [-7.92, -2.30] lower").word == "lower"
-    assert report.read_cell(r"+4.30 [2.30, 7.92] higher\*").word == "higher*"
-    assert report.inline(r"a *minus* b, starred\*") == "a <em>minus</em> b, starred*"
-    assert report.read_cell("– (paper: 234)").key == ""
-    assert report.read_cell("2 of 3 (incomplete)").key == "2"
-    assert report.read_cell("65.1 / 70.0").key == "65.1"
-    assert report.read_cell("used").key is None
-    assert report.read_cell("3D world").key is None
+def test_tables_are_made_from_records_and_else_from_their_files(page: Path) -> None:
+    """Table 2 has records, of each row with one seed of two; of the other there is the CSV file alone."""
+    text = page.read_text()
+    assert "1 of 2 (incomplete)" in text
+    assert "Made from <code>table.csv</code> alone: the records of its runs are not here." in text
+    cells = re.findall(r'data-sort="([^"]*)">([^ <]*)', text)
+    assert ("110", "110") in cells
+    assert ("", "–") in cells
+    assert ("100", "100.0") in cells
+    assert '<span class="interval">[100, 120]</span>' in text
+    assert '<span class="paper">(paper: 46.9)</span>' in text
 
 
 # ------------------------------------------------------------------------------------------ provenance
@@ -235,7 +245,7 @@ def test_damaged_runs_are_named_and_skipped_and_a_damaged_summary_is_refused(
     monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
     first, *others = make_runs()
     (tmp_path / "runs" / first / "provenance.json").write_text('{"cut":')
-    found = provenance.from_store("smoke", {"table2": 2})
+    found = provenance.from_records("smoke", {"table2": 2})
     assert set(found.runs) == set(others)
     assert f"{first}/provenance.json: damaged" in capsys.readouterr().err
     path = provenance.summary_path("smoke")
@@ -288,16 +298,16 @@ def column(tab: Any, table: str, number: int) -> list[str]:
 
 @chromium_tests
 def test_heads_sort_by_number_both_ways_with_the_empty_last(opened: Any) -> None:
-    head = opened.locator("#table2-table th", has_text="VQAv2")
-    assert column(opened, "table2-table", 1) == ["10.0", "-1.0", "110.0", "–"]
+    head = opened.locator("#elsewhere-all-metrics-of-table-csv-table th", has_text="VQAv2")
+    assert column(opened, "elsewhere-all-metrics-of-table-csv-table", 1) == ["10", "-1", "110", "–"]
     head.locator("button").click()
-    assert column(opened, "table2-table", 1) == ["-1.0", "10.0", "110.0", "–"]
+    assert column(opened, "elsewhere-all-metrics-of-table-csv-table", 1) == ["-1", "10", "110", "–"]
     assert head.get_attribute("aria-sort") == "ascending"
     head.locator("button").press("Enter")
-    assert column(opened, "table2-table", 1) == ["110.0", "10.0", "-1.0", "–"]
+    assert column(opened, "elsewhere-all-metrics-of-table-csv-table", 1) == ["110", "10", "-1", "–"]
     assert head.get_attribute("aria-sort") == "descending"
-    opened.locator("#table2-table th", has_text="row").locator("button").click()
-    assert column(opened, "table2-table", 0)[1:] == ["absent", "single", "two"]
+    opened.locator("#elsewhere-all-metrics-of-table-csv-table th", has_text="row").locator("button").click()
+    assert column(opened, "elsewhere-all-metrics-of-table-csv-table", 0)[1:] == ["absent", "single", "two"]
     assert head.get_attribute("aria-sort") is None
 
 
@@ -375,7 +385,7 @@ def test_without_javascript_the_tables_are_there(chromium: Any, page: Path) -> N
     context = chromium.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(page.as_uri())
-    assert tab.locator("#table2-table tbody tr").count() == 4
+    assert tab.locator("#elsewhere-all-metrics-of-table-csv-table tbody tr").count() == 4
     assert tab.locator("thead button").count() == 0
     assert not tab.locator("#theme").is_visible()
     context.close()
@@ -395,8 +405,8 @@ def test_a_search_is_made_again_by_its_command(name: str, flags: str) -> None:
     command = report.search_command(name, "smoke")
     assert command.startswith(f"python sweeps/merge_search.py {flags} --scale smoke")
     words = [word for word in command.split()[2:] if word not in ("--set", "KEY=VALUE")]
-    arguments = tyro.cli(merge_search.Arguments, args=words)
-    assert merge_search.name_of(arguments) == name.removesuffix("-changed")
+    arguments = tyro.cli(Arguments, args=words)
+    assert arguments.name == name.removesuffix("-changed")
     assert arguments.scale == "smoke"
     assert ("--set KEY=VALUE" in command) == name.endswith("-changed")
 

@@ -4,15 +4,17 @@ import csv
 import dataclasses
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from analysis.tables import COLUMNS, DIFFERENCES, latex_escaped, write_tables
+from analysis.table import COLUMNS, latex_escaped
+from analysis.tables import DIFFERENCES, write_tables
 from evlgen.config import EvalConfig, RunConfig
 from evlgen.errors import UserError
 from experiments.base import Experiment, Row
+from tests.analysis.made_results import Metrics, results_of
 
 CONFIG = RunConfig(
     evaluation=EvalConfig(sets=(("coco", 50), ("nocaps_in", 10), ("nocaps_near", 20), ("vqav2", 1)))
@@ -29,9 +31,21 @@ EXPERIMENT = Experiment(
 )
 
 
-def run(**metrics: float | str) -> dict[str, Any]:
-    named = {name.replace("__", "/"): value for name, value in metrics.items()}
-    return {"id": "0" * 16, "metrics": named, "sha256": "0" * 64}
+def run(**metrics: float | str) -> Metrics:
+    return {name.replace("__", "/"): value for name, value in metrics.items()}
+
+
+def tables(
+    folder: Path,
+    made: Mapping[str, Sequence[Metrics | None]],
+    seeds: int | None = None,
+    experiment: Experiment = EXPERIMENT,
+    scale: str = "mini",
+) -> list[Path]:
+    """Write the tables of these metrics by row and seed; what is not there is not complete."""
+    wanted = seeds or experiment.seeds
+    whole = {row.label: [*made.get(row.label, ()), *[None] * wanted][:wanted] for row in experiment.rows}
+    return write_tables(dataclasses.replace(results_of(experiment, whole), scale=scale), folder)
 
 
 RESULTS = {
@@ -56,7 +70,7 @@ def markdown(folder: Path) -> str:
 
 
 def test_csv(tmp_path: Path) -> None:
-    paths = write_tables(EXPERIMENT, "mini", RESULTS, tmp_path / "a" / "b")
+    paths = tables(tmp_path / "a" / "b", RESULTS)
     assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex", "differences.csv"]
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
         "differences.csv",
@@ -90,7 +104,7 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_markdown(tmp_path: Path) -> None:
-    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    tables(tmp_path, RESULTS)
     text = markdown(tmp_path)
     assert "| row | VQAv2 | COCO CIDEr | NoCaps, all CIDEr | seeds |" in text
     assert "43.0 [41.0, 46.0] (paper: 46.9)" in text
@@ -101,17 +115,17 @@ def test_markdown(tmp_path: Path) -> None:
     assert "1 question of VQAv2, 50 images of COCO, 30 images of NoCaps, all" in text
     assert "1.250 [1.000, 1.500]" in text
     assert "40.0 / – / 45.5" in text
-    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
-    for table in tables:  # every row of a grid has as many cells as its head
+    grids = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    for table in grids:  # every row of a grid has as many cells as its head
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
-    assert len(tables) == 4
+    assert len(grids) == 4
 
 
 def test_experiments_that_are_not_the_paper_s_have_no_column_for_it(tmp_path: Path) -> None:
     ours = dataclasses.replace(
         EXPERIMENT, rows=tuple(dataclasses.replace(row, paper={}) for row in EXPERIMENT.rows)
     )
-    write_tables(ours, "mini", RESULTS, tmp_path)
+    tables(tmp_path, RESULTS, experiment=ours)
     for text in (markdown(tmp_path), (tmp_path / "table.tex").read_text()):
         assert "paper:" not in text
         assert "No number of the paper is known for these rows." in text
@@ -119,9 +133,9 @@ def test_experiments_that_are_not_the_paper_s_have_no_column_for_it(tmp_path: Pa
 
 def test_differences_are_paired_and_signed(tmp_path: Path) -> None:
     """second - first over seeds 0 and 2: VQAv2 -1, -0.5; CIDEr +4, -30."""
-    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
-    (line,) = [line for line in markdown(tmp_path).splitlines() if "*minus*" in line]
-    assert line.startswith("| second \\| #2 *minus* first, 50% of data_a |")
+    tables(tmp_path, RESULTS)
+    (line,) = [line for line in markdown(tmp_path).splitlines() if " minus " in line]
+    assert line.startswith("| second \\| #2 minus first, 50% of data_a |")
     assert "-0.75 [-1.00, -0.50] lower" in line
     assert "-13.00 [-30.00, +4.00] undecided" in line
     assert (
@@ -138,7 +152,7 @@ def test_differences_are_corrected(tmp_path: Path) -> None:
         for i, (by, sign) in enumerate([(1.2, 1.0), (0.9, -1.0), (0.9, 1.0), (1.0, -1.0)])
     ]
     results = dict(zip([row.label for row in EXPERIMENT.rows], (first, second), strict=True))
-    write_tables(EXPERIMENT, "mini", results, tmp_path, seeds=4)
+    tables(tmp_path, results, seeds=4)
     lines = {line["metric"]: line for line in lines_of_differences(tmp_path)}
     assert tuple(next(iter(lines.values()))) == DIFFERENCES
     assert list(lines) == ["vqav2", "coco/CIDEr"]  # what no seed has is left out
@@ -169,7 +183,7 @@ def test_rows_are_compared_with_those_they_name(tmp_path: Path) -> None:
     results = {
         label: [run(vqav2=10.0 * place), run(vqav2=10.0 * place + 1)] for place, label in enumerate(named)
     }
-    write_tables(experiment, "mini", results, tmp_path)
+    tables(tmp_path, results, experiment=experiment)
     lines = lines_of_differences(tmp_path)
     assert {(line["row"], line["minus"]): float(line["mean"]) for line in lines} == {
         ("a1", "a"): 10.0,
@@ -179,7 +193,7 @@ def test_rows_are_compared_with_those_they_name(tmp_path: Path) -> None:
         ("d", "b1"): 30.0,
     }
     few = Experiment("few", "Few", rows[:6], ("vqav2",), 2)
-    write_tables(few, "mini", results, tmp_path)
+    tables(tmp_path, results, experiment=few)
     assert len(lines_of_differences(tmp_path)) == 15  # each with each
 
 
@@ -200,7 +214,7 @@ def test_costs_are_no_part_of_the_family(tmp_path: Path) -> None:
         ]
         for label, score, cost, noise in (("a", 40.0, 1.0, 0.2), ("b", 41.0, 2.0, 0.3))
     }
-    write_tables(experiment, "mini", results, tmp_path)
+    tables(tmp_path, results, experiment=experiment)
     lines = {line["metric"]: line for line in lines_of_differences(tmp_path)}
     assert tuple(lines) == metrics
     for cost in metrics[1:4]:
@@ -209,25 +223,25 @@ def test_costs_are_no_part_of_the_family(tmp_path: Path) -> None:
         assert lines[cost]["p_holm"] == ""
     assert float(lines["vqav2"]["p_holm"]) == pytest.approx(2 * float(lines["vqav2"]["p_t"]), rel=1e-4)
     assert "over the 2 differences of this table, costs left out" in markdown(tmp_path)
-    (line,) = [line for line in markdown(tmp_path).splitlines() if "*minus*" in line]
+    (line,) = [line for line in markdown(tmp_path).splitlines() if " minus " in line]
     assert line.count(r"\*") == 1  # VQAv2's
 
 
 def test_rows_and_seeds_that_are_missing(tmp_path: Path) -> None:
-    write_tables(EXPERIMENT, "mini", {}, tmp_path)
+    tables(tmp_path, {})
     assert all(line["n_seeds"] == "0" and line["mean"] == "" for line in read_csv(tmp_path).values())
     text = markdown(tmp_path)
     assert text.count("0 of 3 (incomplete)") == 2
     assert "paired by seed" not in text
     # Fewer results than seeds are wanted: the last ones are missing.
-    write_tables(EXPERIMENT, "mini", {EXPERIMENT.rows[0].label: [run(vqav2=1.0)]}, tmp_path, seeds=2)
+    tables(tmp_path, {EXPERIMENT.rows[0].label: [run(vqav2=1.0)]}, seeds=2)
     assert "1 of 2 (incomplete)" in markdown(tmp_path)
     assert "| 1.0 (paper: 46.9) |" in markdown(tmp_path)  # one seed has no interval
 
 
 def test_one_seed_is_complete_if_one_was_asked_for(tmp_path: Path) -> None:
     results = {row.label: [run(vqav2=1.0, coco__CIDEr=2.0)] for row in EXPERIMENT.rows}
-    write_tables(EXPERIMENT, "smoke", results, tmp_path, seeds=1)
+    tables(tmp_path, results, seeds=1, scale="smoke")
     assert "incomplete" not in markdown(tmp_path)
     assert "Scale smoke; means over 1 seed." in markdown(tmp_path)
     assert "paired by seed" not in markdown(tmp_path)  # one seed shows nothing
@@ -235,18 +249,18 @@ def test_one_seed_is_complete_if_one_was_asked_for(tmp_path: Path) -> None:
 
 def test_scores_without_java_are_said(tmp_path: Path) -> None:
     results = {EXPERIMENT.rows[0].label: [run(vqav2=1.0, ptb_tokenizer=0.0)]}
-    write_tables(EXPERIMENT, "mini", results, tmp_path)
+    tables(tmp_path, results)
     assert "without Java" in markdown(tmp_path)
-    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    tables(tmp_path, RESULTS)
     assert "without Java" not in markdown(tmp_path)
 
 
 def test_latex(tmp_path: Path) -> None:
-    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    tables(tmp_path, RESULTS)
     text = (tmp_path / "table.tex").read_text()
     assert "Table 9: a \\& b" in text
     assert "first, 50\\% of data\\_a & 43.0 {\\scriptsize [41.0, 46.0]}" in text
-    assert "second \\textbar{} \\#2 \\emph{[seeds: 2 of 3 (incomplete)]}" in text
+    assert "second \\textbar{} \\#2 \\emph{{[}seeds: 2 of 3 (incomplete)]}" in text
     assert "\\emph{paper: 46.9} & \\emph{paper: collapse} & \\emph{paper: ?}" in text
     for begun in re.findall(r"\\begin\{(\w+)\}", text):
         assert f"\\end{{{begun}}}" in text
@@ -274,7 +288,7 @@ def test_latex_escaped(text: str, escaped: str) -> None:
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    tables(tmp_path, RESULTS)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(handle: int) -> None:
@@ -282,12 +296,12 @@ def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space"):
-        write_tables(EXPERIMENT, "mini", {}, tmp_path)
+        tables(tmp_path, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_states_of_all_seeds(tmp_path: Path) -> None:
-    write_tables(EXPERIMENT, "mini", RESULTS, tmp_path)
+    tables(tmp_path, RESULTS)
     line = next(
         line for line in markdown(tmp_path).splitlines() if "first" in line and " / not yet used / " in line
     )
@@ -296,5 +310,5 @@ def test_states_of_all_seeds(tmp_path: Path) -> None:
     same = {
         EXPERIMENT.rows[0].label: [run(gap=0.5, state="conditioned"), run(gap=0.6, state="conditioned"), None]
     }
-    write_tables(EXPERIMENT, "mini", same, tmp_path)
+    tables(tmp_path, same)
     assert "| used | " in markdown(tmp_path)

@@ -29,7 +29,7 @@ def fill(
 
 
 def write(config: RunConfig) -> Path:
-    """The folder of a run, with a course and a result that look like those of a real one."""
+    """The folder of a run, with a history and a result that look like those of a real one."""
     folder = files.prepare(config)
     noise = random.Random(identity.run_id(config))
     optim = config.optim
@@ -51,6 +51,7 @@ def write(config: RunConfig) -> Path:
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     pace = 0.38 if config.stage == "represent" else SECONDS.get(config.connector.kind, 0.1)
     seconds = optim.steps * pace * (1 + abs(noise.gauss(0, 0.03)))
+    files.write_json(folder / files.PROVENANCE, {"seed": config.seed})
     outcome = {"train_seconds": seconds, "state": "conditioned", "samples": optim.steps * optim.batch_size}
     files.write_outcome(folder, outcome)
     if config.stage == "represent":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.results import read_all_seeds, read_several
 from evlgen.config import TomeFormerConfig
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
@@ -39,7 +40,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
 
 
-def told(name: str, scale: str = "smoke") -> dict[str, object]:
+def about(name: str, scale: str = "smoke") -> dict[str, object]:
     """The JSON file of a figure."""
     path = paths.results_folder() / "figures" / scale / f"{name}.json"
     value: dict[str, object] = json.loads(path.read_text())
@@ -50,7 +51,7 @@ def test_a_figure_of_an_incomplete_sweep_says_what_is_missing() -> None:
     made_up.fill("two_stage", "smoke", leave_out=("1 : 3", "without LM"))
     paths = two_stage.draw("smoke")
     assert [path.name for path in paths] == ["two_stage.pdf", "two_stage.png"]
-    assert told("two_stage")["missing"] == ["stage 1 : stage 2 = 1 : 3", "without LM in stage 1"]
+    assert about("two_stage")["missing"] == ["stage 1 : stage 2 = 1 : 3", "without LM in stage 1"]
 
 
 def test_equal_stores_give_equal_figures() -> None:
@@ -104,8 +105,8 @@ def test_operations_of_two_stages_include_the_first() -> None:
     from evlgen.cost import run_cost
 
     made_up.fill("budgets", "smoke")
-    found, _ = quality_cost.runs.either("budgets", scale="smoke")
-    run = next(run for run in found["budgets"] if run.config.init_from is not None)
+    found, _ = read_several(("budgets",), scale="smoke")
+    run = next(run for run in found["budgets"].all_runs if run.config.init_from is not None)
     first, second = run.config.init_from, run.config
     assert first is not None
     samples = [stage.optim.steps * stage.optim.batch_size for stage in (first, second)]
@@ -115,30 +116,28 @@ def test_operations_of_two_stages_include_the_first() -> None:
 
 def test_the_final_score_of_two_stages_is_that_of_their_whole_budget() -> None:
     made_up.fill("budgets", leave_out=("250K + 80K",))
-    found, missing = quality_cost.runs.either("budgets", scale="mini")
-    assert quality_cost.final_point(found["budgets"], "val_loss", quality_cost.seconds) is None
+    found, missing = read_several(("budgets",), scale="mini")
+    assert quality_cost.final_point(found["budgets"].all_runs, "val_loss", quality_cost.seconds) is None
     assert missing == ["budgets: BLIP-2, two stages, 250K + 80K"]
     made_up.fill("budgets")
-    found, _ = quality_cost.runs.either("budgets", scale="mini")
-    whole = [run for run in found["budgets"] if run.row.label == "BLIP-2, two stages, 250K + 80K"]
-    costs, scores = [
-        [float((run.metrics or {})[name]) for run in whole] for name in ("total_seconds", "vqav2")
-    ]
+    found, _ = read_several(("budgets",), scale="mini")
+    whole = [run for run in found["budgets"].all_runs if run.row.label == "BLIP-2, two stages, 250K + 80K"]
+    costs, scores = [[float(run.metric(name) or 0) for run in whole] for name in ("total_seconds", "vqav2")]
     expected = (sum(costs) / 3, sum(scores) / 3)
-    final = quality_cost.final_point(found["budgets"], "vqav2", quality_cost.seconds)
+    final = quality_cost.final_point(found["budgets"].all_runs, "vqav2", quality_cost.seconds)
     assert final == pytest.approx(expected)
 
 
 def test_the_overall_score_is_the_mean_share_of_blip2s() -> None:
     made_up.fill("budgets")
-    found, _ = quality_cost.runs.either("budgets", scale="mini")
-    budgets = found["budgets"]
+    found, _ = read_several(("budgets",), scale="mini")
+    budgets = found["budgets"].all_runs
     whole = [run for run in budgets if run.row.label == "BLIP-2, two stages, 250K + 80K"]
     assert sum(quality_cost.scores(budgets, whole, "overall")) / 3 == pytest.approx(100)
     row = [run for run in budgets if run.row.label == "EVLGen, 150K"]
     sets = ("coco/CIDEr", "vqav2", "gqa", "okvqa")
-    means = [sum(float((run.metrics or {})[name]) for run in whole) / 3 for name in sets]
-    shares = [float((row[1].metrics or {})[name]) / mean for name, mean in zip(sets, means, strict=True)]
+    means = [sum(float(run.metric(name) or 0) for run in whole) / 3 for name in sets]
+    shares = [float(row[1].metric(name) or 0) / mean for name, mean in zip(sets, means, strict=True)]
     assert quality_cost.scores(budgets, row, "overall")[1] == pytest.approx(25 * sum(shares))
 
 
@@ -166,11 +165,9 @@ def test_fractions_whose_images_are_not_used_are_hollow(monkeypatch: pytest.Monk
 
     used = hollow()
     short = "EVLGen, 1/50 of the data, equal epochs"
-    for run in data_fractions.runs.load("data_fractions", "smoke"):
-        if run.row.label == short:
-            assert run.metrics is not None
-            result = {"id": run.id, "metrics": run.metrics | {"state": "slow"}}
-            files.write_json(run.folder / "result.json", result)
+    for run in read_all_seeds("data_fractions", "smoke").complete(short):
+        assert run.record is not None
+        files.write_result(run.record.folder, {**run.record.metrics, "state": "slow"}, {})
     assert hollow() == used + 1
 
 
@@ -199,7 +196,7 @@ def test_schedules_without_one_r_have_their_place(scale: str) -> None:
     assert any(row.values["kind"] == "constant" and "r" not in row.values for row in rows)
     made_up.fill("merge_schedules", scale, seeds=1)
     assert [path.name for path in pareto.draw(scale)] == ["pareto.pdf", "pareto.png"]
-    assert told("pareto", scale)["missing"] == []
+    assert about("pareto", scale)["missing"] == []
 
 
 def test_a_script_that_fails_does_not_keep_the_others(
@@ -219,7 +216,7 @@ def test_a_script_that_fails_does_not_keep_the_others(
     assert "soft_tokens: not drawn: its script failed" in out
     assert "Traceback" in err
     assert "KeyError: 'r'" in err
-    assert told("two_stage")["missing"] == []
+    assert about("two_stage")["missing"] == []
     assert "1 whole, 0 partial, 1 not drawn" in out
 
 

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from analysis.results import read
 from evlgen.errors import UserError
 from evlgen.evaluation import merge_maps
 from evlgen.runs import folder as files
-from evlgen.runs import identity
 from evlgen.runtime.arrays import write_arrays
 from experiments import load
 from experiments.base import seeded
 from paper_figures import merge_maps as subject
-from paper_figures import runs, style
+from paper_figures import style
 
 METRICS = {
     f"{measure}{suffix}": value
@@ -34,15 +34,16 @@ def folders(tmp_path, monkeypatch):
 
 def write(seed: int, **metrics: float):
     """A complete run whose maps are the grid's."""
-    folder = identity.run_folder(seeded(row().config, seed))
+    folder = files.prepare(seeded(row().config, seed))
     given = METRICS | {"merge_ari": 0.1, "val_loss": 1.0} | metrics
-    files.write_result(folder, given, {})
     source = np.zeros((8, 17, 65), np.uint8)
     source[:, 0, 0] = 1
     source[:, 1 + merge_maps.grid_groups(8, 16), range(1, 65)] = 1
     labels = merge_maps.pool_labels("coco_val", 8, 8).astype(np.int8)
     arrays = {"pool": np.array("coco_val"), "indices": np.arange(8), "labels": labels}
-    write_arrays(folder / "merge_maps.npz", arrays | {"trained": source, "untrained": source})
+    write_arrays(folder / files.MERGE_MAPS, arrays | {"trained": source, "untrained": source})
+    files.write_outcome(folder, {})
+    files.write_result(folder, given, {})
     return folder
 
 
@@ -73,7 +74,7 @@ def test_boundaries_stand_where_groups_change():
 def test_bars_are_means_over_seeds():
     write(0)
     write(1, purity=0.85)
-    found = [run for run in runs.load("table1", "smoke", 2) if run.metrics]
+    found = read("table1", "smoke", 2).complete()
     style.apply()
     axes = subject.figure_of(None, found).axes
     assert [axis.get_xlabel() for axis in axes] == list(subject.MEASURES.values())
@@ -84,7 +85,7 @@ def test_bars_are_means_over_seeds():
 def test_a_damaged_map_is_named_and_the_next_run_shown(capsys):
     (write(0) / "merge_maps.npz").write_bytes(b"PK")
     write(1)
-    found = [run for run in runs.load("table1", "smoke", 2) if run.metrics]
+    found = read("table1", "smoke", 2).complete()
     maps = subject.first_maps(found)
     assert maps is not None
     assert maps["trained"].shape == (8, 17, 65)

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from evlgen.connectors import look_of
 from evlgen.errors import UserError
 from evlgen.evaluation.soft_prompts import geometry
 from evlgen.runs import folder as files
-from evlgen.runs import identity
 from evlgen.runtime.arrays import write_arrays
 from experiments import load
 from experiments.base import seeded
-from paper_figures import runs
 from paper_figures import soft_prompts as subject
 
 
@@ -27,13 +26,19 @@ def write(connector: str):
     """A complete run of a connector."""
     label = subject.ROWS[connector]
     row = next(row for row in load("table1", "smoke").rows if row.label == label)
-    folder = identity.run_folder(seeded(row.config, 0))
-    files.write_result(folder, {"val_loss": 1.0}, {})
+    folder = files.prepare(seeded(row.config, 0))
     generator = torch.Generator().manual_seed(len(connector))
     prompts = torch.randn(24, 5, 6, generator=generator)
     names = {"colour": np.array(["red", "blue"] * 12), "shape": np.array(["ball", "key", "star"] * 8)}
-    write_arrays(folder / "soft_prompts.npz", geometry(prompts, torch.randn(50, 6)) | names)
+    complete(folder, geometry(prompts, torch.randn(50, 6)) | names)
     return folder
+
+
+def complete(folder, arrays):
+    """Write the arrays of a run and its result."""
+    write_arrays(folder / files.SOFT_PROMPTS, arrays)
+    files.write_outcome(folder, {})
+    files.write_result(folder, {"val_loss": 1.0}, {})
 
 
 def test_components_by_hand():
@@ -86,7 +91,7 @@ def test_what_is_there_is_drawn_and_the_rest_said(capsys):
 
 def test_a_file_without_what_is_drawn_is_named(capsys):
     folder = write("EVLGen")
-    write_arrays(folder / "soft_prompts.npz", {"mean": np.zeros((2, 3))})
+    complete(folder, {"mean": np.zeros((2, 3))})
     with pytest.raises(UserError, match=r"run\.py table1 --scale smoke"):
         subject.draw("smoke")
     assert "lacks colour, shape" in capsys.readouterr().err
@@ -105,7 +110,7 @@ def test_without_runs_the_command_is_named():
 
 def test_the_rows_are_there_at_every_scale():
     for scale in ("smoke", "mini", "paper"):
-        named = {row.label: runs.connector(row.config) for row in load("table1", scale).rows}
+        named = {row.label: look_of(row.config).name for row in load("table1", scale).rows}
         assert {connector: named[label] for connector, label in subject.ROWS.items()} == {
             connector: connector for connector in subject.ROWS
         }

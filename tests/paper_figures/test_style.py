@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
+from analysis.results import read_all_seeds
 from evlgen.connectors import LOOKS
-from paper_figures import runs, style
+from paper_figures import style
 from tests.paper_figures import made_up
 
 
@@ -42,18 +43,18 @@ def test_equal_figures_have_equal_bytes_and_no_date() -> None:
 
 def test_the_json_says_which_runs_and_what_is_missing_and_the_figure_grows() -> None:
     made_up.fill("initialisation", "smoke", leave_out=("from mini-bert",))
-    found = runs.load("initialisation", "smoke")
+    found = read_all_seeds("initialisation", "smoke")
     whole = style.save(plot(), "whole", "smoke", [], [])[1]
-    path = style.save(plot(), "partial", "smoke", found, runs.missing(found))[1]
-    told = json.loads(path.with_suffix(".json").read_text())
-    assert told["figure"] == "partial"
-    assert told["scale"] == "smoke"
-    assert [(run["row"], run["seed"]) for run in told["runs"]] == [
+    path = style.save(plot(), "partial", "smoke", found.all_runs, found.missing())[1]
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert about["figure"] == "partial"
+    assert about["scale"] == "smoke"
+    assert [(run["row"], run["seed"]) for run in about["runs"]] == [
         ("EVLGen, from random", 0),
         ("BLIP-2, single stage, from random", 0),
     ]
-    assert [run["id"] for run in told["runs"]] == [run.id for run in found if run.metrics]
-    assert told["missing"] == ["EVLGen, from mini-bert", "BLIP-2, single stage, from mini-bert"]
+    assert [run["id"] for run in about["runs"]] == [run.id for run in found.complete()]
+    assert about["missing"] == ["EVLGen, from mini-bert", "BLIP-2, single stage, from mini-bert"]
     assert matplotlib.image.imread(path).shape[0] > matplotlib.image.imread(whole).shape[0]
 
 
