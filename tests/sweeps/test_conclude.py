@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import claims
+from analysis.claims import judging
 from evlgen.config import to_json
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
@@ -83,7 +83,7 @@ def test_claims_are_judged_at_the_end_of_everything(
 ) -> None:
     """With the seeds that were run, and not where the runs are others than the claims are about."""
     asked: list[tuple[str, int | None]] = []
-    monkeypatch.setattr(claims, "write", lambda scale, seeds=None: asked.append((scale, seeds)))
+    monkeypatch.setattr(judging, "judge", lambda scale, seeds=None: asked.append((scale, seeds)) or [])
     monkeypatch.setattr(run, "_names", lambda arguments: ("table1", "budgets"))
     monkeypatch.setattr(run, "_carry_out", lambda sweep, arguments: 0)
     assert run.main([*flags, "--scale", "smoke"]) == 0
