@@ -1,1 +1,1 @@
-"""What a trained run says, and what it is worth."""
+"""Decoding, scores and measurements of trained runs."""

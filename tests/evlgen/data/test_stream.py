@@ -12,6 +12,7 @@ from evlgen import training
 from evlgen.backbones.language import word_tokenizer
 from evlgen.backbones.vision import FrozenVision, MiniViT, MiniViTConfig
 from evlgen.data import worlds
+from evlgen.data.base import World
 from evlgen.data.batches import DecodedImages, StreamedBatches, TrainingData
 from evlgen.data.features import ensure, load
 from evlgen.data.images import UnreadableImage
@@ -32,7 +33,7 @@ def texts() -> Texts:
     return Texts(tokenizer, tokenizer.convert_tokens_to_ids("\n"), 12)
 
 
-def stream(world: worlds.World | None = None) -> Stream:
+def stream(world: World | None = None) -> Stream:
     return Stream(world or worlds.get("miniworld"), POOLS, 64, "tiny", texts())
 
 
