@@ -105,7 +105,7 @@ def find_weights(name: str) -> Path:
     for sub in filter(None, (source.path, source.other)):
         if root and (found := Path(root).expanduser() / sub).exists():
             return found
-    where = f"{path} is missing" if root else f"{source.path} is wanted and EVLGEN_WEIGHTS is not set"
+    where = f"{path} is missing" if root else f"{source.path} is needed and EVLGEN_WEIGHTS is not set"
     raise UserError(
         f"weights {name!r}: {where}; get it from {source.origin}, put it into a folder and set "
         "EVLGEN_WEIGHTS to that folder, or give its path as the name"
