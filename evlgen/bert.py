@@ -231,7 +231,9 @@ def as_checkpoint(state_dict: Mapping[str, Tensor], names: Names) -> dict[str, T
     tensors: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         if ours in state_dict:
-            tensors |= zip(theirs, state_dict[ours].chunk(len(theirs)), strict=True)
+            tensor = state_dict[ours]
+            parts = tensor.chunk(len(theirs)) if len(theirs) > 1 else [tensor]  # a scalar has no chunks
+            tensors |= zip(theirs, parts, strict=True)
     return tensors
 
 
