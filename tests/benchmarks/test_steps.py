@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,18 +10,14 @@ import torch
 
 from benchmarks import profile_step, steps
 from evlgen.config import TomeFormerConfig
-from experiments import scales
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = dataclasses.replace(
-        scales.get("mini"),
-        tomeformer=TomeFormerConfig(
-            input_width=8, width=16, num_layers=2, num_heads=2, intermediate=32, max_positions=65, r=3
-        ),
+    small = TomeFormerConfig(
+        input_width=8, width=16, num_layers=2, num_heads=2, intermediate=32, max_positions=65, r=3
     )
-    monkeypatch.setattr(steps, "get", lambda name: small)
+    monkeypatch.setattr(steps.Case, "config", small)
 
 
 def test_measure(tiny: None) -> None:
