@@ -31,7 +31,7 @@ from analysis.table import (
 )
 from evlgen.collapse import CollapseThresholds
 from evlgen.data import worlds
-from evlgen.evaluation.metrics import details, metric
+from evlgen.evaluation.metrics import details, examples, metric
 from evlgen.runtime.files import write_atomic
 from experiments.base import Experiment
 
@@ -341,7 +341,7 @@ def _notes(results: Results, has_paper: bool) -> list[str]:
     experiment = results.experiment
     intervals = " with 95% bootstrap intervals" if results.seeds > 1 else ""
     notes = [f"Scale {results.scale}; means over {count_text(results.seeds, 'seed')}{intervals}."]
-    notes += _sizes(experiment)
+    notes += _sizes(results)
     if any(row.config.data.world == "miniworld" for row in experiment.rows):
         notes.append(
             "The sets are the miniworld's, in the roles of those they are named after: what compares with "
@@ -369,16 +369,23 @@ def _notes(results: Results, has_paper: bool) -> list[str]:
     return notes
 
 
-def _sizes(experiment: Experiment) -> list[str]:
-    """A sentence on how many images and questions the experiment's metrics are measured on."""
-    sizes = {row.config.evaluation.sets for row in experiment.rows}
+def _sizes(results: Results) -> list[str]:
+    """A sentence on how many images and questions the experiment's metrics are measured on.
+
+    Records say it, for a set may have fewer than were asked for; those without a count of questions, and an
+    experiment without runs, have what their configurations ask for.
+    """
+    sizes = {row.config.evaluation.sets for row in results.experiment.rows}
     if len(sizes) != 1:
         return []
-    counts, sets = dict(next(iter(sizes))), {one.name: one for one in worlds.all_sets()}
+    asked, sets = dict(next(iter(sizes))), {one.name: one for one in worlds.all_sets()}
     said = []
-    for name in dict.fromkeys(name.partition("/")[0] for name in experiment.metrics):
+    for name in dict.fromkeys(name.partition("/")[0] for name in results.experiment.metrics):
         if name in sets:
-            count = counts.get(name) or sum(counts.get(part, 0) for part in sets[name].parts)
+            scored = {examples(name, run.record.metrics) for run in results.complete() if run.record}
+            only = scored.pop() if len(scored) == 1 else None
+            wanted = asked.get(name) or sum(asked.get(part, 0) for part in sets[name].parts)
+            count = wanted if only is None else only[0]
             noun = "question" if sets[name].kind == "question" else "image"
             said += [f"{count_text(count, noun)} of {sets[name].title}"] if count else []
     return [f"Evaluated on {', '.join(said)}."] if said else []

@@ -121,6 +121,21 @@ def test_markdown(tmp_path: Path) -> None:
     assert len(grids) == 4
 
 
+def test_sizes_are_those_that_were_scored(tmp_path: Path) -> None:
+    """A set may have fewer examples than a run asks for; older records do not count questions."""
+    counts = {"coco/images": 7.0, "nocaps/images": 30.0}
+    made = {label: [seed and {**seed, **counts} for seed in seeds] for label, seeds in RESULTS.items()}
+    tables(tmp_path, made)
+    assert "Evaluated on 1 question of VQAv2, 7 images of COCO, 30 images of NoCaps, all." in markdown(
+        tmp_path
+    )
+    made = {
+        label: [seed and {**seed, "vqav2/questions": 5.0} for seed in seeds] for label, seeds in made.items()
+    }
+    tables(tmp_path, made)
+    assert "Evaluated on 5 questions of VQAv2, 7 images of COCO" in markdown(tmp_path)
+
+
 def test_experiments_that_are_not_the_paper_s_have_no_column_for_it(tmp_path: Path) -> None:
     ours = dataclasses.replace(
         EXPERIMENT, rows=tuple(dataclasses.replace(row, paper={}) for row in EXPERIMENT.rows)
