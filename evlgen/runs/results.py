@@ -95,17 +95,24 @@ def find(config: RunConfig, archives: bool = True) -> Record | None:
     places = [(runs_folder(), str(runs_folder()))]
     if archives:
         places += _extracted_archives()
-    for root, source in places:
-        if wanted in _runs_by_config(root, _stamp(root)).get(shared, ()):
-            record = _read(root / wanted, config, source)
-            if record is not None:
-                return record
+    found_in = [
+        place for place in places if wanted in _runs_by_config(place[0], _stamp(place[0])).get(shared, ())
+    ]
+    for root, source in sorted(found_in, key=lambda place: -_pictures(place[0] / wanted)):
+        if (record := _read(root / wanted, config, source)) is not None:
+            return record
     earlier: list[Record] = []
     for root, source in places:
         runs = _runs_by_config(root, _stamp(root)).get(shared, ())
         found = (_earlier(root / run, config, source) for run in runs if run != wanted)
         earlier += [record for record in found if record is not None]
-    return min(earlier, key=lambda record: len(record.changed), default=None)
+    return min(earlier, key=lambda record: (len(record.changed), -_pictures(record.folder)), default=None)
+
+
+def _pictures(folder: Path) -> int:
+    """How much is kept of what pictures are drawn from: the archives of two tables may have the same run, one
+    with and one without."""
+    return sum((folder / name).exists() for name in archive.PICTURED)
 
 
 def _read(folder: Path, config: RunConfig, source: str) -> Record | None:

@@ -177,3 +177,16 @@ def test_figures_say_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     (sentence,) = json.loads(pdf.with_suffix(".json").read_text())["changed"]
     assert sentence.startswith("Recorded with an earlier behaviour of the code (merging 1, now 2): EVLGen")
     assert "BLIP-2" not in sentence
+
+
+def test_of_two_archives_the_one_with_the_captions_is_read(tmp_path: Path) -> None:
+    """Two tables share runs, and the archive of the first in the alphabet has no captions."""
+    made_up.fill("initialisation", "smoke")
+    ids = [record.id for record in read("initialisation", "smoke").records()]
+    archive.pack(archive.path_of("a", "smoke"), ids, [])
+    archive.pack(archive.path_of("b", "smoke"), ids, ids)
+    archive.pack(archive.path_of("c", "smoke"), ids, [])
+    shutil.rmtree(tmp_path / "runs")
+    for run in read("initialisation", "smoke").complete():
+        assert run.predictions("captions", "coco")["0"] == made_up.CAPTION
+        assert run.predictions("captions", "flickr") == {}
