@@ -1,8 +1,8 @@
 """LLaVA's connector: all image tokens go to the language model, through one linear layer or a small MLP.
 
 LLaVA (Liu et al., "Visual Instruction Tuning", 2023) has one linear layer, LLaVA-1.5 (Liu et al., "Improved
-Baselines with Visual Instruction Tuning", 2023) two with a GELU between. Nothing is merged: the soft prompt
-is as long as the image.
+Baselines with Visual Instruction Tuning", 2023) two with a GELU between them. Nothing is merged: the soft
+prompt has as many tokens as the image.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from evlgen.errors import UserError
 
 
 class LinearConnector(Connector):
-    """All but the last of ``num_layers`` linear layers, a GELU behind each of them.
+    """All but the last of ``num_layers`` linear layers, each followed by a GELU.
 
-    The last one is the projection of `evlgen.model.CaptionModel`: with a single layer nothing is done here.
-    Unlike LLaVA, which drops the class token, all image tokens are kept, and the model normalises them first,
-    as it does for every connector.
+    The last layer is the projection of `evlgen.model.CaptionModel`; with a single layer this module does
+    nothing. LLaVA drops the class token; here all image tokens are kept, and `CaptionModel` normalises them
+    first, as for every connector.
 
     Raises:
         UserError: a config value is wrong.
@@ -38,7 +38,7 @@ class LinearConnector(Connector):
             raise UserError(f"connector.num_layers is {config.num_layers}: it must be 1 or more")
         if config.num_layers == 1 and config.width != config.input_width:
             raise UserError(
-                f"connector.width is {config.width}: a single linear layer has no hidden one; set it to "
+                f"connector.width is {config.width}: a single linear layer has no hidden width; set it to "
                 f"input_width, {config.input_width}"
             )
         self.config = config

@@ -1,11 +1,11 @@
 """Perceiver resampler, the connector of Flamingo (Alayrac et al., 2022, figure 5 of the appendix).
 
-Learned latents read the image in every layer: queries come from the latents, keys and values from the image
-tokens and the latents together. Blocks normalise what they read and add to what they were given (pre-norm).
+In every layer learned latents attend to the image: queries come from the latents, keys and values from image
+tokens and latents together. Blocks are pre-norm.
 
-Flamingo's image tokens have the width of the latents and learned positions in time; here they are projected
-to it and have learned positions in the image, like TomeFormer's. Flamingo's feed-forward squares a ReLU; this
-one has a GELU, and its linear layers have biases, like those of the other connectors.
+Differences from Flamingo: image tokens are projected to the width of the latents and have learned positions
+in the image, like TomeFormer's, where Flamingo's have learned positions in time; the feed-forward has a GELU
+where Flamingo's squares a ReLU; linear layers have biases, like those of the other connectors.
 """
 
 from __future__ import annotations

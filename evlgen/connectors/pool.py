@@ -1,4 +1,4 @@
-"""Average pooling: the plainest way to a short soft prompt, without weights and blind to the content."""
+"""Average pooling: the simplest short soft prompt, without weights and regardless of the content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evlgen.errors import UserError
 
 
 class PoolConnector(Connector):
-    """The square of patches averaged to ``rows`` x ``columns``, the class token in front as it is.
+    """Averages the square of patches to ``rows`` x ``columns``; the class token stays in front, unchanged.
 
     Raises:
         UserError: a config value is wrong.
@@ -32,7 +32,7 @@ class PoolConnector(Connector):
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, D) image features -> (B, rows * columns + 1 with a class token, D) soft tokens.
 
-        Patches are in the order of reading. Where a side is no multiple, areas overlap by a patch (torch's
+        Patches are in row-major order. Where a side is not a multiple, areas overlap by a patch (torch's
         adaptive pooling).
 
         Raises:

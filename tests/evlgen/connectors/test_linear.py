@@ -59,7 +59,7 @@ def test_macs_by_hand() -> None:
         (LinearConfig(num_layers=0), r"connector\.num_layers is 0: it must be 1 or more"),
         (
             LinearConfig(width=7),
-            "width is 7: a single linear layer has no hidden one; set it to input_width, 1408",
+            "width is 7: a single linear layer has no hidden width; set it to input_width, 1408",
         ),
         (LinearConfig(init="mini-bert"), "'mini-bert': a linear connector has no BERT in it"),
     ],
