@@ -83,7 +83,8 @@ SEED = 3
 # Others, where with this one two pairs of tokens are so alike that rounding decides which of them is merged.
 SEEDS = {
     "tomeformer, BERT": 6,
-    "cosine": 4,
+    "cosine": 5,
+    "CLIP": 5,
     "qformer after stage 1, miniworld, cached": 4,
     "qformer after stage 1, folder, cached": 4,
     "qformer after stage 1, capfilt, streamed": 4,

@@ -51,7 +51,7 @@ def run(case: cases.Case, folder: Path, stable_only: bool = False, noise: int | 
     Args:
         stable_only: texts that noise on the trained weights changes are None.
         noise: number of a draw of noise that is added to the initial weights, as if another processor had
-            rounded otherwise, only more.
+            rounded otherwise, only more; values of the training alone.
     """
     config, first = case.config, None
     if config.init_from is not None:
@@ -62,6 +62,8 @@ def run(case: cases.Case, folder: Path, stable_only: bool = False, noise: int | 
     _train(config, folder, first, noise)
     values = _history(folder)
     values |= _weights(folder / "connector.safetensors")
+    if noise is not None:
+        return values
     if config.stage == "caption":
         evaluate(config, folder)
         values |= texts(folder)
