@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -245,35 +242,6 @@ def test_full_disk_is_one_line(sandbox: Sandbox, cache: Path) -> None:
     assert "No space left on device" in outcome.stderr
     assert outcome.stderr.count("\n") == 1
     assert "Traceback" not in outcome.stdout
-
-
-def test_on_a_terminal_bars_name_rows_and_what_is_left(sandbox: Sandbox, undisturbed: Sandbox) -> None:
-    """The runs are there but for one, so that it is quick."""
-    runs = sandbox.folder / "runs"
-    shutil.copytree(undisturbed.folder / "runs", runs)
-    for path in runs.glob("*/config.json"):
-        config = json.loads(path.read_text())
-        if (config["language"], config["connector"]["kind"]) == ("mini-llama", "tomeformer"):
-            shutil.rmtree(path.parent)
-    ours, theirs = pty.openpty()
-    sandbox.environment |= {"COLUMNS": "80", "LINES": "40", "TERM": "xterm"}
-    launcher = subprocess.Popen(
-        sandbox.command(*SMALL), env=sandbox.environment, cwd=sandbox.folder, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    seen = b""
-    with contextlib.suppress(OSError):  # at the end of a terminal
-        while piece := os.read(ours, 65536):
-            seen += piece
-    os.close(ours)
-    assert launcher.wait(30) == 0
-    screens = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    bars = [line.strip() for line in re.split(r"[\r\n]+", screens) if "samples/s" in line]
-    assert any(
-        re.match(r"EVLGen, Vicuna-7B, +\S* +\d+/12 +(training|validating), loss ", bar) for bar in bars
-    ), bars
-    assert re.search(r"sweep +\S+ +\d/\d+ +about \d+ s left", screens)
-    assert "…" not in screens
 
 
 LOOKS = [
