@@ -30,7 +30,7 @@ from analysis.claims import files as claims_files
 from analysis.readme import HEADLINE
 from analysis.results import command, found_in, read_all_seeds
 from analysis.search import read_search
-from analysis.table import Cell, Column, Page, Row, Section, Table, exact, inline, read_csv, to_html
+from analysis.table import Cell, Column, Page, Row, Section, Table, exact, inline, plain, read_csv, to_html
 from analysis.timings import training_times
 from evlgen.errors import UserError, exit_code, nearest
 from evlgen.evaluation.metrics import metric
@@ -70,7 +70,7 @@ class Chapter:
     """
 
     id: str
-    title: Markup
+    title: str
     command: str
     source: str
     parts: Sequence[Part] = ()
@@ -191,9 +191,9 @@ def _chapter(name: str, own: str, scale: str, ids: Ids, records: list[Record]) -
     page = _page(name, own, path, records)
     made_by = command(name, "mini" if name in EXPERIMENTS and load(name).default_scale == own else own)
     if page is None:
-        return Chapter(chapter_id, Markup(name), made_by, "")
+        return Chapter(chapter_id, name, made_by, "")
     parts = _parts(page, chapter_id, ids)
-    return Chapter(chapter_id, inline(page.title), made_by, f"results/{name}/{own}/", parts)
+    return Chapter(chapter_id, plain(page.title), made_by, f"results/{name}/{own}/", parts)
 
 
 def _page(name: str, scale: str, path: Path, records: list[Record]) -> Page | None:
@@ -210,8 +210,9 @@ def _page(name: str, scale: str, path: Path, records: list[Record]) -> Page | No
             pass
         else:
             records += results.records()
-            page = tables.page(results)
-            full = _in_full(tables.all_metrics(results))
+            scores = tables.scores_of(results)
+            page = tables.page(results, scores)
+            full = _in_full(tables.all_metrics(results, scores))
             return Page(page.title, (*page.sections, Section("All metrics of table.csv", (full,))))
     if not path.exists():
         return None
@@ -254,7 +255,7 @@ def _search(folder: Path, ids: Ids) -> Chapter:
     chapter_id, page = ids.new("search", name), read_search(folder)
     source = f"results/merge_search/{name}/{scale}/"
     return Chapter(
-        chapter_id, inline(page.title), search_command(name, scale), source, _parts(page, chapter_id, ids)
+        chapter_id, plain(page.title), search_command(name, scale), source, _parts(page, chapter_id, ids)
     )
 
 

@@ -18,6 +18,7 @@ must agree.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -93,10 +94,16 @@ def _resampled_means(scores: npt.NDArray[np.float64], seed: int) -> npt.NDArray[
     """Means of the resamples with replacement, (resamples,)."""
     n = scores.size
     if n**n <= _EXACT_RESAMPLES:
-        index = np.array(list(itertools.product(range(n), repeat=n)))
+        index = _all_resamples(n)
     else:
         index = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
     return np.sort(scores)[index].mean(axis=1)  # sorted: the order of the seeds must not matter
+
+
+@functools.cache
+def _all_resamples(n: int) -> npt.NDArray[np.int64]:
+    """All ways to draw n of n with replacement, (n**n, n)."""
+    return np.array(list(itertools.product(range(n), repeat=n)))
 
 
 def paired_difference(

@@ -307,7 +307,12 @@ def to_html(table: Table, anchor: Callable[[str], str], table_id: str) -> Markup
         '<div class="scroll" tabindex="0" role="region" aria-label="{title}">\n'
         '<table class="sortable" id="{id}">\n<caption class="unseen">{title}</caption>\n'
         "<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>{notes}\n"
-    ).format(title=table.title.replace("`", ""), id=table_id, head=head, body=body, notes=notes)
+    ).format(title=plain(table.title), id=table_id, head=head, body=body, notes=notes)
+
+
+def plain(text: str) -> str:
+    """Words without the marks of `code`."""
+    return text.replace("`", "")
 
 
 def inline(text: str) -> Markup:

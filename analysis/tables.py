@@ -65,7 +65,7 @@ def write_tables(results: Results, out_dir: Path) -> list[Path]:
     compared = _compare(results.experiment, scores)
     files = {
         "table.csv": to_csv(all_metrics(results, scores)),
-        "table.md": page_markdown(page_of(results, scores, compared)),
+        "table.md": page_markdown(_page(results, scores, compared)),
         "table.tex": to_latex(main_table(results, scores, with_seeds=False)),
         "differences.csv": _differences_csv(compared),
     }
@@ -181,14 +181,17 @@ def _differences_csv(compared: Sequence[Compared]) -> str:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def page(results: Results) -> Page:
-    """All tables of an experiment, as ``table.md`` and the report show them."""
-    scores = scores_of(results)
-    return page_of(results, scores, _compare(results.experiment, scores))
+def page(results: Results, scores: Scores | None = None) -> Page:
+    """All tables of an experiment, as ``table.md`` and the report show them.
+
+    Args:
+        scores: of `scores_of`, where they are there already.
+    """
+    scores = scores or scores_of(results)
+    return _page(results, scores, _compare(results.experiment, scores))
 
 
-def page_of(results: Results, scores: Scores, compared: Sequence[Compared]) -> Page:
-    """As `page`, of numbers that are there already."""
+def _page(results: Results, scores: Scores, compared: Sequence[Compared]) -> Page:
     experiment = results.experiment
     sections = [Section("", (main_table(results, scores),))]
     if more := _details_table(results, scores):
