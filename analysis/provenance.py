@@ -13,14 +13,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from analysis.results import collect, command
 from evlgen.errors import UserError, exit_code
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
 from experiments import EXPERIMENTS, load
-from experiments.scales import get
+from experiments.scales import NAMES, get
 
 # Of a run's provenance.json, what many runs share.
 ENVIRONMENT = (
@@ -155,16 +157,11 @@ def seeds_of_tables(scale: str) -> dict[str, int]:
 
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 where the user must do something first."""
-    import tyro
 
-    def arguments(scale: str = "mini") -> str:
-        """
-        Args:
-            scale: smoke, mini or paper
-        """
+    def arguments(scale: Annotated[str, tyro.conf.arg(help=", ".join(NAMES))] = "mini") -> str:
         return scale
 
-    scale = tyro.cli(arguments, args=argv, prog="analysis.provenance", description=__doc__)
+    scale = tyro.cli(arguments, args=argv, prog="python -m analysis.provenance", description=__doc__)
 
     def act() -> None:
         found = write(scale, seeds_of_tables(scale))

@@ -415,7 +415,7 @@ def main(argv: list[str]) -> int:
         """
         return scale, out
 
-    scale, out = tyro.cli(arguments, args=argv, prog="analysis.report", description=__doc__)
+    scale, out = tyro.cli(arguments, args=argv, prog="python -m analysis.report", description=__doc__)
     path = out or paths.results_folder() / "report.html"
 
     def act() -> None:

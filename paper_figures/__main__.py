@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.results import found_in, read
-from evlgen.errors import UserError
+from evlgen.errors import UserError, exit_code
 from evlgen.runtime.paths import results_folder
 from experiments import EXPERIMENTS
 from paper_figures import script
@@ -28,7 +28,19 @@ NO_FIGURES = ("__main__", "script", "style")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 if every figure is drawn, 1 if one is missing or drawn from an incomplete sweep."""
+    """The exit code: that of `draw_all`, or 2 where the user must do something first."""
+    return exit_code(lambda: draw_all(argv))
+
+
+def draw_all(argv: Sequence[str]) -> int:
+    """Draw what can be drawn, and say of each figure how that went.
+
+    Returns:
+        0 if every figure is drawn, 1 if one is missing or drawn from an incomplete sweep.
+
+    Raises:
+        UserError: there is no such scale.
+    """
     scale = script.scale_of(argv, "python -m paper_figures", __doc__)
     names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_FIGURES)
     whole: list[str] = []

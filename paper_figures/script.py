@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evlgen.errors import exit_code
+from evlgen.errors import UserError, exit_code, nearest
 from experiments.scales import NAMES as SCALES
 
 
@@ -26,8 +26,15 @@ def main(draw: Callable[[str], list[Path]], description: str | None) -> int:
 
 
 def scale_of(argv: Sequence[str], program: str, description: str | None) -> str:
-    """The value of ``--scale``, the only flag."""
+    """The value of ``--scale``, the only flag.
+
+    Raises:
+        UserError: there is no such scale.
+    """
     parser = argparse.ArgumentParser(program, description=description)
-    parser.add_argument("--scale", default="mini", choices=SCALES, help="default: mini")
+    parser.add_argument("--scale", default="mini", help=f"{', '.join(SCALES)} (default: mini)")
     scale: str = parser.parse_args(argv).scale
+    if scale not in SCALES:
+        known = ", ".join(SCALES)
+        raise UserError(f"--scale {scale}: no such scale; there are: {known}{nearest(scale, SCALES)}")
     return scale

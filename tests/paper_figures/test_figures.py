@@ -231,3 +231,10 @@ def test_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
     for name in own - need_arrays - set(everything.OPTIONAL):
         assert "not drawn" not in said[name]
         assert "missing" not in said[name]
+
+
+def test_an_unknown_scale_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert everything.main(["--scale", "smoek"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --scale smoek: no such scale; there are: ")
+    assert error.endswith("; did you mean smoke?\n")
