@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.results import Run, read_all_seeds, values_of
 from analysis.statistics import mean_of
 from evlgen.config import TomeFormerConfig
+from evlgen.cost import run_cost
 from paper_figures import script, style
 
 SCHEDULES = ("constant", "inflection", "one-shot")
@@ -50,8 +51,6 @@ def draw(scale: str) -> list[Path]:
 
 def update_gmacs(run: Run) -> float:
     """MACs of an update for one pair in connector and language model, forward and backward, in 10^9."""
-    from evlgen.cost import run_cost
-
     cost = run_cost(run.config)
     return (cost.trained_macs + cost.language_macs) / 1e9
 

@@ -25,6 +25,7 @@ from analysis.results import Run, by_row, read_several, values_of
 from analysis.statistics import mean_of
 from analysis.time_to_quality import Reached, time_to_quality
 from evlgen.connectors import look_of
+from evlgen.cost import run_cost
 from experiments import table1
 from paper_figures import script, style
 
@@ -183,8 +184,6 @@ def seconds(run: Run) -> float | None:
 
 def training_tmacs(run: Run) -> float | None:
     """Multiply-accumulates of all training steps, forward and backward, stage 1 included, in 10^12."""
-    from evlgen.cost import run_cost
-
     total, stage = 0.0, run.config
     while True:
         total += run_cost(stage).step_flop / 2 * stage.optim.steps * stage.optim.batch_size

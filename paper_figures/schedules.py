@@ -16,10 +16,14 @@ import functools
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
 
 from evlgen.config import TomeFormerConfig
+from evlgen.cost import image_features, is_counted, meta_connector
+from evlgen.merging import merge_schedule, token_counts
 from experiments import merge_schedules
 from experiments.scales import get
 from paper_figures import script, style
@@ -59,11 +63,6 @@ def chosen(scale: str) -> dict[str, TomeFormerConfig]:
 
 def layer_macs(config: TomeFormerConfig, tokens: int) -> list[int]:
     """MACs of each layer's linear layers for one image of so many tokens, counted in one pass."""
-    import torch
-    from torch import Tensor, nn
-
-    from evlgen.cost import image_features, is_counted, meta_connector
-
     connector = meta_connector(config)
     macs = [0] * config.num_layers
 
@@ -79,8 +78,6 @@ def layer_macs(config: TomeFormerConfig, tokens: int) -> list[int]:
 
 
 def _panels(axes: tuple[Axes, Axes], scale: str) -> None:
-    from evlgen.merging import merge_schedule, token_counts
-
     tokens = get(scale).tokens
     left, right = axes
     for index, (name, config) in enumerate(chosen(scale).items()):
