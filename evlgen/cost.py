@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from evlgen.backbones.eva import EvaConfig, EvaViT
-from evlgen.backbones.language import MINI_BERT, mini_model, mini_tokenizer, text_reader
+from evlgen.backbones.language import mini_model, mini_tokenizer
 from evlgen.backbones.vision import ClipViT, MiniViT, MiniViTConfig, mini_clip_config
 from evlgen.config import ConnectorConfig, Objective, QFormerConfig, RunConfig
 from evlgen.connector_base import Connector
@@ -36,6 +36,7 @@ from evlgen.data.pairs import Batch
 from evlgen.errors import UserError
 from evlgen.model import CaptionModel, Model, evaluating
 from evlgen.qformer import QFormer
+from evlgen.runs.identity import MINI_BERT, text_reader
 from evlgen.stage1 import OBJECTIVES, stage1_losses
 
 BERT_VOCABULARY = 30_522

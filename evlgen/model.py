@@ -24,7 +24,6 @@ from transformers import DynamicCache, GenerationConfig
 from evlgen.backbones.language import (
     FrozenLanguage,
     build_language,
-    text_reader,
     text_tokenizer,
 )
 from evlgen.backbones.pretrained import tensors_hash
@@ -39,6 +38,7 @@ from evlgen.connectors import build_connector
 from evlgen.errors import UserError
 from evlgen.miniworld import PROMPT
 from evlgen.qformer import QFormer
+from evlgen.runs.identity import text_reader
 from evlgen.runtime.files import write_atomic
 from evlgen.stage1 import Stage1Model
 

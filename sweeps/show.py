@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from evlgen.config import RunConfig
 from evlgen.errors import UserError, nearest
 from evlgen.runs import folder as files
+from evlgen.runs import results
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
 from experiments.base import Experiment
@@ -205,8 +206,6 @@ Predictions = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 def show_examples(experiment: Experiment, count: int) -> None:
     """What the rows' runs (seed 0) predict for the first images and questions, beside references."""
-    from evlgen.runs import results  # imports numpy, which a look at the state does not need
-
     found: dict[str, tuple[RunConfig, Predictions]] = {}
     for row in experiment.rows:
         record = results.find(row.config)

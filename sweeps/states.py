@@ -13,6 +13,7 @@ from pathlib import Path
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
+from evlgen.runs import results
 from evlgen.runtime.paths import runs_folder
 from sweeps import leases
 
@@ -96,8 +97,6 @@ def with_records(runs: Mapping[str, RunConfig], found: Mapping[str, State]) -> d
     Args:
         runs: by id.
     """
-    from evlgen.runs import results  # imports numpy, which the polling of a queue does not need
-
     known = dict(found)
     for run, one in found.items():
         if one.name == "pending":

@@ -1,4 +1,7 @@
-"""What a worker process does: cache features, or execute one run from its folder."""
+"""What a worker process does: cache features, or execute one run from its folder.
+
+Importing this imports torch: launchers name its functions and leave the import to their workers.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from evlgen import training
+from evlgen.collapse import classify
 from evlgen.config import RunConfig
+from evlgen.data import features, worlds
+from evlgen.data.batches import load_training_data
 from evlgen.errors import UserError
+from evlgen.evaluation import decoding, inspection
 from evlgen.runs import folder as files
 from evlgen.runs.identity import identify
 from evlgen.runs.provenance import Meter, over_attempts, write_provenance
+from evlgen.runtime.cpu import prepare_worker
+from evlgen.runtime.distributed import init_from_environment
+from evlgen.training import Stop
 from sweeps import leases, local
 
 Tell = Callable[[Any], None]
@@ -24,9 +38,6 @@ _MEASURED = "measured.json"  # of the attempts that were stopped
 
 def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int, world: str) -> None:
     """Make sure that the features of a pool's first images are in the cache."""
-    from evlgen.data import features
-    from evlgen.runtime.cpu import prepare_worker
-
     prepare_worker()
     _take_gpu()
     features.ensure(pool, size, vision, views, world)
@@ -39,11 +50,6 @@ def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:
         Stopped: this worker was asked to stop; the training has left a checkpoint.
         UserError: the run that this one starts from has not been trained.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    from evlgen.runtime.cpu import prepare_worker
-    from evlgen.training import Stop
-
     prepare_worker()
     disable_progress_bar()  # its lock would be called leaked at the end of a process that others wait for
     folder = Path(folder_name)
@@ -95,17 +101,13 @@ def _is_trained(folder: Path, config: RunConfig) -> bool:
 
 
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
-    from evlgen import training
-    from evlgen.collapse import classify
-    from evlgen.evaluation import decoding, inspection
-
     meter, earlier = Meter(), files.read_if_whole(folder / _MEASURED)
     try:
         summary, data = _train(config, folder, report, init_folder)
         if config.stage == "caption" and config.evaluation.sets:
             decoding.evaluate(config, folder, report)
         inspected = inspection.inspect(config, folder) if config.stage == "caption" else {}
-    except training.Stop:
+    except Stop:
         files.write_json(folder / _MEASURED, over_attempts(earlier, meter.read()))
         raise
     measured = over_attempts(earlier, meter.read())
@@ -119,12 +121,6 @@ def _train(
     config: RunConfig, folder: Path, report: Tell, init_folder: str | None
 ) -> tuple[dict[str, float], str]:
     """Summary of the training, and fingerprint of its data."""
-    import torch
-
-    from evlgen import training
-    from evlgen.data import worlds
-    from evlgen.data.batches import load_training_data
-
     first = None if init_folder is None else Path(init_folder)
     if first is not None:
         if files.outcome_if_whole(first) is None:
@@ -136,8 +132,6 @@ def _train(
         for pool in worlds.pools_of(config):  # a damaged file shall not show after days of training
             worlds.of(config.data).count(pool)
     if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
-        from evlgen.runtime.distributed import init_from_environment
-
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint
 
@@ -159,8 +153,6 @@ def _take_gpu() -> None:
     The processes of one run are as many as the GPUs, or `evlgen.runtime.distributed.init_from_environment`
     refuses. Runs side by side may be more.
     """
-    import torch
-
     count = torch.cuda.device_count()
     if count:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", local.number())) % count)
@@ -169,8 +161,6 @@ def _take_gpu() -> None:
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """What is printed and logged goes to a file, a failure's traceback as well."""
-    from evlgen.training import Stop
-
     with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         handler = logging.StreamHandler(log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

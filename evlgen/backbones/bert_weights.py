@@ -7,9 +7,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evlgen.backbones.language import MINI_BERT, bert_folder
+from evlgen.backbones.language import bert_folder
 from evlgen.backbones.pretrained import read_config, read_state
 from evlgen.errors import UserError
+from evlgen.runs.identity import MINI_BERT
 from evlgen.runtime.sources import shipped_file
 
 

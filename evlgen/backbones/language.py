@@ -31,14 +31,12 @@ from transformers import (
 from evlgen.backbones.pip_models import unpacked
 from evlgen.backbones.pretrained import first_line, load_transformers, read_config, weights_fingerprint
 from evlgen.backbones.vision import file_hash
-from evlgen.config import RunConfig
 from evlgen.errors import UserError
+from evlgen.runs.identity import MINI_BERT
 from evlgen.runtime.sources import PIP_MODELS, SOURCES, find_weights, names, shipped_file
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
-MINI_BERT = "mini-bert"
-BERT = "bert-base-uncased"
 _MINI = ("mini-opt", "mini-llama")
 ENCODER_DECODERS = ("t5", "mt5")
 PLAIN_HEADS = ("opt", "llama")
@@ -196,21 +194,6 @@ def text_tokenizer(name: str) -> tuple[Any, int]:
         return tokenizer, closing_newline(tokenizer, name)
     path = bert_folder(name) if name in names("bert") else language_folder(name)
     return load_tokenizer(path, read_config(path))
-
-
-def text_reader(config: RunConfig) -> str:
-    """The model whose tokens the texts of a run are, for `text_tokenizer`.
-
-    In the stage ``represent`` it is the BERT that ``language`` names, or that the connector starts from:
-    BLIP-2 reads with BERT's own vocabulary and word embeddings. Without either it is bert-base-uncased, in
-    the miniworld the miniature's.
-    """
-    if config.stage == "caption":
-        return config.language
-    name = config.language or config.connector.init
-    if name in ("random", MINI_BERT) or name.endswith(".safetensors"):
-        return MINI_BERT if config.data.world == "miniworld" else BERT
-    return name
 
 
 def language_folder(name: str) -> Path:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evlgen.backbones.language import text_reader, text_tokenizer
+from evlgen.backbones.language import text_tokenizer
 from evlgen.backbones.vision import build_vision
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data import features, worlds
@@ -28,6 +28,7 @@ from evlgen.data.base import World
 from evlgen.data.pairs import Batch, PairPool, Texts, draw_batch, text_tokens
 from evlgen.data.stream import Stream, decoded_steps
 from evlgen.errors import UserError
+from evlgen.runs.identity import text_reader
 from evlgen.runtime.distributed import Ranks
 
 
@@ -199,7 +200,7 @@ def load_training_data(config: RunConfig) -> TrainingData:
 
     Without ``data.cache`` this holds for the validation pairs only; training pairs come from a stream.
 
-    Captions are token ids of the model that reads them (`evlgen.backbones.language.text_reader`). The last
+    Captions are token ids of the model that reads them (`evlgen.runs.identity.text_reader`). The last
     few results stay in memory, for processes that execute one run after another.
 
     Raises:

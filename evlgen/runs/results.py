@@ -15,10 +15,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
@@ -27,6 +24,9 @@ from evlgen.runs import folder as files
 from evlgen.runs.identity import config_hash, identify, run_id
 from evlgen.runtime.paths import results_folder, runs_folder
 from evlgen.runtime.sources import MISSING
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Record:
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
         """Arrays of ``soft_prompts.npz`` or ``merge_maps.npz``; None if they were not kept."""
+        import numpy as np  # which lists and states, that read records as well, do not need
+
         path = files.verified_if_there(self.folder, name)
         if path is None:
             return None
@@ -165,8 +167,13 @@ def _extracted_archives() -> list[tuple[Path, str]]:
             status = path.stat()
             places.append((_extracted(path, status.st_mtime_ns, status.st_size), str(path)))
         except UserError as error:  # noqa: PERF203 (a dozen archives)
-            print(f"{error}: skipped", file=sys.stderr, flush=True)
+            _say_once(f"{error}: skipped")
     return places
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -113,7 +113,7 @@ def test_another_architecture_names_key_and_both_shapes(tmp_path: Path) -> None:
         load(path, EvaConfig(28, 7, 32, 3, 4, 40))
 
 
-def test_missing_weights_say_which_whence_and_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_weights_are_named_with_their_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EVLGEN_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match=r"eva_vit_g\.pth is missing; get it from LAVIS.*EVLGEN_WEIGHTS"):
         find_weights("eva-clip-g")

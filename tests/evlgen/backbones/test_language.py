@@ -135,7 +135,7 @@ def test_loading_draws_no_random_numbers(folder, name):
 
 
 def naive_logits(model: CaptionModel, feature: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Logits that foretell one text, (T, V), from the whole sequence as LAVIS builds it."""
+    """Logits that predict one text, (T, V), from the whole sequence as LAVIS builds it."""
     llm, tokenizer = model.language.model, model.language.tokenizer
     embed, soft = llm.get_input_embeddings(), model.soft_prompt(feature[None])
     if model.language.is_encoder_decoder:
@@ -405,7 +405,7 @@ def test_names_of_the_paper_are_found_below_the_folder_of_weights(folder, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["opt-2.7b", "opt-6.7b", "vicuna-7b", "vicuna-13b", "flan-t5-xl"])
-def test_missing_weights_say_which_whence_and_how(name, tmp_path, monkeypatch):
+def test_missing_weights_are_named_with_their_source(name, tmp_path, monkeypatch):
     monkeypatch.setenv("EVLGEN_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match=rf"{name}.* is missing; get it from .*EVLGEN_WEIGHTS") as raised:
         subject.build_language(name)

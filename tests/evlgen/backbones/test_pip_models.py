@@ -21,12 +21,13 @@ from transformers import (
 )
 
 from evlgen.backbones import pip_models as subject
-from evlgen.backbones.language import build_language, closing_newline, text_reader, text_tokenizer
+from evlgen.backbones.language import build_language, closing_newline, text_tokenizer
 from evlgen.config import QFormerConfig, RunConfig, TomeFormerConfig
 from evlgen.connectors import build_connector
 from evlgen.data.pairs import encode_texts
 from evlgen.errors import UserError
 from evlgen.model import build_model
+from evlgen.runs.identity import text_reader
 from evlgen.runtime import sources
 from evlgen.stage1 import Stage1Model
 from evlgen.tomeformer import TomeFormer
