@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from analysis import gates
 from analysis.claims.claim import QUALITY
 from analysis.results import Run, by_row, read_several, values_of
 from analysis.statistics import mean_of
@@ -36,6 +37,7 @@ LESS_DATA = "EVLGen, 11M, 150K"  # row of table 1
 LESS_COLOUR = "#009E73"
 PANELS = ("coco/CIDEr", "vqav2", "gqa", "okvqa")
 OVERALL = "overall"
+NOT_LEARNED = "BLIP-2's stage 1 did not learn"
 
 
 def draw(scale: str) -> list[Path]:
@@ -58,6 +60,9 @@ def draw(scale: str) -> list[Path]:
     for axis in (axes[0, 2], *axes[1, :2]):
         axis.set_xlabel(style.label("total_seconds"))
     of_paper(axes.flat[5])
+    has_learned = "budgets" not in found or not gates.stage1_notes(found["budgets"])
+    if not has_learned:
+        axes.flat[0].plot([], [], " ", label=NOT_LEARNED)
     style.legend_below(figure, axes.flat[0], 3)
     paths = style.save(figure, "quality_cost", scale, drawn, missing)
 
@@ -65,6 +70,8 @@ def draw(scale: str) -> list[Path]:
     for axis, metric in zip(axes, (OVERALL, "coco/CIDEr", "val_loss"), strict=True):
         quality(axis, of_budgets, less_data, metric, training_tmacs)
         axis.set(xlabel="MACs of whole training steps (T)", ylabel=label_of(metric))
+    if not has_learned:
+        axes[0].plot([], [], " ", label=NOT_LEARNED)
     style.legend_below(figure, axes[0], 3)
     return paths + style.save(figure, "quality_cost_macs", scale, drawn, missing)
 

@@ -11,6 +11,7 @@ if __package__ in (None, ""):
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
+from analysis import gates
 from analysis.results import read_all_seeds, values_of
 from paper_figures import script, style
 
@@ -60,7 +61,8 @@ def draw(scale: str) -> list[Path]:
         if row[0].row.values["without"] != ""
     ]
     style.dots(axes[2], lines, style.label("coco/CIDEr"))
-    axes[2].set_title("losses of stage 1")
+    learned = not gates.stage1_notes(found)
+    axes[2].set_title("losses of stage 1" + ("" if learned else "\n(it did not learn)"))
     return style.save(figure, "two_stage", scale, found.complete(), found.missing())
 
 
