@@ -2,7 +2,7 @@
 
 Drawn are the first images of the set, the miniworld's or the real one as the runs have it, and what the runs
 of table 2 with seed 0 say of them, with both language models. The picture of the scale ``mini`` is
-the README's, too: ``docs/captions.png``.
+the one of docs/FINDINGS.md, too: ``docs/captions.png``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from paper_figures import script, style
 
 ROWS, COLUMNS = 2, 6
 WHO = {"a person": "black", "EVLGen, OPT": "#0050C8", "EVLGen, LLaMA": "#007A3D"}
-README = Path(__file__).parents[1] / "docs" / "captions.png"
+FINDINGS = ROOT / "docs" / "captions.png"
 LINE = 0.105  # inches
 
 
 def draw(scale: str) -> list[Path]:
-    """The figure, and the README's where results go to the project's own folder.
+    """The figure, and that of docs/FINDINGS.md where results go to the project's own folder.
 
     Raises:
         UserError: there are no runs, or their images are not there.
@@ -52,8 +52,8 @@ def draw(scale: str) -> list[Path]:
         figure_of(captions, worlds.of(found[0].config.data)), "sample_captions", scale, found, missing
     )
     if scale == "mini" and not missing and results_folder() == ROOT / "results":
-        write_atomic(README, paths[1].read_bytes())
-        paths.append(README)
+        write_atomic(FINDINGS, paths[1].read_bytes())
+        paths.append(FINDINGS)
     return paths
 
 

@@ -115,7 +115,7 @@ def _text(config: RunConfig) -> str:
             if name in ("vision", "language"):
                 value = _without_path(value)
             value = list(value) if isinstance(value, tuple) else value  # as in JSON
-            if value != _default("RunConfig", name):
+            if value != _default(RunConfig, name):
                 fields.append(f'"{name}":{_json(value)}')
     return "{" + ",".join(fields) + "}"
 
@@ -124,9 +124,10 @@ def _part(part: Any) -> str:
     known = _parts.get(id(part))
     if known is None:  # equal parts may still be written differently (1, 1.0): so by identity
         plain = to_json(part)
-        kind = type(part).__name__
         sparse = {
-            name: value for name, value in plain.items() if name == "kind" or value != _default(kind, name)
+            name: value
+            for name, value in plain.items()
+            if name == "kind" or value != _default(type(part), name)
         }
         if "init" in sparse:
             sparse["init"] = _without_path(sparse["init"])
@@ -134,8 +135,18 @@ def _part(part: Any) -> str:
     return known[1]
 
 
-def _default(kind: str, name: str) -> Any:
-    return _DEFAULTS.get(kind, {}).get(name, dataclasses.MISSING)
+@functools.cache
+def _default(kind: Any, name: str) -> Any:
+    """What a field of a part of the configuration meant when it was added, in JSON's form."""
+    written = _DEFAULTS.get(kind.__name__, {})
+    if name in written:
+        return written[name]
+    field = kind.__dataclass_fields__[name]  # a new one, of which nobody has written it down yet
+    if field.default is not dataclasses.MISSING:
+        return list(field.default) if isinstance(field.default, tuple) else field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return dataclasses.MISSING
 
 
 def _without_path(name: str) -> str:
