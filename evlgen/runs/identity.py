@@ -135,8 +135,7 @@ def _part(part: Any) -> str:
     return known[1]
 
 
-@functools.cache
-def _default(kind: Any, name: str) -> Any:
+def _default(kind: type[Any], name: str) -> Any:
     """What a field of a part of the configuration meant when it was added, in JSON's form."""
     written = _DEFAULTS.get(kind.__name__, {})
     if name in written:
