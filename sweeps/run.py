@@ -178,7 +178,6 @@ def pack(sweep: Sweep) -> None:
 
 def unpack(sweep: Sweep, is_one_of_all: bool) -> None:
     """Put the finished runs of the archive beside a table into the run store."""
-
     path = archive.path_of(sweep.table, sweep.scale)
     if is_one_of_all and not path.exists():
         return
@@ -208,7 +207,6 @@ def rescore(sweep: Sweep, everything: bool) -> int:
 
 def adopt(arguments: Arguments) -> int:
     """Give records with earlier ids those of today; 1 if some could not be adopted."""
-
     refused = 0
     for name in _names(arguments):
         path = archive.path_of(name, arguments.scale or load(name).default_scale)

@@ -100,7 +100,9 @@ def find(config: RunConfig, archives: bool = True) -> Record | None:
     found_in = [
         place for place in places if wanted in _runs_by_config(place[0], _stamp(place[0])).get(shared, ())
     ]
-    for root, source in sorted(found_in, key=lambda place: -_pictures(place[0] / wanted)):
+    # The store's own record comes first: on another processor its numbers are others.
+    found_in.sort(key=lambda place: (place[0] != runs_folder(), -_pictures(place[0] / wanted)))
+    for root, source in found_in:
         if (record := _read(root / wanted, config, source)) is not None:
             return record
     earlier: list[Record] = []
