@@ -96,7 +96,9 @@ def unfinished(runs: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
     The latter are trained again, to the same bits on a like machine.
     """
     root = paths.runs_folder()
-    missing = {run: config for run, config in runs.items() if not files.is_complete(root / run)}
+    missing = {
+        run: config for run, config in runs.items() if not files.is_complete_and_whole(root / run, config)
+    }
     missing |= stages_without_weights(missing)
     return {run: config for run, config in runs.items() if run in missing}
 

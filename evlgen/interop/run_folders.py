@@ -9,7 +9,8 @@ from pathlib import Path
 
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
-from evlgen.runs.folder import CONNECTOR, OUTCOME, Damaged, read_json
+from evlgen.runs.folder import CONFIG, CONNECTOR, IDENTITY, OUTCOME, RESULT, Damaged, read_json
+from evlgen.runs.identity import id_of
 from evlgen.runtime.files import sha256_of
 
 
@@ -40,6 +41,15 @@ def trained_weights(folder: Path) -> Path:
     if not path.exists():
         raise UserError(f"{path}: missing; the run it belongs to has not finished its training")
     outcome = read_json(folder / OUTCOME)
-    if outcome is not None and outcome["files"].get(CONNECTOR) != sha256_of(path):
+    if outcome is None:
+        if (folder / RESULT).exists():
+            raise UserError(f"{folder / OUTCOME}: missing, so that {CONNECTOR} cannot be verified")
+        return path
+    if outcome["files"].get(CONNECTOR) != sha256_of(path):
         raise Damaged(f"{path}: damaged (its bytes do not match the checksum in {OUTCOME})")
+    versions = read_json(folder / IDENTITY)
+    if versions is not None and id_of(read_run_config(folder / CONFIG), versions) != outcome["id"]:
+        raise Damaged(
+            f"{folder / CONFIG}: or {IDENTITY} is another run's than {outcome['id']}, whose weights these are"
+        )
     return path

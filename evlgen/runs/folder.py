@@ -109,11 +109,18 @@ def prepare(config: RunConfig) -> Path:
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
-    if read_if_whole(folder / CONFIG) is None:
-        write_json(folder / CONFIG, to_json(config))
-    if read_if_whole(folder / IDENTITY) is None:
-        write_json(folder / IDENTITY, identify(config).versions)
+    _describe(folder, config)
     return folder
+
+
+def _describe(folder: Path, config: RunConfig) -> None:
+    """Configuration and identity of a run, written anew where they are missing, damaged or another run's."""
+    for name, value in ((CONFIG, to_json(config)), (IDENTITY, identify(config).versions)):
+        stored = read_if_whole(folder / name)
+        if stored is not None and stored != value:
+            print(f"{folder / name}: is another run's; written anew", file=sys.stderr, flush=True)
+        if stored != value:
+            write_json(folder / name, value)
 
 
 def read_config(folder: Path) -> RunConfig | None:
@@ -195,6 +202,51 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+_NEEDED = (METRICS, PROVENANCE)  # of a complete run; others are not kept everywhere
+
+
+def is_complete_and_whole(folder: Path, config: RunConfig) -> bool:
+    """Whether the run is complete and each of its files is what was written into it.
+
+    What is damaged is named. Configuration and identity are written anew. Predictions and what pictures are
+    drawn from are put aside: scores and measurements do not need them any more. Without its outcome, its
+    history or its provenance the run has to be made again.
+
+    Args:
+        config: of the run with the id that is the folder's name.
+    """
+    if not is_complete(folder):
+        return False
+    _describe(folder, config)
+    outcome = outcome_if_whole(folder)
+    if outcome is None:
+        return _has_to_be_made_again(folder, OUTCOME)
+    for name in outcome["files"]:
+        if name == CONNECTOR:  # verified by whoever starts from it
+            continue
+        try:
+            verified(folder, name)
+        except FileNotFoundError:
+            if name in _NEEDED:
+                return _has_to_be_made_again(folder, name)
+        except Damaged as error:
+            put_aside(folder / name, error)
+            if name in _NEEDED:
+                return _has_to_be_made_again(folder, name)
+    return True
+
+
+def _has_to_be_made_again(folder: Path, name: str) -> bool:
+    """Take back what makes a run complete, since one of its files is gone."""
+    print(f"{folder / name}: is gone; the run is made again", file=sys.stderr, flush=True)
+    for made in (RESULT, OUTCOME):
+        (folder / made).unlink(missing_ok=True)
+    if name == METRICS:  # a training that resumes would not write the lines before its checkpoint again
+        for checkpoint in folder.glob("checkpoint.*"):
+            checkpoint.unlink(missing_ok=True)
+    return False
+
+
 def verified(folder: Path, name: str) -> Path:
     """Path of a file that the run made, whose bytes are those that its outcome lists.
 
@@ -229,19 +281,27 @@ def verified_if_there(folder: Path, name: str) -> Path | None:
         return None
 
 
-def lacks_weights(folder: Path, config: RunConfig) -> bool:
+def lacks_weights(folder: Path, config: RunConfig, put_aside_damage: bool = True) -> bool:
     """Whether it is a stage 1 without whole weights: other runs cannot start from it.
 
-    A damaged file of weights is named and put aside.
+    Args:
+        put_aside_damage: a damaged file is named and put aside; otherwise it is only named.
     """
     if config.stage == "caption":
         return False
+    path = folder / OUTCOME
     try:
+        if read_outcome(folder) is None:  # nothing says what the weights have to be
+            return True
+        path = folder / CONNECTOR
         verified(folder, CONNECTOR)
     except FileNotFoundError:
         return True
     except Damaged as error:
-        put_aside(folder / CONNECTOR, error)
+        if put_aside_damage:
+            put_aside(path, error)
+        else:
+            print(error, file=sys.stderr, flush=True)
         return True
     return False
 

@@ -182,6 +182,8 @@ def _read_by(config: RunConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """World and pools that a run and its stage 1 read, by which their data is looked up."""
     trained = [name for name, size in config.data.pools if size]
     sets = [name for name, size in config.evaluation.sets if size]
+    if config.data.world == "folder":
+        sets = []  # parts of the folders that it trains on
     first = () if config.init_from is None else _read_by(config.init_from)
     return ((config.data.world, (*trained, *sets, *_VALIDATION.get(config.data.world, ()))), *first)
 
@@ -193,8 +195,7 @@ _VALIDATION = {"capfilt": ("coco_val",)}  # pools with the held-out pairs that h
 def _data(*read: tuple[str, tuple[str, ...]]) -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
     for world, pools in read:
-        # The sets of one's own images are parts of the folder whose pool comes first.
-        found |= fingerprint_of_data(world, pools[:1] if world == "folder" else pools)
+        found |= fingerprint_of_data(world, pools)
     return tuple(sorted(found.items()))
 
 

@@ -317,9 +317,28 @@ def _own_images(folder: Path) -> str:
     lists = [path for name in (CAPTIONS_FILE, QUESTIONS_FILE) if (path := folder / name).is_file()]
     if not lists:
         return MISSING
-    images = sorted(path for path in folder.rglob("*") if path.is_file() and path not in lists)
-    sizes = "".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in images)
+    sizes = "".join(f"{name} {_size(folder / name)}\n" for name in sorted(_listed_images(lists)))
     return hashlib.sha256(f"{_fingerprint(lists)}\n{sizes}".encode()).hexdigest()[:16]
+
+
+def _listed_images(lists: Iterable[Path]) -> set[str]:
+    """The files that lines of JSON name; lines that are none are named when they are read."""
+    found = set()
+    for path in lists:
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and isinstance(entry.get("file"), str):
+                    found.add(entry["file"])
+    return found
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, wherever links lead; -1 if it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _listed(path: Path) -> str:

@@ -55,12 +55,28 @@ def run(arguments: Arguments) -> int:
         return 0
     requirements.check((target.base for target in goals), arguments.scale)
     if arguments.worker:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its trial is given out again at once
-        work(print_ended, dataclasses.asdict(arguments))
+        _work_until_sigterm(arguments)
         return report(arguments, goals)
     if arguments.executor == "slurm":
         return queue_workers(arguments, goals)
     return search(arguments, goals)
+
+
+def _work_until_sigterm(arguments: Arguments) -> None:
+    """Work on trials; SIGTERM ends this process with 143, and its trial is given out again at once."""
+    asked: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        asked.append(number)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        work(print_ended, dataclasses.asdict(arguments))
+    except Exception:  # the exit may meet optuna at a lock, which makes an error of its own of it
+        if asked:
+            sys.exit(143)
+        raise
 
 
 def search(arguments: Arguments, goals: list[Target]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -14,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import evlgen.transformers_model
+from evlgen.config import to_json
 from evlgen.errors import UserError
 from evlgen.interop import from_run
 from evlgen.interop.convert import checkpoint_names
 from evlgen.interop.convert import main as convert
 from evlgen.interop.run_folders import read_run_config
-from evlgen.runs.folder import CONFIG, CONNECTOR, OUTCOME
+from evlgen.runs.folder import CONFIG, CONNECTOR, OUTCOME, write_json
 
 ROOT = Path(__file__).parents[3]
 
@@ -69,6 +71,18 @@ def test_one_flipped_bit_is_refused(copied: Path, name: str) -> None:
     data[place + 1] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}: damaged"):
+        from_run(copied)
+
+
+def test_weights_that_nothing_vouches_for_are_refused(copied: Path) -> None:
+    """An outcome that was put aside, or a configuration of another run beside these weights."""
+    (copied / OUTCOME).rename(copied / f"{OUTCOME}.damaged")
+    with pytest.raises(UserError, match="cannot be verified"):
+        from_run(copied)
+    (copied / f"{OUTCOME}.damaged").rename(copied / OUTCOME)
+    config = read_run_config(copied / CONFIG)
+    write_json(copied / CONFIG, to_json(dataclasses.replace(config, language="mini-llama")))
+    with pytest.raises(UserError, match="another run's"):
         from_run(copied)
 
 

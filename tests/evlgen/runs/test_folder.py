@@ -141,3 +141,62 @@ def test_a_run_whose_behaviour_has_changed_is_not_executed(monkeypatch: pytest.M
         files.check_id(folder, config)
     monkeypatch.undo()
     identity.forget_fingerprints()
+
+
+@pytest.mark.parametrize("name", [files.METRICS, files.PROVENANCE, files.OUTCOME])
+@pytest.mark.parametrize("how", ["flipped", "deleted"])
+def test_a_run_without_its_records_is_made_again(
+    name: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = evlgen("smoke")
+    folder = finished(config)
+    (folder / files.CHECKPOINT).touch()
+    assert files.is_complete_and_whole(folder, config)
+    if how == "flipped":
+        flip_a_bit(folder / name)
+    else:
+        (folder / name).unlink()
+    assert not files.is_complete_and_whole(folder, config)
+    assert name in capsys.readouterr().err
+    assert not files.is_complete(folder)
+    assert (folder / files.CHECKPOINT).exists() == (name != files.METRICS)
+
+
+@pytest.mark.parametrize("name", [files.PREDICTIONS, files.SOFT_PROMPTS, files.MERGE_MAPS])
+def test_a_damaged_picture_costs_nothing_else(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = evlgen("smoke")
+    folder = finished(config)
+    flip_a_bit(folder / name)
+    assert files.is_complete_and_whole(folder, config)
+    assert f"{name}: damaged" in capsys.readouterr().err
+    assert not (folder / name).exists()
+    assert files.is_complete_and_whole(folder, config)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", [files.CONFIG, files.IDENTITY])
+def test_what_describes_another_run_is_written_anew(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config, other = evlgen("smoke"), blip2_stage1("smoke")
+    folder = finished(config)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes((finished(other) / name).read_bytes())
+    assert files.is_complete_and_whole(folder, config)
+    assert f"{name}: is another run's" in capsys.readouterr().err
+    assert (folder / name).read_bytes() == content
+
+
+def test_a_damaged_outcome_does_not_cost_the_weights_of_stage_1() -> None:
+    config = blip2_stage1("smoke")
+    folder = finished(config)
+    flip_a_bit(folder / files.OUTCOME)
+    assert files.lacks_weights(folder, config)
+    assert (folder / files.CONNECTOR).exists()
+
+
+def test_a_look_changes_nothing() -> None:
+    config = blip2_stage1("smoke")
+    folder = finished(config)
+    flip_a_bit(folder / files.CONNECTOR)
+    before = sorted(path.name for path in folder.iterdir())
+    assert files.lacks_weights(folder, config, put_aside_damage=False)
+    assert sorted(path.name for path in folder.iterdir()) == before

@@ -274,6 +274,34 @@ def test_own_data_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     identity.forget_fingerprints()
 
 
+def test_every_folder_of_own_images_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second as well, images behind links, and nothing that the lists do not name."""
+    monkeypatch.setenv("EVLGEN_DATA", str(tmp_path))
+    base = evlgen("smoke")
+    data = dataclasses.replace(base.data, world="folder", pools=(("pets", 8), ("birds", 8)))
+    config = dataclasses.replace(base, data=data)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("pets", "birds"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images").symlink_to(tmp_path / "elsewhere")
+        line = json.dumps({"file": f"images/{name}.png", "caption": name})
+        (tmp_path / name / "captions.jsonl").write_text(line)
+        (tmp_path / "elsewhere" / f"{name}.png").write_bytes(b"image")
+
+    def run() -> str:
+        identity.forget_fingerprints()
+        return identity.run_id(config)
+
+    first = run()
+    (tmp_path / "pets" / ".DS_Store").touch()
+    assert run() == first
+    (tmp_path / "elsewhere" / "birds.png").write_bytes(b"another image")
+    second = run()
+    (tmp_path / "birds" / "captions.jsonl").write_text(line.replace("birds", "gulls"))
+    assert len({first, second, run()}) == 3
+    identity.forget_fingerprints()
+
+
 def test_ten_thousand_ids_take_a_moment() -> None:
     config, since = blip2("mini"), time.process_time()
     for seed in range(10_000):
