@@ -70,6 +70,8 @@ def _dispatch(arguments: Arguments) -> int:
     if command in of_a_run and target not in (*EXPERIMENTS, ALL):
         of_a_run[command](target)
         return 0
+    if command == "logs":
+        raise UserError(f"logs {target}: give the id of a run; `status {target}` lists them")
     if command == "adopt":
         return adopt(arguments)
     # Planned before any is executed: a mistake in a flag must not show after an hour.
@@ -108,7 +110,11 @@ def _sweep(name: str, arguments: Arguments) -> Sweep:
 
 
 def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
-    """Do with one experiment what the command says; exit code."""
+    """Do with one experiment what the command says; exit code.
+
+    Raises:
+        ValueError: the command says nothing about an experiment.
+    """
     experiment, command = sweep.experiment, arguments.command
     if experiment.count is not None and command not in ("show", "captions"):
         count(sweep, arguments)
@@ -130,6 +136,8 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
         return wait(sweep, _profile(sweep, arguments) if arguments.asks_a_cluster else None)
     elif command == "cancel":
         print(f"{queue.cancel(sweep.name)} jobs cancelled; the same command queues what is not done")
+    elif command not in (RUN, "retry"):  # below it trains, which must never be what is left over
+        raise ValueError(f"{command}: not a command for an experiment")
     elif arguments.dry_run:
         dry_run(sweep, arguments)
     elif arguments.executor == "slurm":

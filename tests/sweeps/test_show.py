@@ -16,6 +16,7 @@ from evlgen.runtime import sources
 from experiments import load
 from experiments.base import Experiment, Row
 from sweeps import run, show
+from sweeps.arguments import COMMANDS, Command, scale_flag
 from sweeps.plan import Sweep
 
 
@@ -68,6 +69,29 @@ def test_captions_of_one_run(runs: Experiment, capsys: pytest.CaptureFixture[str
     assert "caption 2 of first" in capsys.readouterr().out
     assert run.main(["captions", silent]) == 2
     assert "has no predictions yet; it is pending" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["table2", "table5", "all"])
+def test_logs_of_an_experiment_are_refused(
+    runs: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert run.main(["logs", target]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: logs {target}: give the id of a run; `status {target}` lists them\n"
+    assert said.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_command_trains_but_run_and_retry(
+    runs: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that is added without saying what it does with an experiment."""
+    monkeypatch.setitem(COMMANDS, "ponder", Command(("experiments",), "think about it", (scale_flag,)))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="ponder: not a command for an experiment"):
+        run.main(["ponder", "table2", "--scale", "smoke"])
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_experiment_has_a_scale_of_its_own(runs: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
