@@ -63,7 +63,7 @@ def find_java() -> Path | None:
     return None
 
 
-def _jar(*parts: str) -> Path:
+def _package_file(*parts: str) -> Path:
     """A file of the pycocoevalcap package."""
     return Path(next(iter(pycocoevalcap.__path__))).joinpath(*parts)
 
@@ -90,7 +90,7 @@ def ptb_tokenize(texts: Sequence[str], java: Path, timeout: float = 300.0) -> li
         JavaError: the tokenizer failed or took more than ``timeout`` seconds.
     """
     lines = [one_line(text) for text in texts]
-    jar = _jar("tokenizer", "stanford-corenlp-3.4.1.jar")
+    jar = _package_file("tokenizer", "stanford-corenlp-3.4.1.jar")
     command: list[str | Path] = [java, *JAVA_OPTIONS, "-cp", jar]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     try:
@@ -128,13 +128,16 @@ class Meteor:
                 java,
                 *JAVA_OPTIONS,
                 "-jar",
-                _jar("meteor", "meteor-1.5.jar"),
+                _package_file("meteor", "meteor-1.5.jar"),
                 "-",
                 "-",
                 "-stdio",
                 "-l",
                 "en",
                 "-norm",
+                # The jar looks for it beside itself, but not where a space is in that path.
+                "-a",
+                _package_file("meteor", "data", "paraphrase-en.gz"),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,25 @@ def test_scores_are_those_of_pycocoevalcap(scorer: CaptionScorer) -> None:
     (scores,) = scorer.score([CaptionJob(REFERENCES, CANDIDATES)])
     assert scores == pytest.approx(PYCOCOEVALCAP, rel=1e-12)
     assert scorer.tokenizer == "ptb"
+
+
+@needs_meteor
+def test_meteor_in_a_folder_with_a_space(
+    scorer: CaptionScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkout, and so ``.venv/``, may lie anywhere."""
+    installed = Path(next(iter(pycocoevalcap.__path__)))
+    folder = tmp_path / "two words" / "pycocoevalcap"
+    shutil.copytree(installed / "meteor", folder / "meteor", copy_function=os.symlink)
+    pairs = [("a man surfs a big wave", ("a surfer rides a large wave", "a man riding a wave"))]
+    assert scorer._meteor is not None
+    expected = scorer._meteor.score([pairs])
+    monkeypatch.setattr(pycocoevalcap, "__path__", [str(folder)])
+    meteor = Meteor(java())
+    try:
+        assert meteor.score([pairs]) == expected
+    finally:
+        meteor.close()
 
 
 @needs_meteor
