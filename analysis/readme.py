@@ -8,6 +8,7 @@ records of its runs. What is not there stays as it is.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -94,8 +95,13 @@ def _claims(folder: Path) -> str | None:
     return text
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 where the user must do something first."""
+    argparse.ArgumentParser(
+        prog="python -m analysis.readme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(argv)
 
     def act() -> None:
         for path in pages():
@@ -109,4 +115,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import readme
 from analysis.claims import files
 from analysis.readme import pages, with_results
 from evlgen.errors import UserError
@@ -119,6 +120,23 @@ def test_tables_are_replaced_and_others_stay(results: Path) -> None:
     assert "kept\n" in new
     assert "kept, too" in new
     assert with_results(new) == new
+
+
+def test_help_changes_no_page(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text("<!-- claims -->\nold\n<!-- /claims -->\n")
+    claim = {"id": "C2", "claim": "it collapses", "verdict": "holds", "evidence": ["gap 0.9."]}
+    (results / "claims.json").write_text(json.dumps([claim]))
+    with pytest.raises(SystemExit) as ended:
+        readme.main(["--help"])
+    assert ended.value.code == 0
+    assert "usage: python -m analysis.readme [-h]" in capsys.readouterr().out
+    assert "old" in page.read_text()
+    assert readme.main([]) == 0
+    assert "old" not in page.read_text()
 
 
 def test_claims_and_headline(results: Path) -> None:
