@@ -267,9 +267,9 @@ def _check_generation_head(
 class Arguments:
     """Convert a published checkpoint into a folder of the form of a run's."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """the authors' or LAVIS's .pth, or .safetensors, or a folder of a transformers model"""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder for connector.safetensors and config.json"""
     config: Path | None = None
     """a run's config.json that the checkpoint must fit; default: the paper's"""

@@ -118,6 +118,12 @@ def theirs() -> Theirs:
     return model
 
 
+def test_help_names_what_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "evlgen.interop.convert [-h] CHECKPOINT OUT" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("projection", ["opt_proj", "llm_proj"])
 def test_evlgen(tmp_path: Path, theirs: Theirs, projection: str) -> None:
     path = save_as_lavis(tmp_path / "checkpoint_3.pth", theirs.state(projection))
