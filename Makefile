@@ -3,10 +3,12 @@
 #   make table5                      costs, counted without training (ARGS="--scale paper": the paper's)
 #   make table2 ARGS="--scale smoke" whatever sweeps/run.py takes
 #   make bridge                      small real models on this machine: SmolLM2-135M, MiniLM, easy-VQA
+#   make foundation                  pre-train the miniature's encoders and language models again
 #   make merge_search ARGS="--space free"  search merge schedules (whatever sweeps/merge_search.py takes)
 #   make figures                     all figures, from finished runs: results/figures/
 #   make report                      one page of all results: results/report.html
-#   make test                        linters, types and tests
+#   make lint                        linters, types and layers
+#   make test                        lint, and all tests
 # PYTHON chooses the interpreter; pip's own settings (PIP_EXTRA_INDEX_URL and others) are respected, for
 # example to take PyTorch's CPU builds where pip's choice would be one with CUDA.
 
@@ -37,7 +39,7 @@ BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,11s/^# *//p' Makefile
+	@sed -n '2,13s/^# *//p' Makefile
 
 table1 table2 table5 foundation: $(BASE)
 	@$(BIN)/python sweeps/run.py $@ $(ARGS)
