@@ -127,16 +127,16 @@ def test_help_changes_no_page(
 ) -> None:
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     page = tmp_path / "README.md"
-    page.write_text("<!-- claims -->\nold\n<!-- /claims -->\n")
+    page.write_text("<!-- claims -->\nstale\n<!-- /claims -->\n")
     claim = {"id": "C2", "claim": "it collapses", "verdict": "holds", "evidence": ["gap 0.9."]}
     (results / "claims.json").write_text(json.dumps([claim]))
     with pytest.raises(SystemExit) as ended:
         readme.main(["--help"])
     assert ended.value.code == 0
     assert "usage: python -m analysis.readme [-h]" in capsys.readouterr().out
-    assert "old" in page.read_text()
+    assert "stale" in page.read_text()
     assert readme.main([]) == 0
-    assert "old" not in page.read_text()
+    assert "stale" not in page.read_text()
 
 
 def test_claims_and_headline(results: Path) -> None:
