@@ -214,12 +214,17 @@ def expected_cost(config: RunConfig) -> float:
     return samples(config) * (3.0 if config.stage == "represent" else 1.0)
 
 
-def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict[tuple[object, ...], float]:
-    """Seconds of a process for a sample, evaluation included, by shape of run: from one complete run of each.
+# Shape of a run -> seconds of a process for a sample, evaluation included; samples of the run measured
+Rates = dict[tuple[object, ...], tuple[float, int]]
+_SHORTER = 5  # a run so many times shorter says nothing: most of its time is start-up
+
+
+def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> Rates:
+    """What samples have cost, from one complete run of each shape: from the longest.
 
     Complete runs among ``runs`` are asked first, then some others in the store.
     """
-    rates: dict[tuple[object, ...], float] = {}
+    rates: Rates = {}
     wanted = {shape(config) for config in runs.values()}
     root = paths.runs_folder()
     for run, config in runs.items():
@@ -236,18 +241,21 @@ def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> dict
     return rates
 
 
-def _measure(folder: Path, config: RunConfig, rates: dict[tuple[object, ...], float]) -> None:
+def _measure(folder: Path, config: RunConfig, rates: Rates) -> None:
+    _, longest = rates.get(shape(config), (0.0, 0))
+    if samples(config) <= longest:
+        return
     with contextlib.suppress(UserError):
         result = files.read_result(folder)
         if result is not None:
             spent = states.state(folder, 0.0).device_seconds or result["metrics"]["train_seconds"]
-            rates.setdefault(shape(config), spent / result["metrics"]["samples"])
+            rates[shape(config)] = (spent / result["metrics"]["samples"], samples(config))
 
 
-def expected_seconds(config: RunConfig, rates: dict[tuple[object, ...], float]) -> float | None:
-    """Seconds of a process that a run will take, None if no run of its kind was measured."""
-    rate = rates.get(shape(config))
-    return None if rate is None else rate * samples(config)
+def expected_seconds(config: RunConfig, rates: Rates) -> float | None:
+    """Seconds of a process that a run will take, None if no run of its kind and length was measured."""
+    rate, measured = rates.get(shape(config), (0.0, 0))
+    return rate * samples(config) if measured * _SHORTER > samples(config) else None
 
 
 def feature_seconds(vision: str, size: int, views: int) -> float | None:

@@ -223,7 +223,7 @@ def show_plan(arguments: Arguments, goals: list[Target]) -> None:
     )
 
 
-def expected_seconds(target: Target, rates: dict[tuple[object, ...], float]) -> float | None:
+def expected_seconds(target: Target, rates: plan.Rates) -> float | None:
     """Seconds of a trial; a stage 1 counts where each trial has its own. None if a rate is not known."""
     configs = [target.base]
     if is_stage1(target.part) and target.base.init_from is not None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+from evlgen.runs import folder as files
+from experiments.scales import evlgen
+from sweeps import plan
 from sweeps.forecast import Forecast, Work
 
 
@@ -72,3 +78,20 @@ def test_tasks_without_names_yet_are_expected_to_be_like_the_others() -> None:
     forecast.end("trial 0", 30.0)
     left = forecast.left(30.0)
     assert left == pytest.approx(45.0)
+
+
+def test_a_smoke_run_says_nothing_of_a_long_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of its time is start-up; the longest run of a shape is the one to go by."""
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path))
+    long = evlgen("mini")
+
+    def finished(steps: int, seconds: float) -> None:
+        config = dataclasses.replace(long, optim=dataclasses.replace(long.optim, steps=steps))
+        folder = files.prepare(config)
+        samples = steps * config.optim.batch_size
+        files.write_result(folder, {"train_seconds": seconds, "samples": samples}, {})
+
+    finished(12, 30.0)
+    assert plan.expected_seconds(long, plan.measured_rates()) is None
+    finished(250, 50.0)
+    assert plan.expected_seconds(long, plan.measured_rates()) == pytest.approx(100.0)
