@@ -164,12 +164,13 @@ class Results:
 
     def warnings(self, labels: Sequence[str] = ()) -> list[str]:
         """A sentence for each thing that has changed in the code since the runs of rows (all, if none are
-        named) were recorded or scored, and what makes them anew."""
-        lines = warnings_of(self.complete(*labels))
-        return [
-            f"{line} `{self.command if line.startswith(CHANGED) else self.rescore}` makes this anew."
-            for line in lines
-        ]
+        named) were recorded or scored, and what makes them anew; and for what could not be compared."""
+        remedies = {
+            CHANGED: f" `{self.command}` makes this anew.",
+            STALE: f" `{self.rescore}` makes this anew.",
+            UNCHECKED: "",
+        }
+        return [line + remedies[line[0]] for line in warnings_of(self.complete(*labels))]
 
     def mark(self, label: str) -> str:
         """What stands behind the label of a row that `warnings` names."""
@@ -190,7 +191,8 @@ class Results:
         return command(f"rescore {self.experiment.name}", self.scale)
 
 
-CHANGED, STALE = "†", "‡"  # behind rows of an earlier behaviour, and of an earlier scorer
+# Behind rows of an earlier behaviour, of an earlier scorer, and compared in part only.
+CHANGED, STALE, UNCHECKED = MARKS = "†", "‡", "§"
 
 
 def number(value: object) -> float | None:
@@ -319,25 +321,31 @@ def values_of(runs: Iterable[Run], metric: str) -> list[float]:
 
 
 def warnings_of(runs: Iterable[Run], marks: bool = True) -> list[str]:
-    """A sentence for each thing that has changed in the code since runs were recorded or scored.
+    """A sentence for each thing that has changed in the code since runs were recorded or scored, and for
+    what could not be compared.
 
     Args:
         marks: put the mark in front that stands behind the labels of such rows.
     """
-    rows: dict[tuple[str, str, str], list[str]] = {}
+    rows: dict[tuple[int, str], list[str]] = {}
     for run in runs:
         for record in (run.first, run.record):
             if record is not None:
-                for mark, how, changes in (
-                    (CHANGED, "Recorded with an earlier behaviour of the code", record.changed),
-                    (STALE, "Scored by an earlier scorer", record.stale_scores),
+                for mark, sentence, changes in (
+                    (
+                        CHANGED,
+                        "Recorded with an earlier behaviour of the code ({})",
+                        "; ".join(record.changed),
+                    ),
+                    (STALE, "Scored by an earlier scorer ({})", "; ".join(record.stale_scores)),
+                    (UNCHECKED, "Not compared: {} are not on this machine", " and ".join(record.unchecked)),
                 ):
                     if changes:
-                        labels = rows.setdefault((mark, how, "; ".join(changes)), [])
+                        labels = rows.setdefault((MARKS.index(mark), sentence.format(changes)), [])
                         labels += [] if run.row.label in labels else [run.row.label]
     return [
-        f"{f'{mark} ' if marks else ''}{how} ({change}): {'; '.join(labels)}."
-        for (mark, how, change), labels in sorted(rows.items())
+        f"{f'{MARKS[mark]} ' if marks else ''}{sentence}: {'; '.join(labels)}."
+        for (mark, sentence), labels in sorted(rows.items())
     ]
 
 

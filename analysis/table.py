@@ -248,6 +248,7 @@ _LATEX = {
     "–": "--",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
+    "§": r"\S{}",
     "`": "",
 } | {mark: f"\\{mark}" for mark in "&%$#_{}"}
 

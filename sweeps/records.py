@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,26 +18,35 @@ from evlgen.runs import archive, behaviour, identity
 from evlgen.runs import folder as files
 from evlgen.runs.archive import PICTURED, Files
 from evlgen.runtime import paths
-from evlgen.runtime.files import sha256_of
+from evlgen.runtime.files import disk_errors, sha256_of
 from evlgen.runtime.sources import shipped_file
 from sweeps import leases
 
 # ----------------------------------------------------------------------------------------- unpacking
 
 
-def unpack(path: Path) -> list[str]:
+@dataclass
+class Unpacked:
+    """Runs that were put into the run store, and a sentence for each that is damaged in the archive."""
+
+    put: list[str]
+    damaged: list[str]
+
+
+def unpack(path: Path) -> Unpacked:
     """Put the runs of an archive into the run store; those that are complete or being made there stay.
 
     Runs of which a file is damaged are named on stderr and left out.
 
-    Returns:
-        The runs that were put there.
-
     Raises:
-        UserError: there is no archive, it is damaged, or holds something else.
+        Damaged: the archive is damaged, or holds something else.
+        UserError: there is none, or it cannot be read.
     """
-    put = []
-    for run, found in archive.whole_runs(path).items():
+    runs, damaged = archive.whole_runs(path)
+    for complaint in damaged:
+        print(f"{path}: {complaint}", file=sys.stderr, flush=True)
+    done = Unpacked([], damaged)
+    for run, found in runs.items():
         folder = paths.runs_folder() / run
         if files.is_complete(folder):  # perhaps from another table's file, without its pictures
             for name in PICTURED:
@@ -49,8 +59,8 @@ def unpack(path: Path) -> list[str]:
             continue
         archive.put(folder, found)
         lease.release()
-        put.append(run)
-    return put
+        done.put.append(run)
+    return done
 
 
 # ------------------------------------------------------------------------------------------ adopting
@@ -92,27 +102,89 @@ def adopt_archive(path: Path) -> Adopted:
 
 
 def adopt_store() -> Adopted:
-    """Give the finished runs of the run store that have earlier ids those of today; weights go with them."""
-    done = Adopted()
-    names = os.listdir(paths.runs_folder()) if paths.runs_folder().exists() else []
-    for run in sorted(name for name in names if _OLD_ID.fullmatch(name)):
-        folder = paths.runs_folder() / run
+    """Give the finished runs of the run store that have earlier ids those of today; weights go with them.
+
+    The new folder is built under a temporary name and appears by one rename; only then does the old one go.
+    After an interruption, adopting again does the rest.
+    """
+    done, root = Adopted(), paths.runs_folder()
+    names = os.listdir(root) if root.exists() else []
+    for leftover in filter(_LEFTOVER.fullmatch, names):
+        shutil.rmtree(root / leftover, ignore_errors=True)
+    for run in sorted(filter(_OLD_ID.fullmatch, names)):
+        folder = root / run
+        if not any(path.is_file() for path in folder.rglob("[!.]*")):
+            _discard(folder)
+            continue
         found = {name: (folder / name).read_bytes() for name in archive.NAMES if (folder / name).exists()}
         try:
             connector = folder / files.CONNECTOR
             new, renewed = _renewed(run, found, sha256_of(connector) if connector.exists() else None)
+            if _is_adopted(folder, root / new, renewed):
+                _discard(folder)
+                continue
+            with disk_errors(root / new):
+                _move(folder, root / new, renewed)
         except UserError as error:
             done.refused[run] = str(error)
-            continue
-        target = paths.runs_folder() / new
-        if not files.is_complete(target):
-            for name in os.listdir(folder):  # what is not a record, such as the log
-                if not name.startswith("."):
-                    target.mkdir(exist_ok=True)
-                    os.replace(folder / name, target / name)
-            archive.put(target, renewed)
-        done.runs[run] = new
+        else:
+            done.runs[run] = new
     return done
+
+
+_LEFTOVER = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{8}\.adopting|\.[0-9a-f-]+\.adopted")
+
+
+def _is_adopted(folder: Path, target: Path, renewed: Files) -> bool:
+    """Whether the store has the run under its new id already, with everything that the old folder has.
+
+    Raises:
+        UserError: it is being made there, or there with other results.
+    """
+    if not target.exists():
+        return False
+    if not files.is_complete(target):
+        lease = leases.claim(target)
+        if lease is None:
+            raise UserError(f"{folder.name}: {target.name} is being made here; adopt it when that is over")
+        lease.release()
+        return False
+    outcome = files.read_outcome(target)
+    mine = files.parse_json(renewed[files.OUTCOME], folder / files.OUTCOME)
+    if outcome is None or outcome["metrics"] != mine["metrics"]:
+        raise UserError(f"{folder.name}: {target.name} is there with other results; delete one of the two")
+    # One that was unpacked from an archive lacks the weights.
+    return all((target / name).exists() for name in mine["files"])
+
+
+def _move(folder: Path, target: Path, renewed: Files) -> None:
+    """Put the files of an old folder, with new records, where the run belongs."""
+    new = target.with_name(f".{target.name}.adopting")
+    try:
+        shutil.copytree(
+            folder, new, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(".*")
+        )  # the log and weights; records are replaced
+        archive.put(new, renewed)
+        _discard(target)  # unfinished, or without weights
+        os.rename(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a folder, which no longer has its name once some of its files are gone."""
+    gone = folder.with_name(f".{folder.name}.adopted")
+    if folder.exists():
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def _renewed(run: str, found: Mapping[str, bytes], connector: str | None = None) -> tuple[str, Files]:

@@ -14,6 +14,7 @@ if __package__ in (None, ""):
 
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import archive
+from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
 from experiments.scales import get
@@ -125,9 +126,9 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     elif command == "status":
         status(sweep)
     elif command == "pack":
-        pack(sweep)
+        return pack(sweep)
     elif command == "unpack":
-        unpack(sweep, is_one_of_all=arguments.target == ALL)
+        return unpack(sweep, is_one_of_all=arguments.target == ALL)
     elif command == "rescore":
         return rescore(sweep, arguments.everything)
     elif command == "wait":
@@ -171,8 +172,8 @@ def status(sweep: Sweep) -> None:
     show.show_status(sweep, states.with_records(sweep.runs, queue.states_of(sweep.runs, jobs)))
 
 
-def pack(sweep: Sweep) -> None:
-    """Put the records of a table's finished runs into an archive beside it."""
+def pack(sweep: Sweep) -> int:
+    """Put the records of a table's finished runs into an archive beside it; 1 if one is damaged."""
     from sweeps.conclude import table_seeds
 
     experiment, path = sweep.experiment, archive.path_of(sweep.table, sweep.scale)
@@ -182,19 +183,34 @@ def pack(sweep: Sweep) -> None:
     packed = archive.pack(path, list(runs), list(pictured))
     where = f"{os.path.relpath(path)}, {path.stat().st_size / 2**20:.1f} MiB" if packed else "no file"
     console.print(f"{experiment.name}: {len(packed)} of {len(runs)} runs in {where}")
+    left_out = [run for run in runs.keys() - packed if (paths.runs_folder() / run / files.RESULT).exists()]
+    return 1 if left_out else 0
 
 
-def unpack(sweep: Sweep, is_one_of_all: bool) -> None:
-    """Put the finished runs of the archive beside a table into the run store."""
+def unpack(sweep: Sweep, is_one_of_all: bool) -> int:
+    """Put the finished runs of the archive beside a table into the run store; 1 if some are damaged.
+
+    Args:
+        is_one_of_all: go on where there is no archive, or where it is damaged.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     path = archive.path_of(sweep.table, sweep.scale)
     if is_one_of_all and not path.exists():
-        return
-    put = records.unpack(path)
-    known = len(set(put) & set(unique_runs(sweep.experiment, get(sweep.scale).claim_seeds)))
-    of_others = (
-        "" if known == len(put) else f"; {len(put) - known} have other ids than this checkout gives them"
-    )
-    console.print(f"{sweep.experiment.name}: {len(put)} runs put into {paths.runs_folder().name}/{of_others}")
+        return 0
+    try:
+        done = records.unpack(path)
+    except files.Damaged as error:
+        if not is_one_of_all:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    known = len(set(done.put) & set(unique_runs(sweep.experiment, get(sweep.scale).claim_seeds)))
+    number = len(done.put)
+    of_others = "" if known == number else f"; {number - known} have other ids than this checkout gives them"
+    console.print(f"{sweep.experiment.name}: {number} runs put into {paths.runs_folder().name}/{of_others}")
+    return 1 if done.damaged else 0
 
 
 def rescore(sweep: Sweep, everything: bool) -> int:
@@ -216,7 +232,8 @@ def rescore(sweep: Sweep, everything: bool) -> int:
 def adopt(arguments: Arguments) -> int:
     """Give records with earlier ids those of today; 1 if some could not be adopted."""
     refused = 0
-    for name in _names(arguments):
+    # All are those that have an archive: also of experiments that `run.py all` leaves out.
+    for name in EXPERIMENTS if arguments.target == ALL else (arguments.target,):
         path = archive.path_of(name, arguments.scale or load(name).default_scale)
         if path.exists() or arguments.target != ALL:
             done = records.adopt_archive(path)

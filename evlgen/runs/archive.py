@@ -9,12 +9,12 @@ is trained again, to the same bits, if a run that is still missing starts from i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import lzma
 import os
 import re
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -141,7 +141,8 @@ def contents(path: Path, *ids: re.Pattern[str]) -> dict[str, Files]:
         ids: forms of ids that runs may have; by default that of today.
 
     Raises:
-        UserError: there is no archive, it is damaged, or holds something else.
+        Damaged: the archive is damaged, or holds something else.
+        UserError: there is none, or it cannot be read.
     """
     found: dict[str, Files] = {}
     for run, name, content in _members(path, ids or (RUN,)):
@@ -158,31 +159,33 @@ def _members(path: Path, ids: Sequence[re.Pattern[str]]) -> Iterator[tuple[str, 
                 run, _, name = member.name.partition("/")
                 file = archive.extractfile(member) if member.isreg() else None
                 if file is None or name not in NAMES or not any(form.fullmatch(run) for form in ids):
-                    raise UserError(f"{path}: holds {member.name!r}, which is no record of a run")
+                    raise Damaged(f"{path}: holds {member.name!r}, which is no record of a run")
                 total += member.size
                 if member.size > LARGEST or total > _LARGEST_IN_ALL:
-                    raise UserError(
+                    raise Damaged(
                         f"{path}: {member.name!r} has {member.size:,} bytes, more than a record of a run can "
                         "have; it is not unpacked"
                     )
                 yield run, name, file.read()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `run.py pack` makes it") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{path}: damaged ({error}); fetch it again") from error
+        raise Damaged(f"{path}: damaged ({error}); fetch it again") from error
 
 
-def whole_runs(path: Path) -> dict[str, Files]:
-    """As `contents`, without runs that are incomplete or damaged: these are named on stderr."""
-    whole = {}
+def whole_runs(path: Path) -> tuple[dict[str, Files], list[str]]:
+    """As `contents`, without runs that are incomplete or damaged, and a sentence for each of these."""
+    whole, complaints = {}, []
     for run, found in contents(path).items():
         try:
             check(run, found)
         except UserError as error:  # noqa: PERF203 (one damaged run must not cost the others)
-            print(f"{path}: {error}: skipped", file=sys.stderr, flush=True)
+            complaints.append(f"{error}: skipped")
         else:
             whole[run] = found
-    return whole
+    return whole, complaints
 
 
 def put(folder: Path, found: Files) -> None:
@@ -191,26 +194,90 @@ def put(folder: Path, found: Files) -> None:
         write_atomic(folder / name, found[name])
 
 
+_MANIFEST = "manifest.json"  # of an extracted archive: sizes of its files, and what is damaged in it
+_temporary: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # by the place in the cache that failed
+
+
 def extracted(path: Path) -> Path:
     """A folder with the records of an archive, a folder a run; made in the cache when first asked for.
 
+    What is there is compared with its manifest and made again where a file is missing or has another size.
+    Where the cache cannot be written to, the folder is a temporary one, which goes when the process ends.
+    Damaged runs are left out, and named on stderr once a process.
+
     Raises:
-        UserError: as `contents`.
+        UserError: as `contents`; or neither the cache nor a temporary folder can be written to.
     """
-    target = cache_folder() / "records" / sha256_of(path)[:16]
-    if target.is_dir():  # it appears under this name when it is whole
-        return target
+    try:
+        target = cache_folder() / "records" / sha256_of(path)[:16]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if target in _temporary:
+        target = Path(_temporary[target].name)
+    complaints = _complaints(target)
+    if complaints is None:
+        runs, complaints = whole_runs(path)
+        target = _extract(runs, complaints, target)
+    for complaint in complaints:
+        say_once(f"{path}: {complaint}")
+    return target
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Print a sentence on stderr, unless this process has done so."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _complaints(folder: Path) -> list[str] | None:
+    """What is damaged in an extracted archive; None if the folder is not as its manifest says."""
+    try:
+        manifest = files.read_json(folder / _MANIFEST)
+        if manifest is None:
+            return None
+        for run, sizes in manifest["sizes"].items():
+            if any(os.stat(f"{folder}/{run}/{name}").st_size != size for name, size in sizes.items()):
+                return None
+    except (OSError, KeyError, UserError):  # KeyError: of another version of this project
+        return None
+    complaints: list[str] = manifest["complaints"]
+    return complaints
+
+
+def _extract(runs: Mapping[str, Files], complaints: list[str], target: Path) -> Path:
+    """Write the files of an archive to a place in the cache, or to a temporary folder; returns which."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+        ) as beside:
+            new, old = Path(beside, "new"), Path(beside, "old")
+            _write_extracted(new, runs, complaints)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(target, old)
+            with contextlib.suppress(OSError):  # another process was faster
+                os.rename(new, target)
+        if _complaints(target) is not None:
+            return target
     except OSError:  # a cache that cannot be written to costs time at each start, nothing else
-        temporary = target = Path(tempfile.mkdtemp(prefix="evlgen-records-"))
-    for run, found in whole_runs(path).items():
-        (temporary / run).mkdir()
+        pass
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="evlgen-records-", ignore_cleanup_errors=True)
+        _write_extracted(Path(temporary.name), runs, complaints)
+    except OSError as error:
+        raise UserError(
+            f"{cache_folder()}: cannot be written, nor can a temporary folder ({error.strerror or error}); "
+            "make room, or choose another cache with EVLGEN_CACHE"
+        ) from error
+    _temporary[target] = temporary
+    return Path(temporary.name)
+
+
+def _write_extracted(folder: Path, runs: Mapping[str, Files], complaints: list[str]) -> None:
+    for run, found in runs.items():
+        (folder / run).mkdir(parents=True)
         for name, content in found.items():
-            (temporary / run / name).write_bytes(content)
-    if temporary != target:
-        with contextlib.suppress(OSError):  # another process was faster
-            os.rename(temporary, target)
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+            (folder / run / name).write_bytes(content)
+    folder.mkdir(exist_ok=True)
+    sizes = {run: {name: len(content) for name, content in found.items()} for run, found in runs.items()}
+    (folder / _MANIFEST).write_bytes(files.json_bytes({"sizes": sizes, "complaints": complaints}))

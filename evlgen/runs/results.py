@@ -21,7 +21,7 @@ from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import archive, behaviour
 from evlgen.runs import folder as files
-from evlgen.runs.identity import config_hash, identify, run_id
+from evlgen.runs.identity import config_hash, identify, run_id, weights_of
 from evlgen.runtime.paths import results_folder, runs_folder
 from evlgen.runtime.sources import MISSING
 
@@ -39,7 +39,7 @@ class Record:
         metrics: measurements and scores of ``result.json``.
         scorers: scorer -> version that gave the scores.
         changed: components whose behaviour has changed since: ``merging 1, now 2``; empty if none has.
-        unchecked: weights and data that are not on this machine, so that they were not compared.
+        unchecked: what is not on this machine, so that it was not compared: ``weights of opt-2.7b``.
         source: where it was found: the run store, or the path of an archive.
     """
 
@@ -139,11 +139,15 @@ def _earlier(folder: Path, config: RunConfig, source: str) -> Record | None:
         return None
     if versions is None:
         return None
-    now, unchecked = identify(config), []
-    for recorded, current in ((versions["data"], now.data), (versions["weights"], now.weights)):
+    now, models = identify(config), weights_of(config)
+    unchecked: set[str] = set()
+    for kind, recorded, current in (
+        ("data", versions["data"], now.data),
+        ("weights", versions["weights"], now.weights),
+    ):
         for name in {*recorded, *current}:
             if current.get(name) == MISSING:
-                unchecked.append(name)
+                unchecked.add(f"weights of {models[name]}" if kind == "weights" else f"data {name}")
             elif recorded.get(name) != current.get(name):
                 return None  # other data or other weights: another run
     record = _read(folder, config, source)
@@ -168,14 +172,9 @@ def _extracted_archives() -> list[tuple[Path, str]]:
         try:
             status = path.stat()
             places.append((_extracted(path, status.st_mtime_ns, status.st_size), str(path)))
-        except UserError as error:  # noqa: PERF203 (a dozen archives)
-            _say_once(f"{error}: skipped")
+        except (OSError, UserError) as error:  # noqa: PERF203 (a dozen archives)
+            archive.say_once(f"{error}: skipped")
     return places
-
-
-@functools.cache
-def _say_once(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import lzma
+import os
+import shutil
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from analysis.results import collect, warnings_of
 from evlgen.config import RunConfig, to_json
 from evlgen.runs import archive, behaviour, identity, results
 from evlgen.runs import folder as files
@@ -18,8 +23,9 @@ from evlgen.runtime import paths
 from evlgen.runtime.files import sha256_of
 from evlgen.runtime.sources import shipped_file
 from experiments import load
+from experiments.base import Experiment, Row
 from experiments.scales import evlgen
-from sweeps import records, run
+from sweeps import leases, records, run
 from sweeps.rescore import rescore
 
 OLD = "0123456789abcdef"
@@ -71,7 +77,7 @@ def test_an_archive_is_adopted_once_and_read_where_it_lies(capsys: pytest.Captur
     assert record.history() == [{"step": 1, "loss": 2.0}]
     assert (record.changed, record.stale_scores, record.source) == ((), (), str(path))
     assert records.adopt_archive(path).runs == {}
-    assert records.unpack(path) == [record.id]
+    assert records.unpack(path).put == [record.id]
     again = results.find(config)
     assert again is not None
     assert again.folder == identity.run_folder(config)
@@ -112,6 +118,117 @@ def test_a_store_is_adopted_with_its_weights() -> None:
     assert files.verified(adopted, files.CONNECTOR).read_bytes() == b"connector"
     assert (adopted / files.LOG).read_text() == "said"
     assert records.adopt_store().runs == {}
+
+
+def old_folder(config: RunConfig) -> Path:
+    """A finished run as it lay in the store before, with its weights and its log."""
+    folder = paths.runs_folder() / OLD
+    folder.mkdir(parents=True)
+    for name, content in old_files(config).items():
+        (folder / name).write_bytes(content)
+    (folder / files.CONNECTOR).write_bytes(b"connector")
+    (folder / files.LOG).write_text("said")
+    return folder
+
+
+def in_store() -> list[str]:
+    return sorted(os.listdir(paths.runs_folder()))
+
+
+def test_adopting_survives_a_kill_at_every_moment() -> None:
+    """A process dies at its first, second, third, ... change of the store; another then does the rest."""
+    config, moment, code = evlgen("smoke"), 0, 1
+    new = identity.run_id(config)
+    from evlgen.evaluation import scores  # noqa: F401 (not anew in each child)
+
+    while code != 0:
+        shutil.rmtree(paths.runs_folder(), ignore_errors=True)
+        old_folder(config)
+        moment += 1
+        child = os.fork()
+        if child == 0:
+            left = moment
+
+            def die(event: str, arguments: tuple[object, ...]) -> None:
+                nonlocal left
+                writes = event == "open" and arguments[1] not in ("r", "rb", None)
+                if writes or event in ("os.link", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+                    left -= 1
+                    if left == 0:
+                        os._exit(9)
+
+            sys.addaudithook(die)
+            records.adopt_store()
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, 9)
+        records.adopt_store()
+        adopted = identity.run_folder(config)
+        assert in_store() == [new], moment
+        assert files.is_complete(adopted)
+        assert files.verified(adopted, files.CONNECTOR).read_bytes() == b"connector"
+        assert files.parse_metrics(files.verified(adopted, files.METRICS).read_text()) == [
+            {"step": 1, "loss": 2.0}
+        ]
+        assert (adopted / files.LOG).read_text() == "said"
+    assert moment > 20
+
+
+def test_what_is_adopted_already_is_cleaned_up_silently(capsys: pytest.CaptureFixture[str]) -> None:
+    config = evlgen("smoke")
+    old_folder(config)
+    assert records.adopt_store().runs == {OLD: identity.run_id(config)}
+    assert in_store() == [identity.run_id(config)]  # the old folder is gone
+    before = (identity.run_folder(config) / files.RESULT).stat().st_ino
+    old_folder(config)
+    (paths.runs_folder() / OLD[::-1]).mkdir()
+    assert records.adopt_store() == records.Adopted()
+    assert in_store() == [identity.run_id(config)]
+    assert (identity.run_folder(config) / files.RESULT).stat().st_ino == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_weights_of_an_old_folder_are_added_to_an_unpacked_record() -> None:
+    config, path = evlgen("smoke"), archive.path_of("table1", "smoke")
+    write_old_archive(path, {OLD: old_files(config)})
+    records.adopt_archive(path)
+    records.unpack(path)
+    old_folder(config)
+    assert records.adopt_store().runs == {OLD: identity.run_id(config)}
+    assert in_store() == [identity.run_id(config)]
+    assert files.verified(identity.run_folder(config), files.CONNECTOR).read_bytes() == b"connector"
+
+
+def test_an_old_folder_with_other_results_is_left_alone() -> None:
+    config = evlgen("smoke")
+    finished(config)
+    old = old_folder(config)
+    assert "is there with other results" in records.adopt_store().refused[OLD]
+    assert (old / files.CONNECTOR).exists()
+    assert results.find(config).metrics["val_loss"] == 2.0  # type: ignore[union-attr]
+
+
+def test_a_run_that_is_being_made_is_not_replaced_one_that_was_begun_is() -> None:
+    config = evlgen("smoke")
+    old_folder(config)
+    folder = files.prepare(config)
+    held = leases.claim(folder)
+    assert held is not None
+    assert "is being made here" in records.adopt_store().refused[OLD]
+    held.release("stopped")
+    assert records.adopt_store().runs == {OLD: folder.name}
+    assert in_store() == [folder.name]
+    assert files.is_complete(folder)
+
+
+def test_all_that_is_adopted_are_the_experiments_with_an_archive(capsys: pytest.CaptureFixture[str]) -> None:
+    """`run.py all` leaves learning_rates out."""
+    assert not load("learning_rates").in_all
+    path = archive.path_of("learning_rates", "smoke")
+    write_old_archive(path, {OLD: old_files(evlgen("smoke"))})
+    assert run.main(["adopt", "all", "--scale", "smoke"]) == 0
+    assert "learning_rates/smoke/runs.tar.xz: 1 runs have new ids" in capsys.readouterr().out
+    assert list(archive.contents(path)) == [identity.run_id(evlgen("smoke"))]
 
 
 def finished(config: RunConfig, caption: str = "a red ball") -> Path:
@@ -191,6 +308,27 @@ def test_records_with_other_weights_are_other_runs(monkeypatch: pytest.MonkeyPat
     assert results.find(config) is None
 
 
+def test_weights_that_are_not_here_are_said_not_to_be_compared(place: Path) -> None:
+    config = dataclasses.replace(evlgen("smoke"), language=str(place / "opt-2.7b"))
+    versions = identity.identify(config).versions
+    versions["weights"]["language"] = "0" * 16  # as where it was made
+    folder = paths.runs_folder() / identity.id_of(config, versions)
+    folder.mkdir(parents=True)
+    files.write_json(folder / files.CONFIG, to_json(config))
+    files.write_json(folder / files.IDENTITY, versions)
+    files.write_outcome(folder, {"val_loss": 2.0})
+    files.write_result(folder, {"val_loss": 2.0}, {"captions": 1})
+    rows = (Row("with it", config), Row("without", evlgen("smoke")))
+    finished(evlgen("smoke"))
+    found = collect(Experiment("some", "Some", rows, ("val_loss",), 1), "smoke", 1)
+    assert found.values("with it", "val_loss") == [2.0]
+    assert [found.mark(row.label) for row in rows] == ["§", ""]
+    assert found.warnings() == [
+        f"§ Not compared: weights of {config.language} are not on this machine: with it."
+    ]
+    assert warnings_of(found.complete(), marks=False) == [found.warnings()[0][2:]]
+
+
 def test_damaged_runs_are_neither_packed_nor_unpacked(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +340,7 @@ def test_damaged_runs_are_neither_packed_nor_unpacked(
     content = {run: dict(found) for run, found in archive.contents(path).items()}
     content[good.name][files.METRICS] = b""
     archive.write(path, content)
-    assert records.unpack(path) == []
+    assert records.unpack(path).put == []
     assert f"{good.name}/metrics.jsonl: damaged" in capsys.readouterr().err
 
 
@@ -212,7 +350,7 @@ def test_a_record_renamed_to_another_run_is_refused(place: Path, capsys: pytest.
     path = place / "x.tar.xz"
     archive.pack(path, [one.name], [])
     archive.write(path, {other: archive.contents(path)[one.name]})
-    assert records.unpack(path) == []
+    assert records.unpack(path).put == []
     assert "its configuration and versions are those of" in capsys.readouterr().err
 
 

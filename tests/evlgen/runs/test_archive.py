@@ -6,6 +6,8 @@ import dataclasses
 import io
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from sweeps.show import show_plan
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("EVLGEN_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -81,13 +84,13 @@ def test_pictures_are_kept_of_the_first_seed_alone(place: Path) -> None:
     finish(second)
     archive.pack(place / "x.tar.xz", [first, second], [second])
     shutil.rmtree(place / "runs")
-    assert records.unpack(place / "x.tar.xz") == sorted([first, second])
+    assert records.unpack(place / "x.tar.xz").put == sorted([first, second])
     assert not (paths.runs_folder() / first / "predictions.json").exists()
     assert (paths.runs_folder() / second / "predictions.json").exists()
     archive.pack(place / "y.tar.xz", [first, second], [])
     shutil.rmtree(place / "runs")
     records.unpack(place / "y.tar.xz")
-    assert records.unpack(place / "x.tar.xz") == []  # another table had them, but not the pictures
+    assert records.unpack(place / "x.tar.xz").put == []  # another table had them, but not the pictures
     assert (paths.runs_folder() / second / "predictions.json").exists()
 
 
@@ -114,10 +117,10 @@ def test_a_run_that_is_being_made_is_left_alone(place: Path, capsys: pytest.Capt
     shutil.rmtree(place / "runs")
     held = leases.claim(paths.runs_folder() / identity)
     assert held is not None
-    assert records.unpack(place / "x.tar.xz") == []
+    assert records.unpack(place / "x.tar.xz").put == []
     assert f"{identity}: is being made here" in capsys.readouterr().out
     held.release("stopped")
-    assert records.unpack(place / "x.tar.xz") == [identity]
+    assert records.unpack(place / "x.tar.xz").put == [identity]
 
 
 @pytest.mark.parametrize(
@@ -198,3 +201,135 @@ def test_a_stage_1_without_weights_is_made_again_for_those_that_need_it(
     assert (stage1 / files.CONNECTOR).read_bytes() == weights
     assert len((stage1 / "metrics.jsonl").read_text().splitlines()) == len(course.splitlines())
     assert unfinished(both.runs) == {}
+
+
+def packed(name: str = "table1", damage: bool = False) -> Path:
+    """The archive of a table of two runs, the second of which may be damaged in it."""
+    path, ids = archive.path_of(name, "smoke"), list(unique_runs(load("table1", "smoke"), 1))[:2]
+    content = {one: content_of(finish(one)) for one in ids}
+    if damage:
+        content[ids[1]]["metrics.jsonl"] = b"half a his"
+    archive.write(path, content)
+    shutil.rmtree(paths.runs_folder())
+    return path
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("harm", ["no run", "no file", "half a file", "no manifest"])
+def test_an_extracted_archive_that_is_not_whole_is_extracted_again(place: Path, harm: str) -> None:
+    path = packed()
+    folder = archive.extracted(path)
+    before = everything(folder)
+    one = next(entry for entry in sorted(folder.iterdir()) if entry.is_dir())
+    if harm == "no run":
+        shutil.rmtree(one)
+    elif harm == "no file":
+        (one / "metrics.jsonl").unlink()
+    elif harm == "half a file":
+        (one / files.PROVENANCE).write_bytes((one / files.PROVENANCE).read_bytes()[:10])
+    else:
+        (folder / "manifest.json").unlink()
+        shutil.rmtree(one)
+    assert everything(folder) != before
+    assert archive.extracted(path) == folder
+    assert everything(folder) == before
+    assert list(folder.parent.iterdir()) == [folder]  # nothing is left beside it
+
+
+def read_elsewhere(path: Path, lines: str = "") -> subprocess.CompletedProcess[str]:
+    """Another process that extracts an archive twice and prints the folder and its runs."""
+    script = (
+        "import sys; from pathlib import Path; from evlgen.runs import archive\n"
+        f"{lines}\n"
+        "folder = archive.extracted(Path(sys.argv[1]))\n"
+        "assert archive.extracted(Path(sys.argv[1])) == folder\n"
+        "print(folder, len([one for one in folder.iterdir() if one.is_dir()]))"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=paths.ROOT)
+
+
+def test_every_process_says_once_which_runs_of_an_archive_are_damaged(place: Path) -> None:
+    path = packed(damage=True)
+    for _ in range(2):
+        done = read_elsewhere(path)
+        assert done.stdout.endswith(" 1\n")
+        assert re.fullmatch(rf"{path}: .*/metrics\.jsonl: damaged .*: skipped\n", done.stderr)
+
+
+FULL = """
+import errno
+write = Path.write_bytes
+def full(self, data):
+    in_cache = str(self).startswith(sys.argv[1].rpartition("/results/")[0] + "/cache/")
+    if in_cache and self.name == "result.json":
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+    return write(self, data)
+Path.write_bytes = full
+"""
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_without_room_in_the_cache_a_temporary_folder_serves(place: Path, full: bool) -> None:
+    """A disk that is full after some files, or a cache folder that is none."""
+    path = packed()
+    if not full:
+        (place / "cache").write_text("a file")
+    done = read_elsewhere(path, FULL if full else "")
+    assert (done.returncode, done.stderr) == (0, "")
+    folder, number = done.stdout.split()
+    assert number == "2"
+    assert not Path(folder).is_relative_to(place / "cache")
+    assert not Path(folder).exists()  # it went with the process
+    assert not full or list((place / "cache/records").iterdir()) == []
+
+
+def test_without_room_anywhere_the_cache_is_named(place: Path) -> None:
+    """No file may grow beyond 100 bytes."""
+    path = packed()
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+    limit += "from evlgen.errors import exit_code\n"
+    limit += "sys.exit(exit_code(lambda: print(archive.extracted(Path(sys.argv[1])))))"
+    done = read_elsewhere(path, limit)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {place / 'cache'}: cannot be written, nor can a temporary folder")
+    assert done.stderr.count("\n") == 1
+    assert list((place / "cache/records").iterdir()) == []
+
+
+def test_damaged_runs_and_archives_give_exit_code_1(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole runs are put there all the same; a single archive that cannot be read stays a mistake."""
+    path = packed(damage=True)
+    assert run.main(["unpack", "table1", "--scale", "smoke"]) == 1
+    said = capsys.readouterr()
+    assert "table1: 1 runs put into runs/" in said.out
+    assert "metrics.jsonl: damaged" in said.err
+    shutil.rmtree(place / "runs")
+    shutil.copytree(path.parent, place / "results/budgets/smoke")
+    whole = packed()
+    budgets = archive.path_of("budgets", "smoke")
+    budgets.write_bytes(whole.read_bytes())
+    whole.write_bytes(whole.read_bytes()[:200])
+    assert run.main(["unpack", "table1", "--scale", "smoke"]) == 2
+    assert not (place / "runs").exists()
+    capsys.readouterr()
+    assert run.main(["unpack", "all", "--scale", "smoke"]) == 1
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"error: {whole}: damaged .*\n", said.err)
+    assert "budgets: 2 runs put into runs/" in said.out
+
+
+def test_packing_without_a_damaged_run_gives_exit_code_1(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = list(unique_runs(load("table1", "smoke"), 1))[:2]
+    finish(first)
+    folder = finish(second)
+    (folder / "metrics.jsonl").write_text("half a his")
+    assert run.main(["pack", "table1", "--scale", "smoke"]) == 1
+    said = capsys.readouterr()
+    assert "table1: 1 of" in said.out
+    assert f"{second}/metrics.jsonl: damaged" in said.err
