@@ -349,7 +349,7 @@ def _parser(name: str, command: Command) -> Parser:
     target = "|".join(kinds[kind] for kind in command.takes)
     target = f"[{target}]" if command.optional else target
     usage = " ".join(filter(None, ("sweeps/run.py", name, target, "[FLAGS]" if command.flags else "")))
-    details = [f"{command.help[0].upper()}{command.help[1:]}.", command.details]
+    details = [_wrapped(f"{command.help[0].upper()}{command.help[1:]}.", ""), _wrapped(command.details, "")]
     if "run" in command.takes:
         details.append("RUN: a run's id or the beginning of one; status lists them.")
     if "experiments" in command.takes:
@@ -360,22 +360,27 @@ def _parser(name: str, command: Command) -> Parser:
 
 def _sweep_parser() -> Parser:
     width = max(map(len, COMMANDS)) + 2
-    commands = "\n".join(f"  {name:{width}}{command.help}" for name, command in COMMANDS.items())
+    commands = "\n".join(
+        _wrapped(f"  {name:{width}}{command.help}", " " * (width + 2)) for name, command in COMMANDS.items()
+    )
     usage = f"sweeps/run.py EXPERIMENT|{ALL} [FLAGS]\n       sweeps/run.py COMMAND ... [FLAGS]"
     experiments = _wrapped(f"experiments: {', '.join(EXPERIMENTS)}")
+    what = "Run an experiment, score its runs and write its table. Finished runs are never repeated."
     description = (
-        "Run an experiment, score its runs and write its table. Finished runs are never repeated.\n\n"
+        f"{_wrapped(what, '')}\n\n"
         f"{experiments}\n"
         f"  {ALL}: those of the paper, one after the other, and then its claims\n\n"
         f"commands (sweeps/run.py COMMAND --help says more):\n{commands}"
     )
     parser = _filled(Parser("sweeps/run.py", description, usage), _SWEEP)
-    parser.epilog = "exit code: 0 all runs complete, 1 some failed, 2 a mistake, 3 queued, 130 interrupted"
+    parser.epilog = _wrapped(
+        "exit code: 0 all runs complete, 1 some failed, 2 a mistake, 3 queued, 130 interrupted"
+    )
     return parser
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 78, subsequent_indent="  ")
+def _wrapped(text: str, indent: str = "  ") -> str:
+    return textwrap.fill(text, 78, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _filled(parser: Parser, flags: Sequence[_Flags]) -> Parser:

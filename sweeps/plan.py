@@ -103,15 +103,23 @@ def unfinished(runs: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
     return {run: config for run, config in runs.items() if run in missing}
 
 
-def stages_without_weights(missing: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
-    """The stages 1 that runs start from and of which there are, if anything, only the records."""
+def stages_without_weights(
+    missing: Mapping[str, RunConfig], put_aside_damage: bool = True
+) -> dict[str, RunConfig]:
+    """The stages 1 that runs start from and of which there are, if anything, only the records.
+
+    Args:
+        put_aside_damage: also move damaged weights out of the way; else they are only named.
+    """
     by_id = {
         run_id(config.init_from): config.init_from
         for config in missing.values()
         if config.init_from is not None
     }
     root = paths.runs_folder()
-    return {run: first for run, first in by_id.items() if files.lacks_weights(root / run, first)}
+    return {
+        run: first for run, first in by_id.items() if files.lacks_weights(root / run, first, put_aside_damage)
+    }
 
 
 def first_stages(runs: Mapping[str, RunConfig]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evlgen.config import RunConfig
+from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.evaluation.scores import score_runs, scorers_of
 from evlgen.runs import behaviour
@@ -18,7 +19,7 @@ from sweeps.conclude import read_predictions
 @dataclass
 class Rescored:
     """What became of complete runs: ids of those scored again, of those whose scores are of today's scorers
-    already, and of those whose predictions were not kept or are damaged."""
+    already, and of those whose predictions or measurements are gone or damaged."""
 
     again: list[str] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
@@ -28,7 +29,7 @@ class Rescored:
 def rescore(runs: Mapping[str, RunConfig], everything: bool = False) -> Rescored:
     """Score the predictions of complete runs again where a scorer has changed since; nothing is trained.
 
-    What training has measured stays as it is.
+    What training has measured stays as it is. Where a file is damaged or gone, so do the scores.
 
     Args:
         everything: also those whose scorers have not changed.
@@ -44,15 +45,17 @@ def rescore(runs: Mapping[str, RunConfig], everything: bool = False) -> Rescored
         if result["scorers"] == now and not everything:
             done.current.append(run)
             continue
-        outcome = files.outcome_if_whole(folder)
         try:
+            outcome = files.read_outcome(folder)
+            if outcome is None:
+                raise UserError(f"{folder / files.OUTCOME}: is gone")
             predictions = read_predictions(folder, config)
-        except ValueError as error:
-            print(f"{folder / files.PREDICTIONS}: {error}: its scores stay as they are", file=sys.stderr)
+        except (UserError, ValueError) as error:
+            what = error if isinstance(error, UserError) else f"{folder / files.PREDICTIONS}: {error}"
+            print(f"{what}: its scores stay as they are", file=sys.stderr)
             done.unscored.append(run)
             continue
-        if outcome is not None:
-            wanted[run] = (config, outcome["metrics"], result["metrics"], predictions)
+        wanted[run] = (config, outcome["metrics"], result["metrics"], predictions)
     with CaptionScorer() as scorer:
         scores = score_runs([predictions for *_, predictions in wanted.values()], scorer)
     for (run, (config, outcome, before, _)), scored in zip(wanted.items(), scores, strict=True):

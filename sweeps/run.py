@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -42,11 +43,20 @@ def main(argv: list[str]) -> int:
 def answered(action: Callable[[], int], kept: str) -> int:
     """Exit code of an action; a user's mistake, a full disk and Ctrl-C get one line each.
 
+    Where nobody reads the output any more, as behind ``| head``, the action ends without a word.
+
     Args:
         kept: what is kept then, as far as it is finished.
     """
     try:
-        return exit_code(action)
+        code = exit_code(action)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _is_without_reader(sys.stdout.fileno()):
+            raise  # another pipe, that of a worker
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
+        return 1  # as rich does
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
@@ -58,6 +68,13 @@ def answered(action: Callable[[], int], kept: str) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; finished {kept} are kept, the same command goes on", file=sys.stderr)
         return 130
+
+
+def _is_without_reader(output: int) -> bool:
+    """Whether a file descriptor is that of a pipe whose other end is closed."""
+    asked = select.poll()
+    asked.register(output, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
 
 
 def _dispatch(arguments: Arguments) -> int:
@@ -104,6 +121,10 @@ def _sweep(name: str, arguments: Arguments) -> Sweep:
     if arguments.target == ALL and experiment.claimed and not arguments.seeds:
         seeds = get(scale).claim_seeds
     if experiment.count is not None and arguments.target != ALL:
+        if arguments.command == "captions":
+            raise UserError(
+                f"captions {name}: {name} trains nothing, so there are no captions; try show {name}"
+            )
         for flag in ("seeds", "executor", "workers"):
             if flag in arguments.typed:
                 raise UserError(f"--{flag}: {name} trains nothing, so this changes nothing; leave it out")
@@ -117,7 +138,7 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
         ValueError: the command says nothing about an experiment.
     """
     experiment, command = sweep.experiment, arguments.command
-    if experiment.count is not None and command not in ("show", "captions"):
+    if experiment.count is not None and command != "show":
         count(sweep, arguments)
     elif command == "show":
         show.show_table(sweep.table, sweep.scale)
@@ -215,16 +236,21 @@ def unpack(sweep: Sweep, is_one_of_all: bool) -> int:
 
 def rescore(sweep: Sweep, everything: bool) -> int:
     """Score the kept predictions of a sweep again and write its table; 1 if some could not be scored."""
-    from sweeps.conclude import write_table
+    from sweeps.conclude import table_seeds, write_table
     from sweeps.rescore import rescore as score_again
 
-    done = score_again(sweep.runs, everything)
+    runs = unique_runs(sweep.experiment, table_seeds(sweep))
+    done = score_again(runs, everything)
     name, current = sweep.experiment.name, len(done.current)
     line = f"{name}: {len(done.again)} runs scored again, {current} have today's scores"
     if done.unscored:
         line += f", of {len(done.unscored)} the predictions are gone or damaged"
-    if done.again:
+    known = states.with_records(runs, states.of_runs(runs, None, ()))
+    words = [state.name for state in known.values()]
+    if "done" in words:  # even if none is scored again: the last command may have been interrupted
         line += f"; table in {os.path.relpath(write_table(sweep))}/"
+    if packed := words.count("packed"):
+        line += f"; {packed} packed, `unpack {name}` puts them into the run store"
     console.print(line, soft_wrap=True)
     return 1 if done.unscored else 0
 

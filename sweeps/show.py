@@ -77,13 +77,20 @@ def show_status(sweep: Sweep, now: Mapping[str, states.State]) -> None:
             table.add_row(label, seed, word, run)
         console.print(table)
     console.print(summary(sweep.experiment.name, sweep.runs, now), soft_wrap=True)
+    _explain_records(sweep, now)
+
+
+def _explain_records(sweep: Sweep, now: Mapping[str, states.State]) -> None:
+    """What `states.with_records` means by ``packed`` and ``earlier``, where it says so of a run."""
     words = {state.name for state in now.values()}
     if "packed" in words:
         unpack = f"`unpack {sweep.experiment.name}` puts them into the run store"
         console.print(f"packed: their records lie beside the table; {unpack}", soft_wrap=True)
     if "earlier" in words:
+        changed = "; ".join(dict.fromkeys(change for state in now.values() for change in state.changed))
         console.print(
-            "earlier: recorded with an earlier behaviour of the code; shown until made again", soft_wrap=True
+            f"earlier: recorded with an earlier behaviour of the code ({changed}); shown until made again",
+            soft_wrap=True,
         )
 
 
@@ -117,14 +124,17 @@ def show_plan(sweep: Sweep) -> list[str]:
     """What a sweep would do, and what it would cost by the rate of earlier runs; returns the missing runs.
 
     Runs that differ in the seed alone share a line where there are many. A complete stage 1 of which only the
-    records are there, and from which a missing run starts, is missing as well.
+    records are there, and from which a missing run starts, is missing as well. No file is changed.
     """
     root, runs, rates = paths.runs_folder(), sweep.runs, measured_rates(sweep.runs)
-    now = states.server_time(root) if root.exists() else 0.0
+    now = states.with_records(runs, states.of_runs(runs, None, ()))
     many = len(runs) > _MOST_ROWS
-    words = {run: states.state(root / run, now).name if many else states.status(root / run) for run in runs}
+    words = {
+        run: states.status(root / run) if state.name == "done" and not many else state.name
+        for run, state in now.items()
+    }
     unfinished = {run: config for run, config in runs.items() if words[run] not in _FINISHED}
-    for run in stages_without_weights(unfinished):
+    for run in stages_without_weights(unfinished, put_aside_damage=False):
         if words.get(run) in _FINISHED:
             words[run] = "no weights"
     missing = [run for run, word in words.items() if word not in _FINISHED]
@@ -146,6 +156,7 @@ def show_plan(sweep: Sweep) -> list[str]:
     console.print(table)
     cost = f"about {in_words(total)} of one process where known" if total or not missing else "time unknown"
     console.print(f"{len(missing)} of {len(runs)} runs to execute; {cost}", soft_wrap=True)
+    _explain_records(sweep, now)
     return missing
 
 
@@ -205,14 +216,28 @@ Predictions = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 
 def show_examples(experiment: Experiment, count: int) -> None:
-    """What the rows' runs (seed 0) predict for the first images and questions, beside references."""
+    """What the rows' runs (seed 0) predict for the first images and questions, beside references.
+
+    Rows recorded with an earlier behaviour of the code are marked as in tables.
+    """
+    # This imports numpy, which a look at the state does not need.
+    from analysis.results import CHANGED, Run, warnings_of
+
     found: dict[str, tuple[RunConfig, Predictions]] = {}
+    shown = []
     for row in experiment.rows:
         record = results.find(row.config)
         predictions = None if record is None else record.predictions()
         if predictions is not None:
-            found[row.label] = (row.config, predictions)
+            first = None if row.config.init_from is None else results.find(row.config.init_from)
+            run = Run(row, row.config.seed, row.config, record, first)
+            mark = CHANGED if any(line.startswith(CHANGED) for line in warnings_of([run])) else ""
+            found[row.label + mark] = (row.config, predictions)
+            shown.append(run)
     _show_predictions(found, count)
+    for line in warnings_of(shown):
+        if line.startswith(CHANGED):  # an earlier scorer changes no caption
+            print(line)
 
 
 def show_captions(prefix: str) -> None:

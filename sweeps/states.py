@@ -34,12 +34,14 @@ class State:
             behaviour of the code.
         device_seconds: what it has cost so far, over all attempts.
         samples_per_second, share: pace and progress of one that runs.
+        changed: what has changed since one that is ``earlier`` was recorded: ``merging 1, now 2``.
     """
 
     name: str
     device_seconds: float = 0.0
     samples_per_second: float = 0.0
     share: float = 0.0
+    changed: tuple[str, ...] = ()
 
 
 def state(folder: Path | str, now: float, queued: str | None = None, was_submitted: bool = False) -> State:
@@ -102,7 +104,8 @@ def with_records(runs: Mapping[str, RunConfig], found: Mapping[str, State]) -> d
         if one.name == "pending":
             record = results.find(runs[run])
             if record is not None:
-                known[run] = dataclasses.replace(one, name="earlier" if record.changed else "packed")
+                name = "earlier" if record.changed else "packed"
+                known[run] = dataclasses.replace(one, name=name, changed=record.changed)
     return known
 
 

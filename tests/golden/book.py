@@ -27,6 +27,7 @@ BOOK = Book(
         "validated retrieval": (0.0, 7.0),
     },
     reach={"decoding": ("said ",), "diagnostics": ("validated ",), "inspection": ("inspected ",)},
+    made_by={"lr": "training"},
 )
 
 _DRAWS = 10  # of noise, to find cases that rounding might change

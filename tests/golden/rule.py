@@ -35,6 +35,7 @@ class Book:
         renew: the command that writes the file again.
         tolerances: name of a value (or how it begins) -> relative and absolute tolerance; the longest fits.
         reach: of what has a number, that which can change some values only -> how the names of these begin.
+        made_by: name of a value -> what alone makes it: where it has changed, this is advised.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Book:
     renew: str
     tolerances: Mapping[str, tuple[float, float]]
     reach: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
     def read(self) -> dict[str, Golden]:
         """The golden values; none where there is no file yet."""
@@ -213,6 +215,9 @@ class Book:
 
     def _able(self, parts: Iterable[str], values: Iterable[str]) -> set[str]:
         """Those parts that can change just these values; of them the ones that could change no others."""
+        values = list(values)
+        if makers := {self.made_by[value] for value in values if value in self.made_by}.intersection(parts):
+            return makers
         limited = {part for part in parts if part in self.reach}
         able = {part for part in limited if all(self._reached([part], value) for value in values)}
         return able or set(parts) - limited

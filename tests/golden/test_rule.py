@@ -85,6 +85,17 @@ def test_changed_values_want_the_number_of_what_all_changed_cases_use(book, case
         book.renewed(golden(), now, NUMBERS)
 
 
+def test_another_rate_is_a_change_of_training(book):
+    """Also where only cases with a curve of their own show it, which use more than `training`."""
+    before = golden()
+    for case in before.values():
+        case.values["lr"] = [1e-3, 4e-3]
+    now = changed(before, "ours, other metric")
+    now["ours, other metric"].values["lr"] = [1e-3, 3e-3]
+    (problem,) = book.problems(before, now, NUMBERS)
+    assert "raise training to 2 in COMPONENTS" in problem
+
+
 def test_a_raised_number_and_changed_values_want_new_golden_values_and_no_more(book):
     numbers = NUMBERS | {"merging": 2}
     now = changed(golden(numbers), "ours")

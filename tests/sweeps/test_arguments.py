@@ -61,6 +61,10 @@ from sweeps.arguments import COMMANDS, parse
         ("captions table", "did you mean table"),
         ("table5 --seeds 3", "--seeds: table5 trains nothing, so this changes nothing; leave it out"),
         ("table5 --workers 3", "--workers: table5 trains nothing"),
+        (
+            "captions table5",
+            "captions table5: table5 trains nothing, so there are no captions; try show table5",
+        ),
     ],
 )
 def test_what_is_unknown_or_would_be_ignored_is_refused(
@@ -109,8 +113,11 @@ def test_every_command_has_a_help_of_its_own(
         assert exit.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: sweeps/run.py {command or 'EXPERIMENT'}" in text
+    assert max(map(len, text.splitlines())) < 80
     if command:
-        assert COMMANDS[command].help[1:] in text
+        words = " ".join(text.split())
+        assert COMMANDS[command].help[1:] in words
+        assert COMMANDS[command].details in words
         assert ("--dry-run" in text) == (command in ("",))
     else:
         assert all(f"\n  {name} " in text for name in COMMANDS)

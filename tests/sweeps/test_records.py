@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import io
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.results import collect, warnings_of
+from analysis.results import collect, read, warnings_of
 from evlgen.config import RunConfig, to_json
 from evlgen.runs import archive, behaviour, identity, results
 from evlgen.runs import folder as files
@@ -23,7 +24,7 @@ from evlgen.runtime import paths
 from evlgen.runtime.files import sha256_of
 from evlgen.runtime.sources import shipped_file
 from experiments import load
-from experiments.base import Experiment, Row
+from experiments.base import Experiment, Row, seeded
 from experiments.scales import evlgen
 from sweeps import leases, records, run
 from sweeps.rescore import rescore
@@ -374,19 +375,75 @@ def test_scoring_again_is_a_command_that_writes_the_table(
     (row,) = load("table2", "smoke", rows="EVLGen, OPT").rows
     folder = finished(row.config)
     command = ["rescore", "table2", "--scale", "smoke"]
+    table = tmp_path / "results" / "table2" / "smoke" / "table.csv"
     assert run.main(command) == 0
-    assert "table2: 0 runs scored again, 1 have today's scores" in capsys.readouterr().out
+    assert "table2: 0 runs scored again, 1 have today's scores; table in " in capsys.readouterr().out
+    before = table.read_text()
+    table.write_text("of before an interrupted command")
+    assert run.main(command) == 0
+    assert table.read_text() == before
+    capsys.readouterr()
     monkeypatch.setitem(behaviour.SCORERS, "captions", 2)
     assert run.main(command) == 0
     said = capsys.readouterr().out
     assert "table2: 1 runs scored again, 0 have today's scores; table in " in said
-    assert (tmp_path / "results" / "table2" / "smoke" / "table.csv").exists()
+    assert table.read_text() != before
     assert run.main([*command, "--everything"]) == 0
     assert "table2: 1 runs scored again" in capsys.readouterr().out
     monkeypatch.setitem(behaviour.SCORERS, "captions", 3)
     (folder / files.PREDICTIONS).write_text("[]")
     assert run.main(command) == 1
     assert "of 1 the predictions are gone or damaged" in capsys.readouterr().out
+
+
+def test_all_seeds_of_a_table_are_scored_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table has five seeds after `all`, the experiment alone asks for three."""
+    experiment = load("table1", "mini")
+    assert experiment.seeds == 3
+    for row in experiment.rows:
+        for seed in range(5):
+            finished(seeded(row.config, seed))
+    monkeypatch.setitem(behaviour.SCORERS, "captions", 2)
+    assert "rescore table1` makes this anew" in "".join(read("table1", "mini", 5).warnings())
+    assert run.main(["rescore", "table1"]) == 0
+    assert f"table1: {5 * len(experiment.rows)} runs scored again, 0 have" in capsys.readouterr().out
+    assert read("table1", "mini", 5).warnings() == []
+    table = (paths.results_folder() / "table1" / "mini" / "table.csv").read_text()
+    assert {line["n_seeds"] for line in csv.DictReader(table.splitlines()) if line["mean"]} == {"5"}
+
+
+def test_packed_runs_are_to_be_unpacked_before_they_are_scored_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (row,) = load("table2", "smoke", rows="EVLGen, OPT").rows
+    folder = finished(row.config)
+    archive.pack(archive.path_of("table2", "smoke"), [folder.name], [])
+    shutil.rmtree(folder)
+    assert run.main(["rescore", "table2", "--scale", "smoke"]) == 0
+    said = capsys.readouterr().out
+    assert "table2: 0 runs scored again, 0 have today's scores; 1 packed, `unpack table2` puts them" in said
+    assert "table in" not in said
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_without_a_whole_outcome_scores_and_files_stay(
+    damaged: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = evlgen("smoke")
+    folder = finished(config)
+    monkeypatch.setitem(behaviour.SCORERS, "captions", 2)
+    if damaged:
+        (folder / files.OUTCOME).write_text("{")
+    else:
+        (folder / files.OUTCOME).unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert rescore({folder.name: config}).unscored == [folder.name]
+    said = capsys.readouterr().err
+    assert said.startswith(f"{folder / files.OUTCOME}: ")
+    assert said.endswith(": its scores stay as they are\n")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_adopting_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
+from evlgen.config import to_json
 from evlgen.runs import folder as files
+from evlgen.runs import identity
+from experiments.scales import evlgen
+from sweeps.run import answered
 
 ROOT = Path(__file__).parents[2]
 # Stage 1, stage 2, both LLMs and EVLGen, for a few updates and without captions.
@@ -277,6 +282,36 @@ def test_a_plan_of_ten_thousand_runs_takes_seconds_of_processor_time(sandbox: Sa
     assert found is not None
     assert int(found.group(1)) > 7000
     assert spent < 6.0
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_who_reads_no_further_gets_no_traceback(sandbox: Sandbox, lines: int) -> None:
+    """As `| head` does: with output that fits into the buffer, and with more."""
+    config = evlgen("smoke")
+    folder = sandbox.folder / "runs" / identity.run_id(config)
+    folder.mkdir(parents=True)
+    files.write_json(folder / files.CONFIG, to_json(config))
+    (folder / files.LOG).write_text("step 1: loss 2.0\n" * lines)
+    for command in (["logs", folder.name], ["list"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        outcome = subprocess.run(
+            sandbox.command(*command), env=sandbox.environment, stdout=writer, stderr=subprocess.PIPE
+        )
+        os.close(writer)
+        assert (outcome.returncode, outcome.stderr) == (1, b"")
+
+
+def test_a_broken_pipe_other_than_the_output_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+
+    def action() -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with os.fdopen(reader), os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(BrokenPipeError):
+            answered(action, "runs")
 
 
 def test_list_names_what_there_is(sandbox: Sandbox) -> None:

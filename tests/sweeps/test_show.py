@@ -10,11 +10,12 @@ import pytest
 
 from evlgen import miniworld
 from evlgen.config import EvalConfig, RunConfig
-from evlgen.runs import behaviour, identity
+from evlgen.runs import archive, behaviour, identity
 from evlgen.runs import folder as files
 from evlgen.runtime import sources
 from experiments import load
 from experiments.base import Experiment, Row
+from experiments.scales import blip2
 from sweeps import run, show
 from sweeps.arguments import COMMANDS, Command, scale_flag
 from sweeps.plan import Sweep
@@ -140,14 +141,72 @@ def test_records_elsewhere_and_of_an_earlier_behaviour_are_not_pending(
         assert max(map(len, lines[:-3])) <= 80
         return next(line for line in lines if line.startswith("table2: ")), lines
 
+    def planned() -> list[str]:
+        assert run.main(["table2", "--scale", "smoke", "--dry-run"]) == 0
+        return capsys.readouterr().out.splitlines()
+
     assert status()[0].startswith("table2: 5 runs: 3 done, 2 pending; ")
+    archive.pack(archive.path_of("table2", "smoke"), list(sweep.runs), [])
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert status()[0].startswith("table2: 5 runs: 3 packed, 2 pending; ")
+    plan = planned()
+    assert sum("packed" in line and " 0 " in line for line in plan) == 3
+    assert plan[-2].startswith("5 of 5 runs to execute; ")
+    assert plan[-1].startswith("packed: their records lie beside the table; `unpack table2` puts them")
+    archive.path_of("table2", "smoke").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "runs")
     monkeypatch.setitem(behaviour.COMPONENTS, "merging", 2)
     identity.forget_fingerprints()
     try:
         line, lines = status()
         assert line.startswith("table2: 5 runs: 2 done, 1 earlier, 2 pending; ")
         assert sum("earlier" in line and "EVLGen, OPT-2.7B" in line for line in lines) == 1
-        assert lines[-1].startswith("earlier: recorded with an earlier behaviour")
+        earlier = "earlier: recorded with an earlier behaviour of the code (merging 1, now 2); shown until"
+        assert lines[-1].startswith(earlier)
+        assert sum("merging" in line for line in lines) == 1
+        plan = planned()
+        assert sum("earlier" in line and "EVLGen, OPT-2.7B" in line for line in plan) == 1
+        assert plan[-1].startswith(earlier)
     finally:
         monkeypatch.undo()
         identity.forget_fingerprints()
+
+
+def test_captions_of_an_earlier_behaviour_are_marked(
+    runs: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.show_examples(runs, 1)
+    assert "†" not in capsys.readouterr().out
+    monkeypatch.setitem(behaviour.COMPONENTS, "merging", 2)
+    identity.forget_fingerprints()
+    try:
+        show.show_examples(runs, 1)
+    finally:
+        monkeypatch.undo()
+        identity.forget_fingerprints()
+    lines = capsys.readouterr().out.splitlines()
+    assert "  first†       caption 0 of first" in lines
+    assert lines[-1] == (
+        "† Recorded with an earlier behaviour of the code (merging 1, now 2): first; second one."
+    )
+    assert sum(line.startswith("†") for line in lines) == 1
+
+
+def test_a_plan_names_damaged_weights_and_leaves_them_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("EVLGEN_RESULTS", str(tmp_path / "results"))
+    config = blip2("smoke")
+    assert config.init_from is not None
+    folder = files.prepare(config.init_from)
+    (folder / files.CONNECTOR).write_bytes(b"weights")
+    files.write_outcome(folder, {"train_seconds": 1.0, "samples": 10.0})
+    files.write_result(folder, {"train_seconds": 1.0, "samples": 10.0}, {})
+    (folder / files.CONNECTOR).write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run.main(["table2", "--scale", "smoke", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "no weights" in said.out
+    assert f"{folder / files.CONNECTOR}: damaged" in said.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
