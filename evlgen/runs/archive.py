@@ -40,6 +40,7 @@ LARGEST = 64 * 2**20  # bytes of a file; those of the miniature have at most 0.3
 _LARGEST_IN_ALL = 4 * 2**30
 
 Files = dict[str, bytes]  # name -> content
+written_here: list[Path] = []  # archives that this process wrote: readers look again
 
 
 def path_of(table: str, scale: str) -> Path:
@@ -88,6 +89,7 @@ def write(path: Path, runs: Mapping[str, Files]) -> None:
                     member.size = len(content[name])
                     archive.addfile(member, io.BytesIO(content[name]))
     write_atomic(path, buffer.getvalue())
+    written_here.append(path)
 
 
 def _from_store(run: str, with_pictures: bool) -> Files | None:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,8 @@ def find(config: RunConfig, archives: bool = True) -> Record | None:
     places = [(runs_folder(), str(runs_folder()))]
     if archives:
         places += _extracted_archives()
-    found_in = [
-        place for place in places if wanted in _runs_by_config(place[0], _stamp(place[0])).get(shared, ())
-    ]
+    places = [place for place in places if shared in _runs_by_config(place[0], _stamp(place[0]))]
+    found_in = [place for place in places if wanted in _runs_by_config(place[0], _stamp(place[0]))[shared]]
     # The store's own record comes first: on another processor its numbers are others.
     found_in.sort(key=lambda place: (place[0] != runs_folder(), -_pictures(place[0] / wanted)))
     for root, source in found_in:
@@ -107,7 +107,7 @@ def find(config: RunConfig, archives: bool = True) -> Record | None:
             return record
     earlier: list[Record] = []
     for root, source in places:
-        runs = _runs_by_config(root, _stamp(root)).get(shared, ())
+        runs = _runs_by_config(root, _stamp(root))[shared]
         found = (_earlier(root / run, config, source) for run in runs if run != wanted)
         earlier += [record for record in found if record is not None]
     return min(earlier, key=lambda record: (len(record.changed), -_pictures(record.folder)), default=None)
@@ -166,9 +166,19 @@ def _earlier(folder: Path, config: RunConfig, source: str) -> Record | None:
     )
 
 
+_LOOK_SECONDS = 1.0  # between two looks for archives: thousands of runs are asked for in a row
+
+
 def _extracted_archives() -> list[tuple[Path, str]]:
+    """Folder with the records of each archive, and the archive's path."""
+    look = int(time.monotonic() / _LOOK_SECONDS)
+    return _look_for_archives(results_folder(), look, len(archive.written_here))
+
+
+@functools.lru_cache(maxsize=1)
+def _look_for_archives(results: Path, look: int, written: int) -> list[tuple[Path, str]]:
     places = []
-    for path in sorted(results_folder().glob(f"*/*/{archive.ARCHIVE}")):
+    for path in sorted(results.glob(f"*/*/{archive.ARCHIVE}")):
         try:
             status = path.stat()
             places.append((_extracted(path, status.st_mtime_ns, status.st_size), str(path)))
