@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,8 +254,3 @@ def report(done: Adopted, where: str) -> None:
     print(f"{where}: {len(done.runs)} runs have new ids, {len(done.refused)} were left out", flush=True)
     for run, reason in done.refused.items():
         print(f"  {run}: {reason}", file=sys.stderr, flush=True)
-
-
-def new_ids(done: Iterable[Adopted]) -> dict[str, str]:
-    """Old id -> new id."""
-    return {old: new for one in done for old, new in one.runs.items()}

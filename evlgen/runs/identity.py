@@ -21,7 +21,6 @@ from evlgen.config import RunConfig, to_json
 from evlgen.runs.behaviour import components_of
 from evlgen.runtime.paths import runs_folder
 from evlgen.runtime.sources import (
-    MISSING,
     PIP_MODELS,
     SOURCES,
     fingerprint_of_data,
@@ -241,11 +240,6 @@ def forget_fingerprints() -> None:
     _versions.clear()
     _fingerprint.cache_clear()
     _data.cache_clear()
-
-
-def is_known(fingerprint: str) -> bool:
-    """Whether what a fingerprint stands for is on this machine."""
-    return fingerprint != MISSING
 
 
 def _json(value: Any) -> str:

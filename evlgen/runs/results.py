@@ -7,6 +7,7 @@ there, it is given with what has changed since, for whoever shows it to say so.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -154,16 +155,7 @@ def _earlier(folder: Path, config: RunConfig, source: str) -> Record | None:
     if record is None:
         return None
     changed = behaviour.changes(versions["components"], now.components)
-    return Record(
-        record.id,
-        config,
-        folder,
-        record.metrics,
-        record.scorers,
-        changed,
-        tuple(sorted(unchecked)),
-        source,
-    )
+    return dataclasses.replace(record, changed=changed, unchecked=tuple(sorted(unchecked)))
 
 
 _LOOK_SECONDS = 1.0  # between two looks for archives: thousands of runs are asked for in a row
