@@ -318,8 +318,14 @@ def _similar(key: str, root: Any) -> str:
     return f"; did you mean {ends[0]}?" if ends else nearest(key, keys)
 
 
+# The width of the image features has two names (BLIP-2's and the other connectors'): either sets all rows.
+_SAME_WIDTH = {"input_width": "encoder_width", "encoder_width": "input_width"}
+
+
 def _replace(node: Any, path: list[str], text: str, key: str, root: Any) -> Any:
     names = [f.name for f in dataclasses.fields(node)]
+    if path[0] not in names and (other := _SAME_WIDTH.get(path[0])) in names:
+        path = [str(other), *path[1:]]
     if path[0] not in names:
         raise UserError(f"--set {key}: no such key; there are: {', '.join(names)}{_similar(key, root)}")
     old = getattr(node, path[0])

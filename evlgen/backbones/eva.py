@@ -120,13 +120,8 @@ _RENAMES = (
 
 def eva_state(state: Mapping[str, Tensor], config: EvaConfig) -> dict[str, Tensor]:
     """LAVIS's or `transformers`' BLIP-2 weights under our names, positions resized to the configured grid."""
-    prefix = "vision_model."
-    if any(key.startswith(prefix) for key in state):
-        state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        for pattern, name in _RENAMES:
-            key = re.sub(pattern, name, key)
+    for key, value in _renamed(state).items():
         if key.endswith(".attn.qkv.bias"):
             stem = key.removesuffix("qkv.bias")
             out[stem + "q_bias"], _, out[stem + "v_bias"] = value.chunk(3)
@@ -135,6 +130,52 @@ def eva_state(state: Mapping[str, Tensor], config: EvaConfig) -> dict[str, Tenso
     if "pos_embed" in out:
         out["pos_embed"] = resize_positions(out["pos_embed"], config.grid)
     return out
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the image encoder under LAVIS's names."""
+    prefix = "vision_model."
+    if any(key.startswith(prefix) for key in state):
+        state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for pattern, name in _RENAMES:
+            key = re.sub(pattern, name, key)
+        out[key] = value
+    return out
+
+
+HEAD_WIDTH = 88  # of EVA's attention; files of weights do not say it (1408 / 16)
+_USED = 39  # blocks of ViT-g/14 that BLIP-2 uses; files that were trimmed to them end there
+
+
+def eva_shape(state: Mapping[str, Tensor], num_heads: int | None = None) -> EvaConfig:
+    """Width, depth and patch of the weights in a file, for images of 224 x 224 pixels (PAPER).
+
+    LAVIS's file holds all blocks, of which the last one is not used. `transformers`' holds those that are.
+
+    Args:
+        state: as a file names it, LAVIS's way or that of `transformers`' BLIP-2.
+        num_heads: None: one for each `HEAD_WIDTH` of the width.
+
+    Raises:
+        UserError: these are no weights of EVA-CLIP.
+    """
+    found = {key: tuple(value.shape) for key, value in _renamed(state).items()}
+    patches, hidden = found.get("patch_embed.proj.weight", ()), found.get("blocks.0.mlp.fc1.weight", ())
+    if len(patches) != 4 or len(hidden) != 2:
+        raise UserError(
+            "no weights of EVA-CLIP: patch_embed.proj.weight or blocks.0.mlp.fc1.weight is missing"
+        )
+    blocks = 1 + max(int(key.split(".")[1]) for key in found if re.match(r"blocks\.\d+\.", key))
+    is_whole = "blocks.0.norm1.weight" in state  # LAVIS's names
+    if is_whole and blocks != _USED:
+        blocks = max(1, blocks - 1)
+    width, patch = patches[0], patches[-1]
+    size = EvaConfig.image_size
+    if size % patch:  # a small model's own size
+        size = patch * round((found.get("pos_embed", (1, 2))[1] - 1) ** 0.5)
+    return EvaConfig(size, patch, width, blocks, num_heads or max(1, width // HEAD_WIDTH), hidden[0])
 
 
 def resize_positions(positions: Tensor, grid: int) -> Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from evlgen.backbones.eva import EvaConfig, EvaViT, check_size, eva_state
+from evlgen.backbones.eva import EvaConfig, EvaViT, check_size, eva_shape, eva_state
 from evlgen.backbones.pretrained import (
     load_checked,
     load_transformers,
@@ -216,7 +216,7 @@ def _build(name: str) -> FrozenVision:
     is_clip = name == "clip-vit-l" or (
         (path / "config.json").is_file() and read_config(path).model_type in ("clip", "clip_vision_model")
     )
-    return build_clip(path) if is_clip else build_eva(path, EvaConfig())
+    return build_clip(path) if is_clip else build_eva(path)
 
 
 def _build_mini() -> FrozenVision:
@@ -236,17 +236,26 @@ def _device_and_dtype() -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
-def build_eva(path: Path, config: EvaConfig) -> FrozenVision:
+def build_eva(path: Path, config: EvaConfig | None = None) -> FrozenVision:
     """EVA-CLIP from LAVIS's file or a transformers BLIP-2 folder; fp16 on a GPU (PAPER), else float32.
 
     Of a BLIP-2 folder only the image encoder is read, and only what is read goes into the fingerprint.
 
+    Args:
+        config: None: width, depth and patch are those of the weights.
+
     Raises:
         UserError: the weights cannot be read or are of another architecture.
     """
+    read = read_state(path, prefix="vision_model.")
+    if config is None:
+        try:
+            config = eva_shape(read, _num_heads(path))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     with torch.device("meta"):
         model = EvaViT(config)
-    state = eva_state(read_state(path, prefix="vision_model."), config)
+    state = eva_state(read, config)
     device, dtype = _device_and_dtype()
     model.to(dtype).to_empty(device=device)
     load_checked(model, state, path)
@@ -254,6 +263,14 @@ def build_eva(path: Path, config: EvaConfig) -> FrozenVision:
     fingerprint = tensors_hash({key: state[key] for key in model.state_dict()})[:16]
     tokens = 1 + config.grid**2
     return FrozenVision(model, config.width, tokens, fingerprint, CLIP_MEAN, CLIP_STD, config.image_size)
+
+
+def _num_heads(path: Path) -> int | None:
+    """Heads of a BLIP-2's image encoder, if its folder says so."""
+    if not (path / "config.json").is_file():
+        return None
+    heads = getattr(getattr(read_config(path), "vision_config", None), "num_attention_heads", None)
+    return heads if isinstance(heads, int) else None
 
 
 class ClipViT(nn.Module):

@@ -1,3 +1,4 @@
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import Blip2VisionConfig, Blip2VisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from evlgen.backbones.eva import EvaConfig, EvaViT, eva_state
+from evlgen.backbones.eva import EvaConfig, EvaViT, eva_shape, eva_state
 from evlgen.backbones.pretrained import load_checked, read_state
 from evlgen.backbones.vision import build_eva, build_vision
 from evlgen.errors import UserError
@@ -177,12 +178,34 @@ def test_frozen_encoder_normalises_as_transformers_does(tmp_path: Path) -> None:
     torch.testing.assert_close(frozen.encode(images), theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_path_names_the_weights(tmp_path: Path) -> None:
+def test_width_depth_and_patch_are_those_of_the_weights(tmp_path: Path) -> None:
+    """LAVIS's file has a block that is not used, the folder of `transformers` has none."""
     path = tmp_path / "elsewhere.pth"
     torch.save(lavis(reference()), path)
-    with pytest.raises(
-        UserError, match=r"elsewhere\.pth: another architecture: cls_token .* expected \(1, 1, 1408\)"
-    ):
+    frozen = build_vision(str(path))
+    assert (frozen.width, frozen.tokens) == (24, 1 + 32**2)  # 224 pixels in patches of 7, as always
+    assert frozen.model.config == EvaConfig(224, 7, 24, num_layers=3, num_heads=1, intermediate=40)
+    folder = tmp_path / "blip2"
+    folder.mkdir()
+    state = {f"vision_model.{key}": value.clone() for key, value in reference().state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    vision = {"num_attention_heads": 4, "hidden_size": 24}
+    (folder / "config.json").write_text(json.dumps({"model_type": "blip-2", "vision_config": vision}))
+    assert build_eva(folder).model.config == EvaConfig(224, 7, 24, 3, num_heads=4, intermediate=40)
+
+
+def test_the_published_file_has_the_paper_s_shape() -> None:
+    """40 blocks, or the 39 that are used."""
+    for blocks in (39, 40):
+        with torch.device("meta"):
+            state = EvaViT(EvaConfig(num_layers=blocks)).state_dict()
+        assert eva_shape(state) == EvaConfig()
+
+
+def test_what_is_no_eva_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.pth"
+    torch.save({"layers.0.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(UserError, match=r"elsewhere\.pth: no weights of EVA-CLIP: patch_embed\.proj\.weight"):
         build_vision(str(path))
     with pytest.raises(UserError, match="no such image encoder"):
         build_vision(str(tmp_path / "nowhere.pth"))
