@@ -44,6 +44,7 @@ from evlgen.model import (
 from evlgen.optimizer import build_optimizer, learning_rate
 from evlgen.runs.folder import CONNECTOR, METRICS
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
+from evlgen.runtime.progress import Progress, Stop
 from evlgen.stage1 import Stage1Model, add_present, check_objectives
 from evlgen.throughput import peak_flops
 
@@ -51,27 +52,6 @@ log = logging.getLogger(__name__)
 
 _LOG_POINTS = 150  # lines in a run's log, roughly
 _PROGRESS_SECONDS = 0.3  # between two reports of progress
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        phase: ``train``, ``validate`` or ``evaluate``.
-        loss: the last one logged (nats), None if there is none.
-        rate: samples a second.
-    """
-
-    phase: str
-    step: int
-    steps: int
-    loss: float | None
-    rate: float
-
-
-class Stop(Exception):
-    """Raised by a ``progress`` function: end the training after this step, with a checkpoint of it."""
 
 
 # ----------------------------------------------------------------------------------------------- loop

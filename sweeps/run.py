@@ -312,7 +312,7 @@ def build_foundation(arguments: Arguments) -> int:
     scale = arguments.scale or "mini"
     out = paths.ROOT / "foundation" / scale
     with Display({}) as display:
-        from evlgen.training import Progress as Step
+        from evlgen.runtime.progress import Progress as Step
 
         def report(name: str, step: int, steps: int, loss: float, rate: float) -> None:
             display.event("progress", name, Step("pre-training", step, steps, loss, rate))

@@ -29,7 +29,7 @@ from evlgen.runs.identity import identify
 from evlgen.runs.provenance import Meter, over_attempts, write_provenance
 from evlgen.runtime.cpu import prepare_worker
 from evlgen.runtime.distributed import init_from_environment
-from evlgen.training import Stop
+from evlgen.runtime.progress import Stop
 from sweeps import leases, local
 
 Tell = Callable[[Any], None]

@@ -28,7 +28,8 @@ from evlgen.errors import UserError
 from evlgen.model import CaptionModel, build_model, load_trained
 from evlgen.runs.folder import CONNECTOR, PREDICTIONS
 from evlgen.runtime.files import write_atomic
-from evlgen.training import Progress, autocast
+from evlgen.runtime.progress import Progress
+from evlgen.training import autocast
 
 
 def evaluate(

@@ -26,7 +26,8 @@ from evlgen.model import weights_checksum
 from evlgen.optimizer import build_optimizer, learning_rate
 from evlgen.runs.folder import CONNECTOR, METRICS, read_metrics
 from evlgen.runtime import checkpoints, files
-from evlgen.training import Progress, train
+from evlgen.runtime.progress import Progress
+from evlgen.training import train
 from tests.evlgen import tiny
 
 PAPER = OptimConfig()  # 250K steps, warm-up 5,000, 1e-6 -> 1e-4 -> 1e-5

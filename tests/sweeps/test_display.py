@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from evlgen.training import Progress
+from evlgen.runtime.progress import Progress
 from sweeps import display
 from sweeps.forecast import Work
 

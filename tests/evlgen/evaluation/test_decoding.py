@@ -15,7 +15,7 @@ from evlgen.evaluation.scores import RunPredictions, score_runs
 from evlgen.miniworld import PROMPT
 from evlgen.model import CaptionModel, save_trained
 from evlgen.runs.folder import CONNECTOR, PREDICTIONS
-from evlgen.training import Progress
+from evlgen.runtime.progress import Progress
 from tests.evlgen import tiny
 
 SETS = (("coco", 5), ("nocaps_out", 3), ("flickr", 0), ("vqav2", 6), ("gqa", 3), ("okvqa", 4))
