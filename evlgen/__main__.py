@@ -1,0 +1,292 @@
+"""``python -m evlgen``: caption images, ask questions about them, draw images of the miniworld.
+
+What a trained run says is decoded as in its evaluation. Texts go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from evlgen.errors import UserError, exit_code, nearest
+from evlgen.runs import choice
+
+# Torch and transformers take seconds to import: what can be refused without them is refused first.
+
+COMMANDS = {
+    "caption": "a caption for each image",
+    "ask": "the answer to a question about each image",
+    "draw": "images of the miniworld, to try the others on",
+}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXPLAINED = ".explain.png"
+_EVERY = 10.0  # seconds between two lines of progress
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message) + f"; see {self.prog} --help")
+
+
+def _parser(command: str) -> _Parser:
+    parser = _Parser(
+        prog=f"python -m evlgen {command}",
+        description=DETAILS[command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if command == "draw":
+        parser.add_argument("folder", metavar="FOLDER", help="where to; made if it is not there")
+        parser.add_argument(
+            "--count", type=_positive("--count"), default=8, metavar="N", help="images; default: 8"
+        )
+        parser.add_argument("--pool", default="coco_test", help="of the miniworld; default: coco_test")
+        return parser
+    paths = "image files and folders; folders are searched with all that is in them"
+    if command == "caption":
+        parser.add_argument("words", nargs="+", metavar="PATH", help=paths)
+    else:
+        parser.usage = f"{parser.prog} PATH... QUESTION [options]"
+        parser.add_argument(
+            "words", nargs="+", metavar="PATH... QUESTION", help=f"{paths}; last, in quotes, the question"
+        )
+    parser.add_argument(
+        "--run",
+        default="",
+        help="id of a run, the beginning of one, a run's folder or that of a converted checkpoint; "
+        "default: the best finished run on the data that was trained on last",
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help=f"draw which patches the connector merges: NAME{EXPLAINED} beside each image, or in --out",
+    )
+    parser.add_argument("--out", default="", metavar="FOLDER", help="where the pictures of --explain go")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json", action="store_true", help="JSON lines; this is the default where stdout is no terminal"
+    )
+    form.add_argument("--plain", action="store_true", help="lines PATH: TEXT; the default on a terminal")
+    parser.add_argument("--device", default="", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    parser.add_argument(
+        "--batch", type=_positive("--batch"), default=32, metavar="N", help="images at once; default: 32"
+    )
+    return parser
+
+
+def _positive(flag: str) -> Callable[[str], int]:
+    def checked(word: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (number := int(word)) > 0:
+                return number
+        raise UserError(f"{flag} {word}: must be a whole number above 0")
+
+    return checked
+
+
+DETAILS = {
+    "caption": "Write a caption for each image.",
+    "ask": 'Answer a question about each image: python -m evlgen ask picture.png "What colour is the ball?"',
+    "draw": "Draw images of the miniworld, which the miniature's runs are trained on.",
+}
+
+
+# ----------------------------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image file, and where it is below the folder that was typed (its name, if the file was)."""
+
+    path: Path
+    below: Path
+
+
+def find_images(words: Sequence[str], hint: str = "") -> tuple[list[Item], list[str]]:
+    """The images that the words mean, folders searched with all that is in them, and a line for each fault.
+
+    Hidden files, pictures that ``--explain`` has drawn, and files that are no images are left out; the last
+    are counted on stderr.
+
+    Args:
+        hint: for the end of a fault about a path that is not there.
+
+    Raises:
+        UserError: nothing that was typed exists, or there is no image in it.
+    """
+    items: list[Item] = []
+    faults: list[str] = []
+    for word in words:
+        path = Path(word).expanduser()
+        if path.is_dir():
+            found, others = _in_folder(path)
+            if others:
+                print(f"{word}: {others} files that are no images are left out", file=sys.stderr)
+            if not found:
+                faults.append(f"{word}: no images in this folder ({', '.join(SUFFIXES)})")
+            items += found
+        elif path.exists():
+            items.append(Item(path, Path(path.name)))
+        else:
+            faults.append(f"{word}: no such file or folder{hint}")
+    if not items:
+        raise UserError("; ".join(faults))
+    return items, faults
+
+
+def _in_folder(folder: Path) -> tuple[list[Item], int]:
+    found, others = [], 0
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if name.startswith(".") or name.endswith(EXPLAINED):
+                continue
+            if path.suffix.lower() in SUFFIXES:
+                found.append(Item(path, path.relative_to(folder)))
+            else:
+                others += 1
+    return found, others
+
+
+# --------------------------------------------------------------------------------------------- commands
+
+
+def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
+    """``caption`` and ``ask``; exit code 1 if an image could not be read."""
+    words, question = list(arguments.words), ""
+    if command == "ask":
+        question = words.pop().strip()
+        if not words or not question:
+            raise UserError('ask takes images and then a question: ask picture.png "What colour is it?"')
+        if Path(question).expanduser().exists():
+            raise UserError(f"{question}: is a file; the question comes last, behind the images")
+    if arguments.out and not arguments.explain:
+        raise UserError("--out: is for the pictures of --explain; add it")
+    items, faults = find_images(words, "; the question comes last, in quotes" if command == "ask" else "")
+    if arguments.run:
+        chosen = choice.named(arguments.run)
+    else:
+        chosen = choice.best(command, merging=arguments.explain)
+        _say(f"run {chosen.folder.name}: {chosen.why}; choose another with --run")
+    for fault in faults:
+        _say(fault)
+
+    from evlgen.interop.describe import Told, describe_images, load
+
+    describer = load(chosen.folder, arguments.device)
+    if arguments.explain:
+        describer.check_merging()
+    if question:
+        _say_unknown(describer.unknown_words(question))
+    as_json = arguments.json or not (arguments.plain or sys.stdout.isatty())
+    pictures = _picture_paths(items, arguments.out) if arguments.explain else {}
+    done, unread, started = 0, 0, time.monotonic()
+    shown = started
+    paths = [item.path for item in items]
+    for told in describe_images(describer, paths, question, arguments.batch, pictures):
+        if isinstance(told, Told):
+            done += 1
+            print(json.dumps(told.as_json()) if as_json else f"{told.path}: {told.text}", flush=True)
+        else:
+            unread += 1
+            _say(told)
+        if time.monotonic() - shown > _EVERY:
+            shown = time.monotonic()
+            rate = (done + unread) / (shown - started)
+            _say(f"{done + unread} of {len(items)} images, {rate:.1f} a second")
+    failed = unread + len(faults)
+    if failed:
+        _say(f"{done} images done, {failed} could not be read")
+    return 1 if failed else 0
+
+
+def _say_unknown(words: Sequence[str]) -> None:
+    if words:
+        _say(f"the language model of this run does not know: {', '.join(words)}")
+
+
+def _picture_paths(items: Sequence[Item], out: str) -> dict[Path, Path]:
+    """Image -> where its picture goes: beside it, or in a folder, where no two have the same place."""
+    root = Path(out).expanduser() if out else None
+    found: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for item in items:
+        if item.path in found:  # typed twice
+            continue
+        base = item.path if root is None else root / item.below
+        path, number = base.with_name(base.name + EXPLAINED), 2
+        while path in taken:
+            path, number = base.with_name(f"{base.name}.{number}{EXPLAINED}"), number + 1
+        taken.add(path)
+        found[item.path] = path
+    return found
+
+
+def draw(arguments: argparse.Namespace) -> int:
+    """``draw``."""
+    from PIL import Image
+
+    from evlgen import miniworld
+    from evlgen.runtime.files import disk_errors
+
+    if arguments.pool not in miniworld.POOLS:
+        known = ", ".join(miniworld.POOLS) + nearest(arguments.pool, miniworld.POOLS)
+        raise UserError(f"--pool {arguments.pool}: no such pool; there are: {known}")
+    folder = Path(arguments.folder).expanduser()
+    pool = miniworld.pool(arguments.pool)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(arguments.count):
+            path = folder / f"{arguments.pool}_{index:04d}.png"
+            Image.fromarray(miniworld.render(pool.scene(index))).save(path)
+            print(path)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0 done, 1 some images could not be read, 2 a user's mistake, 130 interrupted."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return exit_code(lambda: _act(argv))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _act(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name:8} {text}" for name, text in COMMANDS.items()]
+        print("usage: python -m evlgen COMMAND ...\n\n" + "\n".join(lines))
+        print("\npython -m evlgen COMMAND --help says what each takes.")
+        return 0
+    command, *words = argv
+    if command not in COMMANDS:
+        raise UserError(
+            f"{command}: no such command; there are: {', '.join(COMMANDS)}{nearest(command, COMMANDS)}"
+        )
+    arguments = _parser(command).parse_intermixed_args(words)
+    if command == "draw":
+        return draw(arguments)
+    return describe("ask" if command == "ask" else "caption", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
