@@ -48,8 +48,13 @@ def answered(action: Callable[[], int], kept: str) -> int:
     Args:
         kept: what is kept then, as far as it is finished.
     """
+
+    def act() -> int:
+        paths.settle()
+        return action()
+
     try:
-        code = exit_code(action)
+        code = exit_code(act)
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -11,15 +11,15 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from evlgen.errors import UserError
+from evlgen.runtime import datasets
 from evlgen.runtime.files import sha256_of, write_atomic
-from evlgen.runtime.paths import SHIPPED_WEIGHTS, cache_folder
+from evlgen.runtime.paths import SHIPPED_WEIGHTS, absolute, cache_folder, weights_folder
 
 Role = Literal["vision", "language", "bert"]
 
@@ -96,16 +96,17 @@ def find_weights(name: str) -> Path:
     """
     source = SOURCES.get(name)
     if source is None:
-        path = Path(name).expanduser()
+        path = absolute(name)
         if path.exists():
             return path
         raise UserError(f"weights {name!r}: neither a path nor one of {', '.join(SOURCES)}")
-    root = os.environ.get("EVLGEN_WEIGHTS", "")
-    path = Path(root).expanduser() / source.path
+    root = weights_folder()
     for sub in filter(None, (source.path, source.other)):
-        if root and (found := Path(root).expanduser() / sub).exists():
+        if root is not None and (found := root / sub).exists():
             return found
-    where = f"{path} is missing" if root else f"{source.path} is needed and EVLGEN_WEIGHTS is not set"
+    where = f"{source.path} is needed and EVLGEN_WEIGHTS is not set"
+    if root is not None:
+        where = f"{root / source.path} is missing"
     raise UserError(
         f"weights {name!r}: {where}; get it from {source.origin}, put it into a folder and set "
         "EVLGEN_WEIGHTS to that folder, or give its path as the name"
@@ -188,46 +189,6 @@ def write_checksums(folder: Path) -> None:
     write_atomic(folder / CHECKSUMS, text.encode())
 
 
-# ---------------------------------------------------------------------------------------- data sets
-
-COCO = "coco/dataset_coco.json"
-VQAV2 = ("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", "vqav2/v2_mscoco_val2014_annotations.json")
-OKVQA = ("okvqa/OpenEnded_mscoco_val2014_questions.json", "okvqa/mscoco_val2014_annotations.json")
-GQA, NOCAPS = "gqa/testdev_balanced_questions.json", "nocaps/nocaps_val_4500_captions.json"
-FLICKR = "flickr30k/dataset_flickr30k.json"
-WEB_POOLS = ("laion-115m", "ccs-14m")
-
-# File or folder below ``EVLGEN_DATA`` -> where a user gets it.
-ORIGINS = {
-    COCO: "Karpathy's caption_datasets.zip (cs.stanford.edu/people/karpathy/deepimagesent)",
-    "coco/train2014": "train2014.zip of cocodataset.org",
-    "coco/val2014": "val2014.zip of cocodataset.org",
-    **dict.fromkeys(VQAV2, "visualqa.org/download.html, VQA v2 validation"),
-    **dict.fromkeys(OKVQA, "okvqa.allenai.org/download.html, v1.1 testing"),
-    GQA: "questions1.2.zip of cs.stanford.edu/people/dorarad/gqa/download.html",
-    "gqa/images": "images.zip of cs.stanford.edu/people/dorarad/gqa/download.html",
-    NOCAPS: "nocaps.org/download, validation captions",
-    "nocaps/images": "the validation images of nocaps.org/download (Open Images)",
-    FLICKR: "Karpathy's caption_datasets.zip (cs.stanford.edu/people/karpathy/deepimagesent)",
-    "flickr30k/images": "shannon.cs.illinois.edu/DenotationGraph (on request)",
-    "laion-115m": "BLIP's laion_synthetic_filtered_large.json, its images fetched with img2dataset",
-    "ccs-14m": "BLIP's ccs_synthetic_filtered_large.json, its images fetched with img2dataset",
-}
-# Pool of the world ``capfilt`` -> the files and folders that it is read from.
-NEEDED_FILES: dict[str, tuple[str, ...]] = {
-    "coco": (COCO, "coco/train2014", "coco/val2014"),
-    "coco_val": (COCO, "coco/val2014"),
-    "coco_test": (COCO, "coco/val2014"),
-    **{f"nocaps_{domain}": (NOCAPS, "nocaps/images") for domain in ("in", "near", "out")},
-    "flickr": (FLICKR, "flickr30k/images"),
-    "vqav2": (*VQAV2, "coco/val2014"),
-    "okvqa": (*OKVQA, "coco/val2014"),
-    "gqa": (GQA, "gqa/images"),
-    **{name: (name,) for name in WEB_POOLS},
-}
-CAPTIONS_FILE, QUESTIONS_FILE = "captions.jsonl", "questions.jsonl"  # of one's own images
-
-
 # --------------------------------------------------------------------------------------- fingerprints
 
 MISSING = "missing"  # in the place of a fingerprint
@@ -299,14 +260,15 @@ def fingerprint_of_data(world: str, pools: Iterable[str]) -> dict[str, str]:
         place = next(iter((spec and spec.submodule_search_locations) or ()), None)
         files = [] if place is None else sorted(Path(place).glob("data/*/questions.json"))
         return {"easy-vqa": _fingerprint(files) if files else MISSING}
-    root = os.environ.get("EVLGEN_DATA", "")
     if world == "folder":
-        folders = sorted({pool.partition("/")[0] for pool in pools})
-        return {name: _own_images(Path(root).expanduser() / name) if root else MISSING for name in folders}
+        folders = {name: datasets.own_folder(name) for name in sorted({p.partition("/")[0] for p in pools})}
+        return {name: MISSING if path is None else _own_images(path) for name, path in folders.items()}
     if world == "capfilt":
-        needed = sorted({need for pool in pools for need in NEEDED_FILES.get(pool, ())})
-        found = {need: _listed(Path(root).expanduser() / need) if root else MISSING for need in needed}
-        return {need: value for need, value in found.items() if value}
+        parts: dict[str, Path | None] = {}
+        for need in {need for pool in pools for need in datasets.lists_of(pool)}:
+            found = datasets.find(need)
+            parts[need[0].name if found is None else found.part.name] = None if found is None else found.path
+        return {name: _listed(name, path) for name, path in sorted(parts.items())}
     raise UserError(
         f"data.world {world!r}: no such world, or evlgen.runtime.sources.fingerprint_of_data does not say "
         "what it is read from"
@@ -314,7 +276,11 @@ def fingerprint_of_data(world: str, pools: Iterable[str]) -> dict[str, str]:
 
 
 def _own_images(folder: Path) -> str:
-    lists = [path for name in (CAPTIONS_FILE, QUESTIONS_FILE) if (path := folder / name).is_file()]
+    lists = [
+        path
+        for name in (datasets.CAPTIONS_FILE, datasets.QUESTIONS_FILE)
+        if (path := folder / name).is_file()
+    ]
     if not lists:
         return MISSING
     sizes = "".join(f"{name} {_size(folder / name)}\n" for name in sorted(_listed_images(lists)))
@@ -341,14 +307,13 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _listed(path: Path) -> str:
-    """Of a list its contents, of a folder of shards or lists these; empty for a folder of images."""
-    if path.is_file():
-        return _fingerprint([path])
-    if not path.is_dir():
+def _listed(name: str, path: Path | None) -> str:
+    """Of a list its contents, of a folder of pairs its lists and shards, wherever they lie."""
+    if path is not None and path.is_file():
+        text = f"{PurePosixPath(name).name} {_digest(path)}\n"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    if path is None or not path.is_dir() or name not in datasets.web_pools():
         return MISSING
-    if path.name not in WEB_POOLS:
-        return ""
     lists = sorted(path.glob("*.json"))
     shards = "".join(
         f"{shard.relative_to(path).as_posix()} {shard.stat().st_size}\n"

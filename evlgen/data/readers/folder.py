@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.data.base import EvalSet, Question, World
-from evlgen.data.readers.json_lists import ImageList, clean_caption, data_folder
+from evlgen.data.readers.json_lists import ImageList, clean_caption
 from evlgen.errors import UserError
-from evlgen.runtime.sources import CAPTIONS_FILE, QUESTIONS_FILE
+from evlgen.runtime.datasets import CAPTIONS_FILE, QUESTIONS_FILE, data_folder
 
 SPLITS = ("train", "val", "test")
 _ANNOTATORS = 10  # fewer answers stand for ten in equal shares, as VQA accuracy wants it

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from evlgen.data.base import Question
 from evlgen.data.images import Pixels, UnreadableImage, decode
 from evlgen.errors import UserError
+from evlgen.runtime.datasets import data_folder
 
 MAX_WORDS = 50  # of a caption (PAPER)
 
@@ -31,21 +32,6 @@ _PAUSES = (1.0, 5.0, 25.0)  # seconds before a file that could not be read is tr
 
 class UnreadableCaption(UserError):
     """A pair without a caption; among millions of pairs of the web it is replaced, as a damaged image is."""
-
-
-def data_folder() -> Path:
-    """The folder with all data sets.
-
-    Raises:
-        UserError: ``EVLGEN_DATA`` is not set, or no folder.
-    """
-    root = os.environ.get("EVLGEN_DATA", "")
-    if not root:
-        raise UserError("EVLGEN_DATA is not set: set it to the folder of the data sets (docs/DATA.md)")
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        raise UserError(f"EVLGEN_DATA is {root!r}: no such folder")
-    return path
 
 
 def read_json(name: str) -> Any:

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from evlgen.data.base import PAPER_SETS, Question, World
 from evlgen.data.readers import capfilt, gqa, karpathy, nocaps, vqa
-from evlgen.data.readers.json_lists import ImageList, Reader, clean_caption, data_folder
-from evlgen.errors import UserError
+from evlgen.data.readers.json_lists import ImageList, Reader, clean_caption
+from evlgen.errors import UserError, nearest
+from evlgen.runtime import datasets
+from evlgen.runtime.datasets import below_root
 from evlgen.runtime.paths import cache_folder
-from evlgen.runtime.sources import (
-    COCO,
-    FLICKR,
-    GQA,
-    NEEDED_FILES,
-    NOCAPS,
-    OKVQA,
-    ORIGINS,
-    VQAV2,
-    WEB_POOLS,
-)
 
 _COCO_SPLITS = {"coco": ("train", "restval"), "coco_val": ("val",), "coco_test": ("test",)}
-
-_COCO_IMAGES = "coco/val2014/COCO_val2014_{:012d}.jpg"
 
 
 def world(first_pool: str = "") -> World:
@@ -52,24 +40,29 @@ def pool(name: str) -> Reader:
     Raises:
         UserError: there is no such pool, or one of its files is missing or damaged.
     """
-    return _pool(name, data_folder())
+    datasets.data_folder()
+    needs = (*datasets.lists_of(name), *datasets.images_of(name))
+    if not needs:
+        raise UserError(_unknown(name))
+    return _pool(name, tuple(datasets.path_of(need) for need in needs), datasets.root())
 
 
 @functools.lru_cache(maxsize=32)
-def _pool(name: str, root: Path) -> Reader:
-    if lines := missing([name]):
-        raise UserError(lines[0])
+def _pool(name: str, found: tuple[Path, ...], root: Path | None) -> Reader:
+    """A pool from the files and folders that it needs, in the order of `datasets`."""
+    files = [below_root(path) for path in found]
     if name in _COCO_SPLITS:
-        return karpathy.read(COCO, "coco", _COCO_SPLITS[name])
+        folders = dict(zip(("train2014", "val2014")[-len(files[1:]) :], files[1:], strict=True))
+        return karpathy.read(files[0], folders, _COCO_SPLITS[name])
     if name == "flickr":
-        return karpathy.read(FLICKR, "flickr30k/images", ("test",))
-    if name.startswith("nocaps"):
-        return nocaps.read(NOCAPS, "nocaps/images", name.removeprefix("nocaps_"))
+        return karpathy.read(files[0], files[1], ("test",))
+    if name.startswith("nocaps_"):
+        return nocaps.read(files[0], files[1], name.removeprefix("nocaps_"))
     if name in ("vqav2", "okvqa"):
-        return vqa.read(*(VQAV2 if name == "vqav2" else OKVQA), _COCO_IMAGES)
+        return vqa.read(files[0], files[1], f"{files[2]}/COCO_val2014_{{:012d}}.jpg")
     if name == "gqa":
-        return gqa.read(GQA, "gqa/images")
-    return capfilt.read(root / name, cache_folder() / "pairs")
+        return gqa.read(files[0], files[1])
+    return capfilt.read(found[0], cache_folder() / "pairs")
 
 
 def question(name: str, index: int) -> Question:
@@ -84,26 +77,22 @@ def missing(pools: Sequence[str]) -> list[str]:
 
     Lists that have addresses instead of images are named as well.
     """
-    unknown = [
-        f"data.pools: no pool {name!r} among the real sets; there are: {', '.join(NEEDED_FILES)}"
-        for name in dict.fromkeys(pools)
-        if name not in NEEDED_FILES
-    ]
-    needed = dict.fromkeys(need for name in pools for need in NEEDED_FILES.get(name, ()))
-    root = os.environ.get("EVLGEN_DATA", "")
-    if not root:
-        return (
-            unknown
-            + ["EVLGEN_DATA is not set: set it to the folder of the data sets (docs/DATA.md)"]
-            + [f"{need}: needed there; get it from {ORIGINS[need]}" for need in needed]
-        )
-    lines = unknown
-    for need in needed:
-        path = Path(root).expanduser() / need
-        if not path.exists():
-            lines.append(f"{path}: missing; get it from {ORIGINS[need]}")
-        elif path.is_dir() and next(path.iterdir(), None) is None:
-            lines.append(f"{path}: empty; get it from {ORIGINS[need]}")
-        elif need in WEB_POOLS:
-            lines += capfilt.problems(path)
-    return lines
+    names = list(dict.fromkeys(pools))
+    lines = [_unknown(name) for name in names if not datasets.lists_of(name)]
+    needs = dict.fromkeys(n for name in names for n in (*datasets.lists_of(name), *datasets.images_of(name)))
+    if datasets.root() is None:
+        return [*lines, datasets.NOT_SET, *dict.fromkeys(datasets.missing(need) for need in needs)]
+    for need in needs:
+        if line := datasets.missing(need):
+            lines.append(line)
+        elif need[0].name in datasets.web_pools():
+            lines += capfilt.problems(datasets.path_of(need))
+    return list(dict.fromkeys(lines))
+
+
+def _unknown(name: str) -> str:
+    there = datasets.pools()
+    return (
+        f"data.pools: no pool {name!r} among the real sets; there are: {', '.join(there)}"
+        f"{nearest(name, there)}"
+    )

@@ -19,7 +19,7 @@ from evlgen.data.readers import capfilt, folder, json_lists, real
 from evlgen.data.stream import Stream
 from evlgen.errors import UserError
 from evlgen.evaluation.scores import RunPredictions, score_runs
-from evlgen.runtime.sources import ORIGINS
+from evlgen.runtime.datasets import ORIGINS
 from tests.evlgen import real_sets as true_files
 
 CAPFILT = DataConfig(world="capfilt", pools=(("laion-115m", 15), ("ccs-14m", 4), ("coco", 1)))
