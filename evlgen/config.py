@@ -18,6 +18,7 @@ from evlgen.errors import UserError, nearest
 
 Schedule = int | tuple[int, ...]
 Objective = Literal["itc", "itm", "lm"]
+Conventions = Literal["plain", "authors"]
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,8 @@ class RunConfig:
         vision, language: names of the frozen image encoder and of the frozen LLM, or the LLM's folder. In the
             stage ``represent`` ``language`` names the BERT whose words the Q-Former reads; empty: that of
             ``connector.init``.
+        conventions: what the paper's text leaves open: ``plain``, as the documentation of each part says, or
+            ``authors``, as the code of the paper's authors does it (`evlgen.conventions`).
     """
 
     connector: ConnectorConfig = field(default_factory=TomeFormerConfig)
@@ -274,6 +277,7 @@ class RunConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     init_from: RunConfig | None = None
     seed: int = 0
+    conventions: Conventions = "plain"
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache
 
+from evlgen.backbones.beams import decoding_options
 from evlgen.backbones.language import (
     FrozenLanguage,
     build_language,
@@ -35,8 +36,8 @@ from evlgen.config import (
 )
 from evlgen.connector_base import Connector
 from evlgen.connectors import build_connector
+from evlgen.conventions import Task, generation_config, prompt_of
 from evlgen.errors import UserError
-from evlgen.miniworld import PROMPT
 from evlgen.qformer import QFormer
 from evlgen.runs.identity import text_reader
 from evlgen.runtime.files import write_atomic
@@ -60,6 +61,15 @@ class CaptionModel(nn.Module):
         self.projection = nn.Linear(connector.config.width, language.width)
         language.model.eval().requires_grad_(False)
         self.language = language  # a plain dataclass, which torch does not look into
+
+    def train(self, mode: bool = True) -> CaptionModel:
+        """Training mode of the trained parts; by the authors' conventions of the language model, too.
+
+        There its dropout is active, as it is in the authors' code: every update seeds it.
+        """
+        super().train(mode)
+        self.language.model.train(mode and self.language.manners.dropout)
+        return self
 
     # ------------------------------------------------------------------------------------- training
 
@@ -140,7 +150,11 @@ class CaptionModel(nn.Module):
         Returns:
             (B, P + T - 1, D_llm): the last token of the longest text predicts nothing.
         """
-        return torch.cat([self._with_bos(prompt), self._embed_tokens(text_ids[:, :-1])], 1)
+        if self.language.manners.scores_bos:  # the text begins with it
+            prefix = prompt.to(self.language.model.dtype)
+        else:
+            prefix = self._with_bos(prompt)
+        return torch.cat([prefix, self._embed_tokens(text_ids[:, :-1])], 1)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast in the dtype of a half-precision language model, where the trained parts use another one.
@@ -160,9 +174,9 @@ class CaptionModel(nn.Module):
     def _with_bos(self, prompt: Tensor) -> Tensor:
         """(B, P, D_llm): the soft prompt with the beginning-of-sequence token, where there is one."""
         prompt = prompt.to(self.language.model.dtype)
-        if self.language.bos_position == "none":
+        bos_id = self.language.bos_id
+        if self.language.bos_position == "none" or bos_id is None:
             return prompt
-        bos_id = self.language.tokenizer.bos_token_id
         bos = self._embed_tokens(torch.full((len(prompt), 1), bos_id, device=prompt.device))  # (B, 1, D_llm)
         return torch.cat([bos, prompt] if self.language.bos_position == "first" else [prompt, bos], 1)
 
@@ -172,17 +186,17 @@ class CaptionModel(nn.Module):
         """Captions by beam search, ended by a newline (PAPER: beam 5, 8 to 30 tokens).
 
         Lengths are in generated tokens: at least ``min_length`` before the newline, at most ``max_length``
-        including it.
+        including it. By the authors' conventions one token more counts, and Vicuna ends with ``</s>``
+        (`evlgen.conventions`).
 
         Args:
             images: (B, S, S, 3) uint8 pixels, or their features, (B, N, D_in) float.
         """
         with evaluating(self):
             prompt = self.soft_prompt(self.encode(images))
-            lengths = evaluation.min_length, evaluation.max_length
             with self._precision():
                 inputs = self.generation_inputs(prompt, [[]] * len(prompt))
-                return self._generate(*inputs, evaluation.beams, *lengths, length_penalty=1.0)
+                return self._generate(*inputs, evaluation, "caption")
 
     def answer(self, images: Tensor, questions: Sequence[str], evaluation: EvalConfig) -> list[str]:
         """Short answers (PAPER: "Question: {} Short answer:", beam 5, 1 to 10 tokens, length penalty 0).
@@ -191,12 +205,12 @@ class CaptionModel(nn.Module):
             images: as in `caption`, one image a question.
         """
         with evaluating(self):
-            rows = self.language.tokenizer([PROMPT.format(q) for q in questions], add_special_tokens=False)
+            asked = [prompt_of(question, self.language.manners) for question in questions]
+            rows = self.language.tokenizer(asked, add_special_tokens=False)
             prompt = self.soft_prompt(self.encode(images))
-            lengths = 1, evaluation.answer_max_length
             with self._precision():
                 inputs = self.generation_inputs(prompt, rows["input_ids"])
-                return self._generate(*inputs, evaluation.beams, *lengths, length_penalty=0.0)
+                return self._generate(*inputs, evaluation, "answer")
 
     def generation_inputs(self, prompt: Tensor, questions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """``inputs_embeds`` (B, P + L, D_llm) and ``attention_mask`` (B, P + L) for ``generate``.
@@ -221,12 +235,11 @@ class CaptionModel(nn.Module):
         source = (place % right.shape[1])[..., None].expand_as(right)  # a rotation brings it to the front
         return right.gather(1, source), (place >= 0).long()
 
-    def _generate(
-        self, prompt: Tensor, mask: Tensor, beams: int, shortest: int, longest: int, length_penalty: float
-    ) -> list[str]:
+    def _generate(self, prompt: Tensor, mask: Tensor, evaluation: EvalConfig, task: Task) -> list[str]:
         """Beam search from embeddings (B, P, D_llm) and their mask (B, P), with padding in front."""
         llm, tokenizer = self.language.model, self.language.tokenizer
-        options: dict[str, Any] = {}
+        settings = generation_config(self.language, evaluation, task)
+        options: dict[str, Any] = decoding_options(self.language, settings, task)
         if not self.language.is_encoder_decoder:
             cache = options["past_key_values"] = DynamicCache(config=llm.config)
             if prompt.shape[1] > 1:
@@ -239,21 +252,9 @@ class CaptionModel(nn.Module):
                     past_key_values=cache,
                     use_cache=True,
                 )
-                cache.batch_repeat_interleave(beams)
+                cache.batch_repeat_interleave(evaluation.beams)
         generated = llm.generate(  # with embeddings as the prompt, only new tokens are returned
-            inputs_embeds=prompt,
-            attention_mask=mask,
-            **options,
-            generation_config=GenerationConfig(
-                num_beams=beams,
-                do_sample=False,
-                min_new_tokens=shortest,
-                max_new_tokens=longest,
-                length_penalty=length_penalty,
-                eos_token_id=self.language.end_id,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-            ),
+            inputs_embeds=prompt, attention_mask=mask, generation_config=settings, **options
         )
         if self.language.is_encoder_decoder:
             generated = generated[:, 1:]  # the token that its decoder starts from
@@ -288,7 +289,8 @@ def build_model(config: RunConfig) -> Model:
     """
     encoder = ImageEncoder(config.vision)
     if config.stage == "caption":
-        return CaptionModel(encoder, build_connector(config.connector), build_language(config.language))
+        language = build_language(config.language, config.conventions)
+        return CaptionModel(encoder, build_connector(config.connector), language)
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
     tokenizer, _ = text_tokenizer(text_reader(config))

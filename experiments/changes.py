@@ -9,9 +9,10 @@ from evlgen.config import RunConfig, with_value
 from evlgen.errors import UserError
 
 # Changed in the stage that a run starts from as well, as is everything under ``data``: image features, and
-# what a machine has room for. A rate or a number of updates belongs to one stage alone.
+# what a machine has room for. Conventions hold for both. A rate or a number of updates belongs to one alone.
 _BOTH_STAGES = {
     "vision",
+    "conventions",
     "optim.batch_size",
     "optim.precision",
     "optim.accumulate",

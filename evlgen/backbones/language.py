@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from transformers import (
 from evlgen.backbones.pip_models import unpacked
 from evlgen.backbones.pretrained import first_line, load_transformers, read_config, weights_fingerprint
 from evlgen.backbones.vision import file_hash
+from evlgen.config import Conventions
+from evlgen.conventions import PLAIN, Family, Manners, manners
 from evlgen.errors import UserError
 from evlgen.runs.identity import MINI_BERT
 from evlgen.runtime.sources import PIP_MODELS, SOURCES, find_weights, names, shipped_file
@@ -53,13 +56,15 @@ class FrozenLanguage:
         width: width of its token embeddings, the soft prompt's width.
         bos_position: where the beginning-of-sequence token goes: ``first`` (in front of the soft prompt),
             ``after_prompt`` (between the soft prompt and the text, as LAVIS does for OPT and LLaMA) or
-            ``none`` (T5, GPT-2). It never carries a label: the loss is on the text alone (PAPER). LAVIS's own
-            loop scores OPT's, too, which knows nothing of the image.
+            ``none`` (T5, GPT-2). It carries no label: the loss is on the text alone (PAPER), except in the
+            authors' own loop for OPT (``manners.scores_bos``), where it is the first token of the text.
         end_id: the token that ends a caption and an answer: a newline, for an encoder-decoder ``</s>``.
         fingerprint: hash of the weights.
         is_encoder_decoder: see above.
         has_plain_head: logits are the output embeddings times the last hidden state and nothing else, so
             they can be computed at labelled positions only.
+        manners: how it is trained and asked, by the conventions of the run.
+        own_bos_id: begins a sequence in place of the tokenizer's token.
     """
 
     model: Any  # a transformers language model: PreTrainedModel does not type generate()
@@ -70,6 +75,14 @@ class FrozenLanguage:
     fingerprint: str
     is_encoder_decoder: bool = False
     has_plain_head: bool = True
+    manners: Manners = PLAIN
+    own_bos_id: int | None = None
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a sequence."""
+        found: int | None = self.tokenizer.bos_token_id if self.own_bos_id is None else self.own_bos_id
+        return found
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -158,8 +171,8 @@ def mini_bert_config(vocab_size: int) -> BertConfig:
     )
 
 
-def build_language(name: str) -> FrozenLanguage:
-    """The frozen language model called ``name``, in eval mode, with its tokenizer; the same object each time.
+def build_language(name: str, conventions: Conventions = "plain") -> FrozenLanguage:
+    """The frozen language model called ``name``, in eval mode, with its tokenizer; the same weights always.
 
     No random number is drawn: weights initialised afterwards do not depend on whether it was there already.
 
@@ -167,12 +180,51 @@ def build_language(name: str) -> FrozenLanguage:
         name: of the miniature or of `evlgen.runtime.sources.SOURCES`, or the folder of any decoder-only
             model of `transformers` or of a T5, a GGUF file, or a model in the hub's cache. Large ones run in
             fp16 or bf16 on a GPU, in float32 without one.
+        conventions: of the run that it is used in.
 
     Raises:
         UserError: unknown name, or its weights are missing or unfit.
     """
     with torch.random.fork_rng(devices=[]):
-        return _mini_language(name) if name in _MINI else _large_language(language_folder(name))
+        found = _mini_language(name) if name in _MINI else _large_language(language_folder(name))
+    return with_conventions(found, conventions, name)
+
+
+def with_conventions(language: FrozenLanguage, conventions: Conventions, where: str) -> FrozenLanguage:
+    """The same language model, trained and asked by ``conventions``.
+
+    Raises:
+        UserError: its tokenizer lacks a token; ``where`` names the model.
+    """
+    if conventions == "plain":
+        return language
+    how = manners(conventions, _family(language.model.config))
+    is_first = language.bos_position == "first"  # the authors put the token behind the soft prompt
+    language = dataclasses.replace(
+        language, manners=how, bos_position="after_prompt" if is_first else language.bos_position
+    )
+    if how.ends_with_eos:
+        eos = _eos(language.tokenizer, where)
+        language = dataclasses.replace(language, end_id=eos, own_bos_id=eos)
+    return language
+
+
+def _family(config: Any) -> Family:
+    """The family of a language model, from its configuration in `transformers`."""
+    if config.model_type == "bert":
+        return "bert"
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "opt" if config.model_type == "opt" else "decoder"
+
+
+def _eos(tokenizer: Any, where: str) -> int:
+    found: int | None = tokenizer.eos_token_id
+    if found is None:
+        raise UserError(
+            f"{where}: its tokenizer has no eos token, which closes a text where conventions = authors"
+        )
+    return found
 
 
 def forget_languages() -> None:
@@ -194,6 +246,25 @@ def text_tokenizer(name: str) -> tuple[Any, int]:
         return tokenizer, closing_newline(tokenizer, name)
     path = bert_folder(name) if name in names("bert") else language_folder(name)
     return load_tokenizer(path, read_config(path))
+
+
+def text_manners(name: str, conventions: Conventions) -> tuple[Any, int, Manners]:
+    """`text_tokenizer` by the conventions of a run, and how the model is trained by them.
+
+    Raises:
+        UserError: as `text_tokenizer`; or the tokenizer lacks a token.
+    """
+    tokenizer, end_id = text_tokenizer(name)
+    if conventions == "plain":
+        return tokenizer, end_id, PLAIN
+    if name == MINI_BERT:
+        return tokenizer, end_id, manners(conventions, "bert")
+    if name in _MINI:
+        family: Family = "opt" if name == "mini-opt" else "decoder"
+    else:
+        family = _family(read_config(bert_folder(name) if name in names("bert") else language_folder(name)))
+    how = manners(conventions, family)
+    return tokenizer, _eos(tokenizer, name) if how.ends_with_eos else end_id, how
 
 
 def language_folder(name: str) -> Path:

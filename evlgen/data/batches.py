@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evlgen.backbones.language import text_tokenizer
+from evlgen.backbones.language import text_manners
 from evlgen.backbones.vision import build_vision
-from evlgen.config import DataConfig, RunConfig
+from evlgen.config import Conventions, DataConfig, RunConfig
 from evlgen.data import features, worlds
 from evlgen.data.base import World
 from evlgen.data.pairs import Batch, PairPool, Texts, draw_batch, text_tokens
@@ -209,11 +209,13 @@ def load_training_data(config: RunConfig) -> TrainingData:
     data = config.data
     if config.stage == "represent":  # [CLS], which the model puts in front, is one of the tokens (BLIP-2)
         data = dataclasses.replace(data, max_text_tokens=data.max_text_tokens - 1)
-    return _load(data, config.evaluation.validation, config.vision, text_reader(config))
+    return _load(data, config.evaluation.validation, config.vision, text_reader(config), config.conventions)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(data: DataConfig, validation: int, vision: str, reader: str) -> TrainingData:
+def _load(
+    data: DataConfig, validation: int, vision: str, reader: str, conventions: Conventions
+) -> TrainingData:
     world = worlds.of(data)
     if not any(size for _, size in data.pools):
         raise UserError("data.pools: there is no pair in any pool")
@@ -221,7 +223,7 @@ def _load(data: DataConfig, validation: int, vision: str, reader: str) -> Traini
     for name, size in wanted:
         if (count := world.count(name)) < (size if data.cache else 1):
             raise UserError(f"data.pools: {size} pairs of {name!r} are asked for, it has {count} images")
-    texts = Texts(*text_tokenizer(reader), data.max_text_tokens)
+    texts = _texts(reader, conventions, data.max_text_tokens)
     if data.cache:
         pools = tuple(_cached_pairs(world, *pool, vision, data.views, texts) for pool in wanted)
         held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts)
@@ -230,6 +232,15 @@ def _load(data: DataConfig, validation: int, vision: str, reader: str) -> Traini
     stream = Stream(world, wanted, encoder.image_size, encoder.fingerprint, texts)
     held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts)
     return TrainingData(StreamedBatches(stream), held_out, _fingerprint((held_out,), stream.fingerprint))
+
+
+def _texts(reader: str, conventions: Conventions, max_tokens: int) -> Texts:
+    """How captions become token ids of the model that reads them."""
+    tokenizer, end_id, how = text_manners(reader, conventions)
+    start_id = tokenizer.bos_token_id if how.scores_bos else None
+    if how.limit_has_bos and start_id is None:  # the model puts it in front
+        max_tokens -= 1
+    return Texts(tokenizer, end_id, max_tokens, start_id, how.keeps_end)
 
 
 def _cached_pairs(world: World, name: str, size: int, vision: str, views: int, texts: Texts) -> PairPool:

@@ -131,17 +131,22 @@ def batch_of(images: Tensor, text_ids: npt.NDArray[np.int32], lengths: npt.NDArr
 
 
 def encode_texts(
-    tokenizer: Any, texts: Sequence[str], max_tokens: int, end_id: int
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_tokens: int,
+    end_id: int,
+    start_id: int | None = None,
+    keeps_end: bool = True,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Token ids of captions, each closed by ``end_id``, all at once.
 
-    A caption that is too long is cut so that the closing token still fits: what the model learns to stop at
-    must be there.
-
     Args:
         tokenizer: a transformers tokenizer; special tokens are left out.
-        max_tokens: tokens of a text, the closing one among them.
-        end_id: id of the closing token: a newline, or ``</s>`` for an encoder-decoder.
+        max_tokens: tokens of a text, the first and the closing one among them.
+        end_id: id of the closing token: a newline, or ``</s>``.
+        start_id: id of a token in front of each text; None: there is none.
+        keeps_end: a caption that is too long is cut so that the closing token still fits: what the model
+            learns to stop at must be there. Otherwise it is cut as it stands, and has no end (the authors).
 
     Returns:
         (texts, max_tokens) int32 ids, padded with the tokenizer's padding id, and (texts,) int32 lengths.
@@ -149,11 +154,12 @@ def encode_texts(
     rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     ids = np.full((len(rows), max_tokens), tokenizer.pad_token_id, np.int32)
     lengths = np.empty(len(rows), np.int32)
+    first = [] if start_id is None else [start_id]
     for i, row in enumerate(rows):
-        length = min(len(row), max_tokens - 1)
-        ids[i, :length] = row[:length]
-        ids[i, length] = end_id
-        lengths[i] = length + 1
+        row = [*first, *row]
+        row = [*(row[: max_tokens - 1] if keeps_end else row), end_id][:max_tokens]
+        ids[i, : len(row)] = row
+        lengths[i] = len(row)
     return ids, lengths
 
 
@@ -164,7 +170,11 @@ class Texts:
     tokenizer: Any
     end_id: int
     max_tokens: int
+    start_id: int | None = None
+    keeps_end: bool = True
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """See `encode_texts`."""
-        return encode_texts(self.tokenizer, texts, self.max_tokens, self.end_id)
+        return encode_texts(
+            self.tokenizer, texts, self.max_tokens, self.end_id, self.start_id, self.keeps_end
+        )

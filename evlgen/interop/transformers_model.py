@@ -448,7 +448,7 @@ def from_run(
         raise UserError(
             f"{folder}: a run of the stage {run.stage!r} has no language model; take one that captions"
         )
-    vision, language = build_vision(run.vision), build_language(run.language)
+    vision, language = build_vision(run.vision), build_language(run.language, run.conventions)
     if run.connector.input_width != vision.width:
         raise UserError(
             f"{folder}: connector: takes image features of width {run.connector.input_width}, "
@@ -458,7 +458,7 @@ def from_run(
     tokenizer = language.tokenizer
     prompting = {
         "bos_position": language.bos_position,
-        "bos": tokenizer.bos_token_id,
+        "bos": language.bos_id,
         "pad": tokenizer.pad_token_id,
         "end": language.end_id,
     }

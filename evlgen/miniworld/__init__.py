@@ -25,12 +25,12 @@ The pools play the roles of the paper's data sets:
 Pools are disjoint: each has a random stream of its own.
 """
 
+from evlgen.conventions import PROMPT
 from evlgen.miniworld.captions import CaptionCheck, caption, check_caption, note, plural
 from evlgen.miniworld.drawing import object_masks, render
 from evlgen.miniworld.pools import NOISE, POOLS, Pool, document, pool, version
 from evlgen.miniworld.questions import (
     DISAGREEMENT,
-    PROMPT,
     QUESTION_KINDS,
     Question,
     QuestionAnswer,

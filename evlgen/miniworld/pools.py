@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from evlgen.conventions import PROMPT
 from evlgen.errors import UserError, nearest
 from evlgen.miniworld.captions import caption, choose_noun, note
 from evlgen.miniworld.drawing import render
-from evlgen.miniworld.questions import PROMPT, QUESTION_KINDS, ask, drawn_question, question, with_article
+from evlgen.miniworld.questions import QUESTION_KINDS, ask, drawn_question, question, with_article
 from evlgen.miniworld.scenes import Scene, random_stream, sample_scene
 from evlgen.miniworld.vocabulary import FACTS, IRRELEVANT, SHAPES
 

@@ -30,7 +30,6 @@ from evlgen.miniworld.vocabulary import (
 QUESTION_KINDS = ("vqav2", "gqa", "okvqa")
 # Share of the ten annotators of a question who answer with a synonym or with a mistake.
 DISAGREEMENT = {"synonym": 0.10, "mistake": 0.08}
-PROMPT = "Question: {} Short answer:"  # BLIP-2's
 
 
 @dataclass(frozen=True)

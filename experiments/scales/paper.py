@@ -66,6 +66,7 @@ def evlgen(steps: float = 250) -> RunConfig:
             checkpoints=50,
         ),
         evaluation=EVALUATION,
+        conventions="authors",
     )
 
 
@@ -92,6 +93,7 @@ def blip2_stage1(steps: float = 250) -> RunConfig:
             checkpoints=50,
         ),
         evaluation=EvalConfig(validation=2000),
+        conventions="authors",
     )
 
 

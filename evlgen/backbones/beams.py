@@ -1,0 +1,98 @@
+"""Beam search as the authors' code runs it: with a token in front of the generated ones that counts.
+
+Their version of `transformers` puts the model's beginning-of-sequence token in front of what is generated
+from embeddings. It is never read, but limits, scores and the early stop count it, and a repetition penalty
+holds for it. Today's `transformers` has no such token: what differs stands here, the search is the library's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+
+from evlgen.backbones.language import FrozenLanguage
+from evlgen.conventions import Task
+
+
+def decoding_options(language: FrozenLanguage, settings: GenerationConfig, task: Task) -> dict[str, Any]:
+    """Arguments of ``generate`` beside ``settings`` (`evlgen.conventions.generation_config`)."""
+    if task not in language.manners.counts_start:
+        return {}
+    options: dict[str, Any] = {}
+    if settings.num_beams > 1:
+        options["custom_generate"] = beam_search
+    start = language.model.config.bos_token_id  # the model's own, whatever its tokenizer begins with
+    if settings.repetition_penalty not in (None, 1.0) and isinstance(start, int):
+        penalty = _StartPenalty(start, settings.repetition_penalty)
+        options["logits_processor"] = LogitsProcessorList([penalty])
+    return options
+
+
+def beam_search(model: Any, input_ids: Any, generation_config: GenerationConfig, **options: Any) -> Any:
+    """For ``generate(custom_generate=beam_search)``: lengths count one token in front of those generated."""
+    counting = _Counting(model, generation_config)
+    return GenerationMixin._beam_search(counting, input_ids, generation_config=generation_config, **options)
+
+
+class _Counting:
+    """A language model whose beam search compares and stops by lengths of one token more.
+
+    - Ended beams: the library divides by the generated tokens with the closing one, the authors' version by
+      those without it and the one in front: the same number.
+    - Beams that are cut at the longest length have no closing token: they are divided by one more.
+    - The early stop asks what the best candidate of this step, a closed one among them, could still reach, at
+      one token more.
+    """
+
+    def __init__(self, model: Any, settings: GenerationConfig) -> None:
+        self._model, self._settings = model, settings
+        self._best: Tensor | None = None  # (B, 1) log-probability of the best candidate of this step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model(*args, **kwargs)
+
+    def _update_finished_beams(
+        self, *, topk_log_probs: Tensor, topk_running_sequences: Tensor, cur_len: int, **rest: Any
+    ) -> Any:
+        self._best = topk_log_probs[:, :1]
+        if cur_len + 1 == self._settings.max_length:
+            length = cur_len + 1 - rest["decoder_prompt_len"]
+            is_cut = topk_running_sequences[:, :, cur_len] != self._settings.eos_token_id
+            share = (length / (length + 1)) ** rest["length_penalty"]
+            topk_log_probs = torch.where(is_cut, topk_log_probs * share, topk_log_probs)
+        return self._model._update_finished_beams(
+            topk_log_probs=topk_log_probs,
+            topk_running_sequences=topk_running_sequences,
+            cur_len=cur_len,
+            **rest,
+        )
+
+    def _check_early_stop_heuristic(self, *, running_beam_scores: Tensor, cur_len: int, **rest: Any) -> Any:
+        best = running_beam_scores if self._best is None else self._best
+        return self._model._check_early_stop_heuristic(running_beam_scores=best, cur_len=cur_len + 1, **rest)
+
+
+class _StartPenalty(LogitsProcessor):
+    """The repetition penalty for the token in front, which the library does not see.
+
+    Args:
+        start: its id.
+    """
+
+    def __init__(self, start: int, penalty: float) -> None:
+        self.start, self.penalty = start, penalty
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any) -> Any:
+        """(B, L) ids and (B, V) scores -> (B, V) scores."""
+        score = scores[:, self.start]
+        punished = torch.where(score < 0, score * self.penalty, score / self.penalty)
+        is_new = (input_ids != self.start).all(1)  # else the library has punished it
+        scores = scores.clone()
+        scores[:, self.start] = torch.where(is_new, punished, score)
+        return scores
