@@ -10,7 +10,6 @@ from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.evaluation.scores import score_runs, scorers_of
-from evlgen.runs import behaviour
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps.conclude import read_predictions
@@ -41,8 +40,7 @@ def rescore(runs: Mapping[str, RunConfig], everything: bool = False) -> Rescored
         result = files.read_result(folder) if files.is_complete(folder) else None
         if result is None or config.stage != "caption" or not config.evaluation.sets:
             continue
-        now = {name: behaviour.SCORERS.get(name, 1) for name in result["scorers"]}
-        if result["scorers"] == now and not everything:
+        if result["scorers"] == scorers_of(config) and not everything:
             done.current.append(run)
             continue
         try:

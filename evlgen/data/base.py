@@ -40,7 +40,8 @@ class EvalSet:
         kind: what is evaluated: the captions that a run writes, or its answers to questions.
         pool: the pool with its images; empty for a set that is made of other sets.
         scorers: names from `evlgen.runs.behaviour.SCORERS`: any of ``captions``, ``distinct`` and
-            ``scene_truth`` (drawn images only) for captions; one accuracy for answers.
+            ``scene_truth`` (drawn images only) for captions; of answers the accuracy that is the set's score,
+            and perhaps that of the benchmark's own script beside it.
         meteor: whether captions get METEOR as well (2 ms a caption, more than all other scores together).
         by_answer_type: whether the accuracy is also given for each type of answer.
         parts: names of the captioning sets that are scored together under this name, where a run has all.
@@ -74,9 +75,9 @@ PAPER_SETS = (
     captions("nocaps_out", "NoCaps out-of-domain", "nocaps_out"),
     EvalSet("nocaps", "NoCaps, all", "caption", parts=("nocaps_in", "nocaps_near", "nocaps_out")),
     captions("flickr", "Flickr30K", "flickr"),
-    EvalSet("vqav2", "VQAv2", "question", "vqav2", ("vqa_accuracy",), by_answer_type=True),
-    EvalSet("gqa", "GQA", "question", "gqa", ("gqa_accuracy",)),
-    EvalSet("okvqa", "OK-VQA", "question", "okvqa", ("okvqa_accuracy",)),
+    EvalSet("vqav2", "VQAv2", "question", "vqav2", ("lavis_vqa", "official_vqa"), by_answer_type=True),
+    EvalSet("gqa", "GQA", "question", "gqa", ("lavis_gqa",)),
+    EvalSet("okvqa", "OK-VQA", "question", "okvqa", ("lavis_okvqa", "official_okvqa")),
 )
 
 

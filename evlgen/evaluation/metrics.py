@@ -63,6 +63,7 @@ METRICS = (
     Metric("/objects_right", "objects right, %", higher_is_better=True, is_detail=True),
     Metric("/colours_right", "colours right, %", higher_is_better=True, is_detail=True),
     Metric("distinct_captions", "distinct captions, %", higher_is_better=True, is_detail=True),
+    Metric("/official", "by the official script", higher_is_better=True, is_detail=True),
     Metric("cosine", "cosine over images", 3, is_detail=True),
     Metric("effective_rank", "effective rank", is_detail=True),
     Metric("attention_entropy", "attention entropy", 2, is_detail=True),

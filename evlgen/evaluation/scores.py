@@ -18,7 +18,7 @@ from evlgen.config import DataConfig, RunConfig
 from evlgen.data import worlds
 from evlgen.data.base import SHUFFLED, EvalSet, World
 from evlgen.errors import UserError
-from evlgen.evaluation.answer_scores import ACCURACY
+from evlgen.evaluation.answer_scores import ACCURACY, BESIDE
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, distinct_share
 from evlgen.evaluation.scene_truth import scene_truth
 from evlgen.runs.behaviour import SCORERS
@@ -62,8 +62,9 @@ def score_runs(
     that are made of others (``nocaps``: the three domains scored together, where a run has all three);
     ``<set>/METEOR`` for sets that want it; ``distinct_captions``, the share of distinct captions;
     ``<set>/objects_right`` and ``/colours_right`` (`evlgen.evaluation.scene_truth`, of drawn scenes only);
-    ``<set>``, the accuracy of a question set, and ``<set>/questions``; ``<set>/yes-no``, ``/number`` and
-    ``/other`` by type of answer; the accuracies of ``<set>_shuffled``; ``ptb_tokenizer``, 1 or 0 (no Java).
+    ``<set>``, the accuracy of a question set, and ``<set>/questions``; ``<set>/official``, the accuracy by
+    the benchmark's own script, of published sets; ``<set>/yes-no``, ``/number`` and ``/other`` by type of
+    answer; the accuracies of ``<set>_shuffled``; ``ptb_tokenizer``, 1 or 0 (no Java).
     All but the numbers of examples and the last are percentages (CIDEr: times 100).
 
     Args:
@@ -131,7 +132,7 @@ def _scores_by_image(eval_set: EvalSet, captions: Mapping[str, str], world: Worl
 def _score_answers(name: str, answers: Mapping[str, str], world: World) -> dict[str, float]:
     """Mean accuracy on a question set and, where it is declared so, for each type of answer."""
     eval_set = _declared(world, name.removesuffix(SHUFFLED), "question")
-    (scorer,) = eval_set.scorers
+    scorer, *others = eval_set.scorers
     accuracy = ACCURACY[scorer]
     count = world.count(eval_set.pool)
     groups: dict[str, list[float]] = {}
@@ -141,6 +142,8 @@ def _score_answers(name: str, answers: Mapping[str, str], world: World) -> dict[
         groups.setdefault(name, []).append(score)
         if eval_set.by_answer_type:
             groups.setdefault(f"{name}/{question.answer_type.replace('/', '-')}", []).append(score)
+        for other in others:
+            groups.setdefault(f"{name}/{BESIDE[other]}", []).append(ACCURACY[other](answer, question.answers))
     scores = {group: 100 * sum(values) / len(values) for group, values in groups.items()}
     if name == eval_set.name:
         scores[f"{name}/questions"] = float(len(answers))

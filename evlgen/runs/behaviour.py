@@ -44,9 +44,14 @@ COMPONENTS: dict[str, int] = {
 
 SCORERS: dict[str, int] = {
     "captions": 1,  # tokenizer, BLEU-4, METEOR, ROUGE-L, CIDEr
-    "vqa_accuracy": 1,
+    "vqa_accuracy": 1,  # of answers in no published form: both sides are normalized
     "gqa_accuracy": 1,
     "okvqa_accuracy": 1,
+    "lavis_vqa": 1,  # of published sets, as LAVIS scores them
+    "lavis_gqa": 1,
+    "lavis_okvqa": 1,
+    "official_vqa": 1,  # as the benchmark's script of 2021 does
+    "official_okvqa": 1,
     "scene_truth": 1,  # objects and colours named that are in the scene
     "distinct": 1,  # share of distinct captions
 }

@@ -7,6 +7,7 @@ scores have changed under the same numbers or numbers were raised for nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -95,9 +96,7 @@ CASES: Mapping[str, Callable[[], Values]] = {
     "captions": _captions,
     "distinct": lambda: {"percent": distinct_share([*CAPTIONS.values(), "Bananas in\na  bowl", "bananas"])},
     "scene_truth": lambda: {**scene_truth((text, SCENE) for text in OF_SCENE)},
-    "vqa_accuracy": lambda: _answers("vqa_accuracy"),
-    "gqa_accuracy": lambda: _answers("gqa_accuracy"),
-    "okvqa_accuracy": lambda: _answers("okvqa_accuracy"),
+    **{name: functools.partial(_answers, name) for name in ACCURACY},
 }
 
 

@@ -7,6 +7,8 @@ import dataclasses
 from evlgen import miniworld
 from evlgen.data.base import ENDLESS, PAPER_SETS, EvalSet, Question, World
 
+_ACCURACIES = {"vqav2": "vqa_accuracy", "gqa": "gqa_accuracy", "okvqa": "okvqa_accuracy"}
+
 
 def world(first_pool: str = "") -> World:
     """See `evlgen.data.base.World`."""
@@ -26,10 +28,12 @@ def world(first_pool: str = "") -> World:
 
 
 def _drawn(eval_set: EvalSet) -> EvalSet:
-    """Of drawn images it is known what a caption says rightly."""
-    if eval_set.name != "coco":
-        return eval_set
-    return dataclasses.replace(eval_set, scorers=(*eval_set.scorers, "scene_truth"))
+    """Of drawn images it is known what a caption says rightly, and answers are in no published form."""
+    if eval_set.name == "coco":
+        return dataclasses.replace(eval_set, scorers=(*eval_set.scorers, "scene_truth"))
+    if eval_set.name in _ACCURACIES:
+        return dataclasses.replace(eval_set, scorers=(_ACCURACIES[eval_set.name],))
+    return eval_set
 
 
 def _count(pool: str) -> int:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from evlgen.data import worlds
-from evlgen.evaluation.answer_scores import ACCURACY
+from evlgen.evaluation.answer_scores import ACCURACY, BESIDE
 from evlgen.evaluation.metrics import METRICS, details, examples, metric, set_title
 from evlgen.runs.behaviour import SCORERS
 
@@ -67,7 +67,8 @@ def test_every_evaluation_set_names_scorers_that_there_are() -> None:
     assert {scorer for one in sets for scorer in one.scorers} == set(SCORERS)
     for one in sets:
         if one.kind == "question":
-            assert len(one.scorers) == 1
-            assert one.scorers[0] in ACCURACY
+            assert set(one.scorers) <= set(ACCURACY)
+            assert one.scorers[0] not in BESIDE
+            assert set(one.scorers[1:]) <= set(BESIDE)
         else:
             assert not set(one.scorers) & set(ACCURACY)
