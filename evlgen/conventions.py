@@ -11,14 +11,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from evlgen.config import Conventions, EvalConfig
-
-if TYPE_CHECKING:  # a dry run does not need torch
-    from transformers import GenerationConfig
-
-    from evlgen.backbones.language import FrozenLanguage
+from evlgen.config import Conventions
 
 Family = Literal["opt", "decoder", "encoder-decoder", "bert"]
 Task = Literal["caption", "answer"]
@@ -95,33 +90,3 @@ def clean_question(question: str, how: Manners) -> str:
 def prompt_of(question: str, how: Manners) -> str:
     """The text behind the soft prompt when a question is asked (PAPER)."""
     return PROMPT.format(clean_question(question, how))
-
-
-def generation_config(language: FrozenLanguage, evaluation: EvalConfig, task: Task) -> GenerationConfig:
-    """How ``language`` writes captions or answers in a run: all of beam search's settings.
-
-    Beams also stop and are compared by lengths that count one token more where the limits do
-    (`evlgen.evaluation.beams.beam_search`, for ``generate(custom_generate=...)``).
-    """
-    from transformers import GenerationConfig
-
-    how = language.manners
-    shortest, longest = (
-        (evaluation.min_length, evaluation.max_length)
-        if task == "caption"
-        else (1, evaluation.answer_max_length)
-    )
-    # The authors give min_length = 1 for answers, too, and the token that is counted fulfils it.
-    counted = int(task in how.counts_start)
-    shortest -= int(bool(how.counts_start))
-    return GenerationConfig(
-        num_beams=evaluation.beams,
-        do_sample=False,
-        min_new_tokens=max(shortest, 0),
-        max_new_tokens=longest - counted,
-        length_penalty=1.0 if task == "caption" else 0.0,
-        repetition_penalty=how.repetition_penalty if task == "caption" else 1.0,
-        eos_token_id=language.end_id,
-        pad_token_id=language.tokenizer.pad_token_id,
-        bos_token_id=language.bos_id,
-    )

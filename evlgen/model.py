@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from evlgen.backbones.beams import decoding_options
+from evlgen.backbones.beams import decoding_options, generation_config
 from evlgen.backbones.language import (
     FrozenLanguage,
     build_language,
@@ -36,7 +36,7 @@ from evlgen.config import (
 )
 from evlgen.connector_base import Connector
 from evlgen.connectors import build_connector
-from evlgen.conventions import Task, generation_config, prompt_of
+from evlgen.conventions import Task, prompt_of
 from evlgen.errors import UserError
 from evlgen.qformer import QFormer
 from evlgen.runs.identity import text_reader

@@ -1,4 +1,4 @@
-"""Beam search as the authors' code runs it: with a token in front of the generated ones that counts.
+"""How a language model writes: the settings of beam search, plain and as the authors' code runs it.
 
 Their version of `transformers` puts the model's beginning-of-sequence token in front of what is generated
 from embeddings. It is never read, but limits, scores and the early stop count it, and a repetition penalty
@@ -14,11 +14,40 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from evlgen.backbones.language import FrozenLanguage
+from evlgen.config import EvalConfig
 from evlgen.conventions import Task
 
 
+def generation_config(language: FrozenLanguage, evaluation: EvalConfig, task: Task) -> GenerationConfig:
+    """How ``language`` writes captions or answers in a run: all of beam search's settings.
+
+    Beams also stop and are compared by lengths that count one token more where the limits do: see
+    `decoding_options`.
+    """
+    how = language.manners
+    shortest, longest = (
+        (evaluation.min_length, evaluation.max_length)
+        if task == "caption"
+        else (1, evaluation.answer_max_length)
+    )
+    # The authors give min_length = 1 for answers, too, and the token that is counted fulfils it.
+    counted = int(task in how.counts_start)
+    shortest -= int(bool(how.counts_start))
+    return GenerationConfig(
+        num_beams=evaluation.beams,
+        do_sample=False,
+        min_new_tokens=max(shortest, 0),
+        max_new_tokens=longest - counted,
+        length_penalty=1.0 if task == "caption" else 0.0,
+        repetition_penalty=how.repetition_penalty if task == "caption" else 1.0,
+        eos_token_id=language.end_id,
+        pad_token_id=language.tokenizer.pad_token_id,
+        bos_token_id=language.bos_id,
+    )
+
+
 def decoding_options(language: FrozenLanguage, settings: GenerationConfig, task: Task) -> dict[str, Any]:
-    """Arguments of ``generate`` beside ``settings`` (`evlgen.conventions.generation_config`)."""
+    """Arguments of ``generate`` beside ``settings`` (`generation_config`)."""
     if task not in language.manners.counts_start:
         return {}
     options: dict[str, Any] = {}
