@@ -5,11 +5,11 @@ Paths are relative to that folder; docs/DATA.md says which file goes where.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
-import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from evlgen.data.annotations import clean_caption, entries, has_words, json_field
 from evlgen.data.base import Question
-from evlgen.data.images import Pixels, UnreadableImage, decode
+from evlgen.data.images import Pixels, UnreadableImage, check_ordinary, decode
 from evlgen.errors import UserError
+from evlgen.runtime import text
 from evlgen.runtime.datasets import data_folder
 
-MAX_WORDS = 50  # of a caption (PAPER)
-
+__all__ = ["clean_caption", "data_folder", "entries", "json_field"]  # the readers have them from here, too
 
 MISSING = (FileNotFoundError, NotADirectoryError)
 _ASKING = 16  # threads
@@ -35,44 +36,12 @@ class UnreadableCaption(UserError):
 
 
 def read_json(name: str) -> Any:
-    """Content of a JSON file.
+    """Content of a JSON file below ``EVLGEN_DATA``.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    path = data_folder() / name
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); see docs/DATA.md") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); fetch it again") from error
-
-
-def entries(content: Any, name: str, *keys: str) -> list[dict[str, Any]]:
-    """The list of objects in a JSON file, each with all the ``keys``.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if not isinstance(content, list):
-        raise UserError(f"{name}: unexpected format: no list of objects")
-    for place, entry in enumerate(content):
-        for key in keys:
-            if not isinstance(entry, dict) or key not in entry:
-                raise UserError(f"{name}: unexpected format: entry {place} has no {key!r}")
-    return content
-
-
-def json_field(content: Any, name: str, key: str) -> Any:
-    """What a JSON file's object has under ``key``.
-
-    Raises:
-        UserError: it has nothing.
-    """
-    if not isinstance(content, dict) or key not in content:
-        raise UserError(f"{name}: unexpected format: it has no {key!r}")
-    return content[key]
+    return text.read_json(data_folder() / name)
 
 
 def file_version(*names: str) -> str:
@@ -101,6 +70,8 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
         except MISSING:  # noqa: PERF203
             raise
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # it will not pass
+                raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
             if pause is None:
                 raise UserError(
                     f"{path}: cannot be read ({error.strerror or error}), {len(_PAUSES) + 1} times in a row; "
@@ -110,18 +81,44 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
     raise AssertionError
 
 
-def read_image(path: Path) -> Pixels:
+def read_image(path: Path, *folders: Path) -> Pixels:
     """(H, W, 3) uint8, RGB.
 
+    Args:
+        folders: that links may lead to; to any place if there are none.
+
     Raises:
-        UnreadableImage: it is missing or damaged.
+        UnreadableImage: it is missing or damaged, or a link leads out of the folders.
         UserError: the file system fails; see `read_bytes`.
     """
     try:
-        content = read_bytes(path)
+        found = _followed(path, folders) if folders else path
+        with contextlib.suppress(OSError):  # `read_bytes` tries it again
+            check_ordinary(found)
+        content = read_bytes(found)
     except MISSING as error:
         raise UnreadableImage(f"{path}: {error.strerror}") from error
     return decode(content, str(path))
+
+
+def _followed(path: Path, folders: Sequence[Path]) -> Path:
+    """Where links lead from ``path``, as long as that is in one of the folders, which may be links."""
+    parent = _real(str(path.parent))
+    found = os.path.join(parent, path.name)
+    if os.path.islink(found):
+        found = os.path.realpath(found)
+    for place in folders:
+        if found.startswith(_real(str(place)).rstrip(os.sep) + os.sep):
+            return Path(found)
+    raise UnreadableImage(
+        f"{path}: a link leads out of {folders[0]}; put the file itself there, or name its folder "
+        "in data.toml"
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def nonempty_captions(captions: object, where: str) -> list[str]:
@@ -134,16 +131,10 @@ def nonempty_captions(captions: object, where: str) -> list[str]:
         UnreadableCaption: there are none.
     """
     texts = captions if isinstance(captions, list) else [captions]
-    found = [text for text in texts if isinstance(text, str) and clean_caption(text)]
+    found = [text for text in texts if isinstance(text, str) and has_words(text)]
     if not found:
         raise UnreadableCaption(f"{where}: no caption")
     return found
-
-
-def clean_caption(text: str) -> str:
-    """Lower case, punctuation stripped, at most 50 words (PAPER; the characters are those of BLIP)."""
-    words = re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()
-    return " ".join(words[:MAX_WORDS])
 
 
 # ---------------------------------------------------------------------------------------------- pools
