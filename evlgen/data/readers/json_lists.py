@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from evlgen.data.annotations import clean_caption, entries, has_words, json_field
 from evlgen.data.base import Question
 from evlgen.data.images import Pixels, UnreadableImage, check_ordinary, decode
 from evlgen.errors import UserError
 from evlgen.runtime import text
+from evlgen.runtime.annotations import clean_caption, entries, has_words, json_field
 from evlgen.runtime.datasets import data_folder
 
 __all__ = ["clean_caption", "data_folder", "entries", "json_field"]  # the readers have them from here, too
