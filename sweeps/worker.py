@@ -25,6 +25,7 @@ from evlgen.data.batches import load_training_data
 from evlgen.errors import UserError
 from evlgen.evaluation import decoding, inspection
 from evlgen.runs import folder as files
+from evlgen.runs.checkout import code_state
 from evlgen.runs.identity import identify
 from evlgen.runs.provenance import Meter, over_attempts, write_provenance
 from evlgen.runtime.cpu import prepare_worker
@@ -101,6 +102,7 @@ def _is_trained(folder: Path, config: RunConfig) -> bool:
 
 
 def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | None) -> None:
+    code_state()  # remembered: the checkout may be another when the training is over
     meter, earlier = Meter(), files.read_if_whole(folder / _MEASURED)
     try:
         summary, data = _train(config, folder, report, init_folder)

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 import platform
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -18,23 +17,24 @@ import pynvml
 
 from evlgen.config import RunConfig
 from evlgen.runs import folder as files
+from evlgen.runs.checkout import code_state, within
 from evlgen.runs.identity import Identity
 from evlgen.runtime.cpu import peak_memory_mib
 from evlgen.runtime.files import sha256_of, write_atomic
-from evlgen.runtime.paths import ROOT
 
 DIFF = "diff.patch"
 _POWERCAP = Path("/sys/class/powercap")
-_DIFF_BYTES = 2**20  # of a larger difference only the beginning is kept, beside the hash of all of it
+_DIFF_BYTES = 2**23  # of a larger difference the first files are kept, beside the hash of all of it
 
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """What does not change while this process runs."""
+    """What does not change while this process runs; what git cannot tell is null."""
+    code = code_state()
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_difference()),
-        "git_diff_sha256": hashlib.sha256(_difference()).hexdigest() if _difference() else None,
+        "git_commit": code.commit,
+        "git_dirty": None if code.difference is None else bool(code.difference),
+        "git_diff_sha256": hashlib.sha256(code.difference).hexdigest() if code.difference else None,
         "packages": _packages(),
         "python": sys.version.split()[0],
         "system": platform.platform(),
@@ -57,9 +57,12 @@ def write_provenance(
         measured: from `Meter.read`.
     """
     weights = {**identity.weights, "connector": sha256_of(folder / files.CONNECTOR)}
-    if _difference():
-        write_atomic(folder / DIFF, _difference()[:_DIFF_BYTES])
+    kept, left_out = within(_difference(), _DIFF_BYTES)
+    (folder / DIFF).unlink(missing_ok=True)  # of an attempt with other code
+    if kept:
+        write_atomic(folder / DIFF, kept)
     what = {
+        **({"git_diff_left_out": left_out} if left_out else {}),
         "seed": config.seed,
         "data_sha256": data,
         "weights_sha256": weights,
@@ -164,18 +167,9 @@ def _packages() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
-@functools.cache
 def _difference() -> bytes:
-    """What the checkout has that its commit has not (files that git does not know are left out)."""
-    return (_git("diff", "HEAD", "--binary") or "").encode()
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.decode(errors="replace").strip()
+    """What the checkout has that its commit has not; empty where there is nothing, or it is unknown."""
+    return code_state().difference or b""
 
 
 def _processor() -> str:

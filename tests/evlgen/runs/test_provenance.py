@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from evlgen.runs import checkout as checkout_of_code
 from evlgen.runs import folder as files
 from evlgen.runs import provenance
 from evlgen.runs.folder import CONNECTOR
@@ -20,7 +21,7 @@ from experiments.scales import blip2_stage1, evlgen
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A repository with one commit, in the place of the project's."""
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(checkout_of_code, "ROOT", tmp_path)
     (tmp_path / "model.py").write_text("one\n")
     for command in (
         ["init", "-q"],
@@ -28,10 +29,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
     ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    for cached in (provenance.provenance, provenance._difference):
+    for cached in (provenance.provenance, checkout_of_code.code_state):
         cached.cache_clear()
     yield tmp_path
-    for cached in (provenance.provenance, provenance._difference):
+    for cached in (provenance.provenance, checkout_of_code.code_state):
         cached.cache_clear()
 
 
@@ -68,10 +69,11 @@ def test_the_difference_from_the_commit_is_kept_and_hashed(
     monkeypatch.setattr(provenance, "_DIFF_BYTES", 10)
     stage1 = blip2_stage1("smoke")
     provenance.write_provenance(folder, stage1, identify(stage1), "data", {})
-    assert (folder / provenance.DIFF).read_bytes() == diff[:10]
+    assert not (folder / provenance.DIFF).exists()  # a file's difference is kept whole or not at all
     told = files.read_json(folder / "provenance.json")
     assert told is not None
     assert told["git_diff_sha256"] == hashlib.sha256(diff).hexdigest()
+    assert told["git_diff_left_out"] == ["diff --git a/model.py b/model.py"]
     assert "language" not in told["weights_sha256"]
 
 
