@@ -7,7 +7,7 @@ import importlib
 
 from evlgen.errors import UserError, nearest
 from experiments.base import Experiment
-from experiments.changes import changed
+from experiments.changes import STAGE1, changed
 
 # In the order in which they are listed, run and reported.
 EXPERIMENTS = (
@@ -57,6 +57,10 @@ def load(name: str, scale: str = "", changes: tuple[str, ...] = (), rows: str = 
         rows=tuple(dataclasses.replace(row, config=changed(row.config, changes)) for row in kept),
     )
     keys = {change.partition("=")[0] for change in changes}
+    if all(row.config.init_from is None for row in experiment.rows):
+        for key in sorted(keys):
+            if key.startswith(STAGE1):
+                raise UserError(f"--set {key}: none of these rows starts from a stage 1; leave it out")
     if "data.world" in keys:
         from experiments import other_worlds  # imports numpy, which a list of experiments does not need
 

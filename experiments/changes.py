@@ -8,8 +8,9 @@ from typing import Any
 from evlgen.config import RunConfig, with_value
 from evlgen.errors import UserError
 
-# Changed in the stage that a run starts from as well, as is everything under ``data``: image features, and
-# what a machine has room for. Conventions hold for both. A rate or a number of updates belongs to one alone.
+# Changed in the stage that a run starts from as well, as is everything under ``data`` and ``connector``: the
+# second stage goes on with the first one's connector on the same image features, and what a machine has room
+# for holds for both, as do conventions. A rate or a number of updates belongs to one stage alone.
 _BOTH_STAGES = {
     "vision",
     "conventions",
@@ -18,10 +19,16 @@ _BOTH_STAGES = {
     "optim.accumulate",
     "optim.gradient_checkpointing",
 }
+STAGE1 = "stage1."  # in front of a key: of the stage 1 that a run starts from
+UPDATES = "updates"  # a share of each run's updates, instead of a field
 
 
 def changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
-    """The run with each of ``changes`` (``optim.lr=1e-3``) made in turn.
+    """The run with each of ``changes`` made in turn.
+
+    Args:
+        changes: ``optim.lr=1e-3`` changes a field, ``stage1.optim.lr=1e-3`` that of the stage 1 that the run
+            starts from, if it starts from one; ``updates=0.001`` makes it `shortened`.
 
     Raises:
         UserError: no ``=``, an unknown key, or a value of the wrong type.
@@ -30,15 +37,53 @@ def changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
         key, separator, value = change.partition("=")
         if not separator:
             raise UserError(f"--set {change}: give key=value")
-        config = _with_value(config, key, value)
+        if key == UPDATES:
+            config = shortened(config, _share(value))
+        elif key.startswith(STAGE1):
+            if config.init_from is not None:
+                first = with_value(config.init_from, key.removeprefix(STAGE1), value)
+                config = dataclasses.replace(config, init_from=first)
+        else:
+            config = _with_value(config, key, value)
     return config
 
 
 def _with_value(config: RunConfig, key: str, value: str) -> RunConfig:
     config = with_value(config, key, value)
-    if config.init_from is None or not (key in _BOTH_STAGES or key.startswith("data.")):
+    if config.init_from is None or not (key in _BOTH_STAGES or key.startswith(("data.", "connector."))):
         return config
     return dataclasses.replace(config, init_from=_with_value(config.init_from, key, value))
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"--set updates={text}: give a share of every run's updates, above 0 and up to 1")
+    return share
+
+
+def shortened(config: RunConfig, share: float) -> RunConfig:
+    """The run and the stage 1 that it starts from with a share of their updates, two at least.
+
+    Warm-up, validations and checkpoints stay where they are in proportion.
+    """
+
+    def part(updates: int) -> int:
+        return max(1, round(updates * share))
+
+    old = config.optim
+    optim = dataclasses.replace(
+        old,
+        steps=max(2, part(old.steps)),
+        warmup_steps=min(old.warmup_steps, part(old.warmup_steps)),
+        eval_every=part(old.eval_every),
+        checkpoint_every=part(old.checkpoint_every),
+    )
+    first = None if config.init_from is None else shortened(config.init_from, share)
+    return dataclasses.replace(config, optim=optim, init_from=first)
 
 
 def with_connector(config: RunConfig, **changes: Any) -> RunConfig:

@@ -7,7 +7,7 @@ from experiments.scales import blip2, blip2_single_stage, evlgen, get
 
 METRICS = ("vqav2", "gqa", "okvqa", "coco/CIDEr")
 PAPER_NOTES = (
-    "The paper says of its CIDEr only that it is COCO's validation; here it is of the 5,000 test images of "
+    "The paper says of its CIDEr only that it is COCO's validation; here it is of the test images of "
     "Karpathy's split."
 )
 

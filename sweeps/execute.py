@@ -26,7 +26,8 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> dict[str,
     """
     missing = unfinished(sweep.runs)
     announce(sweep, len(missing))
-    requirements.check(missing.values(), sweep.scale)
+    configs = list(missing.values())
+    requirements.check(configs, sweep.scale, requirements.of_this_machine(configs))
     if failed_only:
         missing = _failed(missing)
     return _execute(missing, sweep.labels, workers) if missing else {}

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from evlgen.errors import UserError
+
 
 @dataclass(frozen=True)
 class Task:
@@ -194,6 +196,8 @@ def _serve(pipe: Connection, launcher: int, number: int) -> None:
             pipe.send(("done", None))
         except Stopped:
             pipe.send(("stopped", None))
+        except UserError as error:  # its message says it all
+            pipe.send(("failed", str(error)))
         except Exception:
             pipe.send(("failed", traceback.format_exc()))
     for child in multiprocessing.active_children():  # a task may have left some, which must not hold it up

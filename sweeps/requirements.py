@@ -17,17 +17,21 @@ def missing(runs: Iterable[RunConfig]) -> list[str]:
 
     lines: dict[str, None] = {}
     for config in runs:
-        lines |= dict.fromkeys([*_weights(config), *worlds.problems(config)])
+        weights = _weights(config)
+        lines |= dict.fromkeys([*weights, *(() if weights else _widths(config)), *worlds.problems(config)])
     return list(lines)
 
 
-def check(runs: Iterable[RunConfig], scale: str) -> None:
+def check(runs: Iterable[RunConfig], scale: str, more: Iterable[str] = ()) -> None:
     """Nothing is missing.
+
+    Args:
+        more: lines on other things that are.
 
     Raises:
         UserError: all that is, a line each.
     """
-    lines = missing(runs)
+    lines = [*missing(runs), *more]
     if len(lines) == 1:
         raise UserError(f"--scale {scale}: {lines[0]}")
     if lines:
@@ -46,6 +50,40 @@ def _weights(config: RunConfig) -> list[str]:
             except UserError as error:
                 lines.append(str(error))
     return lines
+
+
+def _widths(config: RunConfig) -> list[str]:
+    """A line if the connector cannot take what the image encoder gives."""
+    if sources.is_shipped(config.vision) and sources.is_shipped(config.language):
+        return []  # the miniature's fit; training checks them, too
+    width, wanted = _feature_width(config.vision), config.connector.input_width
+    if width is None or width == wanted:
+        return []
+    return [
+        f"connector: takes image features of width {wanted}, {config.vision} gives {width}; "
+        f"give --set connector.input_width={width}"
+    ]
+
+
+@functools.cache
+def _feature_width(name: str) -> int | None:
+    from evlgen.backbones.vision import feature_width  # imports torch
+
+    return feature_width(name)
+
+
+def of_this_machine(runs: Iterable[RunConfig]) -> list[str]:
+    """A line for what runs ask of the machine that trains them and this one does not have."""
+    if not any(config.optim.precision == "fp16" for config in runs):
+        return []
+    import torch  # seconds, which other runs need not wait for
+
+    if torch.cuda.is_available():
+        return []
+    return [
+        "optim.precision fp16: needs a GPU, and this machine has none; give --set optim.precision=bf16 or "
+        "fp32, or --executor slurm"
+    ]
 
 
 @functools.cache

@@ -280,7 +280,10 @@ def dry_run(sweep: Sweep, arguments: Arguments) -> None:
     missing = show.show_plan(sweep)
     for line in requirements.missing(sweep.runs[run] for run in missing):
         print(f"missing: {line}")
-    if arguments.executor == "slurm":
+    if arguments.executor == "local":  # a plan is often made on another machine than will train
+        for line in requirements.of_this_machine(sweep.runs[run] for run in missing):
+            print(f"note: {line}")
+    else:
         from sweeps.slurm.launch import plan_phases
         from sweeps.slurm.submit import pack as pack_tasks
 

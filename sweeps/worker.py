@@ -173,6 +173,9 @@ def _logged(path: Path) -> Iterator[None]:
         except Stop:
             logging.getLogger(__name__).info("asked to stop: the checkpoint resumes it")
             raise
+        except UserError as error:
+            logging.getLogger(__name__).error("%s", error)
+            raise
         except Exception:
             traceback.print_exc()
             raise

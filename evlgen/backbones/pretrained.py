@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,9 @@ def read_state(path: Path, prefix: str = "") -> dict[str, Tensor]:
 def _read_pickled(file: Path) -> dict[str, Tensor]:
     """What a file of ``torch.save`` holds, of a training checkpoint the weights; no code is executed."""
     with _reading(file):
-        part = torch.load(file, map_location="cpu", weights_only=True)
+        # A memory map, where the file's format allows it: who wants shapes alone reads no weights.
+        mapped = zipfile.is_zipfile(file)
+        part = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(part, dict):
         raise UserError(f"{file}: holds no dictionary of tensors")
     return dict(part.get("model", part))

@@ -219,6 +219,21 @@ def _build(name: str) -> FrozenVision:
     return build_clip(path) if is_clip else build_eva(path)
 
 
+def feature_width(name: str) -> int | None:
+    """Width of the features of an image encoder, without reading its weights; None where no file says it.
+
+    Raises:
+        UserError: as `find_weights`, or its files cannot be read.
+    """
+    if name in MINI:
+        return MiniViTConfig().width if name == "mini-vit" else int(mini_clip_config().hidden_size)
+    path = find_weights(name)
+    if (path / "config.json").is_file():
+        config = read_config(path)
+        return getattr(getattr(config, "vision_config", config), "hidden_size", None)
+    return None if path.is_dir() else eva_shape(read_state(path)).width
+
+
 def _build_mini() -> FrozenVision:
     path = shipped_file("mini-vit.safetensors")
     config = MiniViTConfig()

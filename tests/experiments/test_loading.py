@@ -36,12 +36,34 @@ def test_changes_of_data_reach_both_stages() -> None:
     assert config.data.pools == config.init_from.data.pools == (("coco", 8),)
 
 
+def test_a_stage_1_is_addressed_and_shares_its_connector() -> None:
+    first, *others = load("table1", "paper", ("stage1.optim.lr=3e-4", "connector.input_width=32")).rows
+    before = load("table1", "paper").rows[0].config
+    assert first.config.init_from is not None
+    assert (first.config.optim.lr, first.config.init_from.optim.lr) == (before.optim.lr, 3e-4)
+    assert {first.config.init_from.connector.input_width, first.config.connector.input_width} == {32}
+    assert {row.config.connector.input_width for row in others} == {32}
+
+
+def test_runs_are_shortened_in_proportion() -> None:
+    """Rows that differ by their length still do; nothing is shorter than two updates."""
+    rows = load("table1", "paper", ("updates=1e-4",)).rows
+    assert [row.config.optim.steps for row in rows] == [8, 25, 15, 25, 15]
+    assert rows[0].config.init_from is not None
+    stage1 = rows[0].config.init_from.optim
+    assert (stage1.steps, stage1.warmup_steps, stage1.eval_every, stage1.checkpoint_every) == (25, 1, 2, 1)
+    assert {row.config.optim.steps for row in load("table1", "paper", ("updates=1e-9",)).rows} == {2}
+    assert load("table1", "paper", ("updates=1",)).rows == load("table1", "paper").rows
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("tabel1", "mini"), r"'tabel1': no such experiment; there are: table1, .*; did you mean table1\?"),
         (("table1", "papre"), r"'papre': no such scale; there are: smoke, .*; did you mean paper\?"),
         (("table1", "mini", ("optim.lr",)), "--set optim.lr: give key=value"),
+        (("table1", "mini", ("updates=2",)), "--set updates=2: give a share of every run's updates"),
+        (("table1", "mini", ("stage1.optim.lr=1",), "EVLGen"), "none of these rows starts from a stage 1"),
         (("table1", "mini", (), "GPT"), "--rows GPT: no row's label contains this; there are: BLIP-2, two"),
     ],
 )
