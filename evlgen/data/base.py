@@ -96,6 +96,7 @@ class World:
         references: pool, index -> captions that people wrote, to score with.
         question: question set, index -> the question.
         missing: pools -> a line for each file that they need and that is not there, with the fix.
+        is_published: whether its evaluation sets have published sizes, so that a part of one is a mistake.
     """
 
     name: str
@@ -109,6 +110,7 @@ class World:
     references: Callable[[str, int], list[str]]
     question: Callable[[str, int], Question]
     missing: Callable[[Sequence[str]], list[str]]
+    is_published: bool = False
 
     @property
     def caption_sets(self) -> list[str]:

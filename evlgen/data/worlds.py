@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from evlgen.config import DataConfig, RunConfig
+from evlgen.data import integrity
 from evlgen.data.base import EvalSet, World
 from evlgen.data.readers import easy_vqa, folder, miniworld, real
 from evlgen.errors import UserError, nearest
@@ -55,7 +56,12 @@ def problems(config: RunConfig) -> list[str]:
         for name, size in config.evaluation.sets
         if size and name not in world.sets
     ]
-    return unknown + world.missing(pools_of(config))
+    lines = world.missing(pools_of(config))
+    sets = [(name, size) for name, size in config.evaluation.sets if size and name in world.sets]
+    if lines:  # the others are looked at all the same: all that is amiss is told at once
+        sets = [one for one in sets if not world.missing([world.pool_of(one[0])])]
+    validation = config.evaluation.validation if not world.missing([world.validation]) else 0
+    return unknown + lines + integrity.problems(world, sets, validation)
 
 
 def pools_of(config: RunConfig) -> list[str]:

@@ -20,7 +20,7 @@ from sweeps import local, requirements, run, worker
 from tests.evlgen import folders, real_sets
 
 POOLS = [["laion-115m", 15], ["ccs-14m", 4], ["coco", 1]]
-SETS = [["coco", 4], ["nocaps_in", 2], ["nocaps_near", 2], ["nocaps_out", 2], ["flickr", 2]]
+SETS = [["coco", 4], ["nocaps_in", 2], ["nocaps_near", 2], ["nocaps_out", 1], ["flickr", 2]]
 SETS += [["vqav2", 4], ["gqa", 3], ["okvqa", 2]]
 CONNECTOR = {"width": 16, "num_layers": 2, "num_heads": 2, "intermediate": 32, "init": "random"}
 

@@ -136,6 +136,9 @@ def _questions(path: Path, name: str) -> ImageList:
         if "split" in line:
             splits[line["file"]] = line["split"]
     kept = [i for i, file in enumerate(files) if not splits or splits.get(file) == "test"]
+    if not kept:
+        more = f": all {len(files)} are on images of other splits than 'test'" if files else ""
+        raise UserError(f"{path}: no question to ask{more}")
     return ImageList(
         _version(path),
         tuple(f"{name}/{files[i]}" for i in kept),

@@ -23,6 +23,8 @@ def read(name: str, images: str) -> ImageList:
         UserError: the file is missing, damaged or of an unexpected format.
     """
     content = read_json(name)
+    if not content:
+        raise UserError(f"{name}: has no question")
     if isinstance(content, list):
         return _lavis(content, name, images)
     if not isinstance(content, dict):

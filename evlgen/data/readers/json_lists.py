@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,16 @@ def read_json(name: str) -> Any:
         UserError: it is missing or damaged.
     """
     return text.read_json(data_folder() / name)
+
+
+def other_type(wanted: object, known: Collection[object]) -> str:
+    """A clause for a message where an unknown id would be known as a text, or as a number; else nothing."""
+    same = next((one for one in known if str(one) == str(wanted)), None)
+    if same is None:
+        return ""
+    kinds: dict[type, str] = {str: "a text", int: "a number"}
+    this, that = (kinds.get(type(one), "of another type") for one in (wanted, same))
+    return f": {wanted!r} is {this}, {same!r} {that}"
 
 
 def file_version(*names: str) -> str:

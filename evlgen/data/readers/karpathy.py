@@ -10,11 +10,14 @@ with a list of captions else.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, read_json
 from evlgen.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Folders = str | Mapping[str, str]  # of images; by the folder that the list names, or one for all
 
@@ -35,7 +38,21 @@ def read(name: str, images: Folders, splits: Collection[str]) -> ImageList:
     if isinstance(content, list) and content:
         return _lavis(content, name, images)
     listed = entries(json_field(content, name, "images"), name, "filename", "split", "sentences")
-    chosen = [image for image in listed if image["split"] in splits and image["sentences"]]
+    in_splits = [image for image in listed if image["split"] in splits]
+    chosen = [image for image in in_splits if image["sentences"]]
+    dropped = [image["filename"] for image in in_splits if not image["sentences"]]
+    if not chosen:
+        there = ", ".join(sorted({str(image["split"]) for image in listed})) or "none"
+        raise UserError(
+            f"{name}: no image with captions in the split {' or '.join(splits)}; splits there: {there}"
+        )
+    if dropped and "train" not in splits:
+        raise UserError(
+            f"{name}: {len(dropped)} of {len(in_splits)} images of the split {' or '.join(splits)} have no "
+            f"caption ({dropped[0]}); scores would be of the others alone: fetch the file again"
+        )
+    if dropped:
+        log.warning("%s: %d images without a caption are left out (%s)", name, len(dropped), dropped[0])
     return ImageList(
         file_version(name),
         tuple(_placed(images, i.get("filepath") or "", i["filename"], name) for i in chosen),

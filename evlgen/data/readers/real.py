@@ -31,6 +31,7 @@ def world(first_pool: str = "") -> World:
         references=lambda name, index: pool(name).captions(index),
         question=question,
         missing=missing,
+        is_published=True,
     )
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from evlgen.data.base import Question
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, read_json
+from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, other_type, read_json
 from evlgen.errors import UserError
 
 
@@ -32,10 +32,16 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
         json_field(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
     )
     answers = {entry["question_id"]: entry for entry in annotated}
+    if not listed:
+        raise UserError(f"{questions}: has no question")
+    if len({entry["question_id"] for entry in listed}) < len(listed):
+        raise UserError(f"{questions}: a question_id stands there twice; fetch the file again")
     for entry in listed:
-        if not answers.get(entry["question_id"], {}).get("answers"):
+        number = entry["question_id"]
+        if not answers.get(number, {}).get("answers"):
             raise UserError(
-                f"{annotations}: has no answers to question {entry['question_id']} of {questions}"
+                f"{annotations}: has no answers to question {number!r} of {questions}"
+                f"{other_type(number, answers)}"
             )
     found = []
     for entry in listed:

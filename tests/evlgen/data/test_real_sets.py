@@ -121,8 +121,8 @@ def test_right_captions_and_answers_score_best(world):
 
 
 def test_each_missing_file_is_named_once_with_where_to_get_it(root):
-    sets = tuple((name, 5) for name in worlds.of(CAPFILT).sets)
-    config = RunConfig(data=CAPFILT, evaluation=EvalConfig(sets=sets))
+    sets = tuple((name, 1) for name in worlds.of(CAPFILT).sets)
+    config = RunConfig(data=CAPFILT, evaluation=EvalConfig(sets=sets, validation=6))
     lines = worlds.problems(config)
     assert len(lines) == len(set(lines)) == len(ORIGINS)
     assert any(f"{root / 'coco/dataset_coco.json'}: missing; get it from Karpathy" in line for line in lines)
