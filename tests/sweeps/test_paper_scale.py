@@ -145,9 +145,9 @@ def test_what_is_missing_is_told_before_anything_is_done(
     assert not list(place.glob("runs/*"))
     real_sets.write(place / "data")
     lines = requirements.missing(row.config for row in table1.build("paper").rows)
-    assert [line.split(":")[0] for line in lines] == [
-        f"weights {name!r}" for name in ("eva-clip-g", "opt-2.7b", "bert-base-uncased")
-    ]
+    wanted = [f"weights {name!r}" for name in ("eva-clip-g", "opt-2.7b", "bert-base-uncased")]
+    short = ["evaluation.sets"] * len(SETS) + ["evaluation.validation"]  # of sets of the smallest size
+    assert [line.split(":")[0] for line in lines] == wanted + short
 
 
 def test_a_folder_that_is_there_is_looked_into(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,12 @@ def test_a_folder_that_is_there_is_looked_into(place: Path, monkeypatch: pytest.
     config = table1.build("paper").rows[-2].config
     bert = place / "weights/bert-base-uncased"
     bert.mkdir(parents=True)
-    config = dataclasses.replace(config, vision=str(real_sets.clip(place / "clip")), language="no/such")
+    config = dataclasses.replace(
+        config,
+        vision=str(real_sets.clip(place / "clip")),
+        language="no/such",
+        evaluation=EvalConfig(sets=tuple((name, size) for name, size in SETS), validation=4),
+    )
     lines = requirements.missing([config])
     assert [line.split(";")[0].removeprefix(f"{place}/") for line in lines] == [
         "language 'no/such': no such language model",
