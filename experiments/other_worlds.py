@@ -45,7 +45,7 @@ def _with_own_sets(config: RunConfig, world: World) -> RunConfig:
     sets = []
     for own in world.eval_sets:
         sizes = [size for name, size in config.evaluation.sets if kinds.get(name) == own.kind]
-        absent = own.kind == "question" and world.missing([own.pool])
+        absent = own.kind == "question" and not world.is_there(own.pool)
         if own.pool and any(sizes) and not absent:
             sets.append((own.name, max(sizes)))
     evaluation = dataclasses.replace(config.evaluation, sets=tuple(sets))

@@ -97,6 +97,7 @@ class World:
         question: question set, index -> the question.
         missing: pools -> a line for each file that they need and that is not there, with the fix.
         is_published: whether its evaluation sets have published sizes, so that a part of one is a mistake.
+        is_there: pool -> whether one that may be left out is there.
     """
 
     name: str
@@ -111,6 +112,7 @@ class World:
     question: Callable[[str, int], Question]
     missing: Callable[[Sequence[str]], list[str]]
     is_published: bool = False
+    is_there: Callable[[str], bool] = lambda pool: True
 
     @property
     def caption_sets(self) -> list[str]:

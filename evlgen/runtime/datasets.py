@@ -17,6 +17,7 @@ from typing import Any
 
 from evlgen.errors import UserError, nearest
 from evlgen.runtime import paths
+from evlgen.runtime.text import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -406,9 +407,9 @@ def settings() -> Settings:
 @functools.lru_cache(maxsize=16)
 def _read(file: Path, mtime_ns: int, size: int) -> Settings:
     try:
-        values = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); docs/DATA.md shows one") from error
+        values = tomllib.loads(read_text(file))
+    except ValueError as error:
+        raise UserError(f"{file}: not TOML ({error}); docs/DATA.md shows one") from error
     known: dict[str, list[str]] = {"pools": [], "folders": []}
     for part in _parts():
         table, _, key = part.key.partition(".")

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from evlgen.errors import UserError
-from evlgen.runtime import datasets
+from evlgen.runtime import datasets, own_images
 from evlgen.runtime.files import sha256_of, write_atomic
 from evlgen.runtime.paths import SHIPPED_WEIGHTS, absolute, cache_folder, weights_folder
 
@@ -276,26 +276,19 @@ def fingerprint_of_data(world: str, pools: Iterable[str]) -> dict[str, str]:
 
 
 def _own_images(folder: Path) -> str:
-    lists = [
-        path
-        for name in (datasets.CAPTIONS_FILE, datasets.QUESTIONS_FILE)
-        if (path := folder / name).is_file()
-    ]
+    lists = [*own_images.caption_files(folder), *own_images.question_files(folder)]
     if not lists:
         return MISSING
-    sizes = "".join(f"{name} {_size(folder / name)}\n" for name in sorted(_listed_images(lists)))
+    sizes = "".join(f"{name} {_size(folder / name)}\n" for name in sorted(_listed_images(folder)))
     return hashlib.sha256(f"{_fingerprint(lists)}\n{sizes}".encode()).hexdigest()[:16]
 
 
-def _listed_images(lists: Iterable[Path]) -> set[str]:
-    """The files that lines of JSON name; lines that are none are named when they are read."""
+def _listed_images(folder: Path) -> set[str]:
+    """The images that captions or questions are on; what is wrong with a line is said when it is read."""
     found = set()
-    for path in lists:
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and isinstance(entry.get("file"), str):
-                    found.add(entry["file"])
+    for read in (own_images.captions, own_images.questions):
+        with contextlib.suppress(UserError):
+            found |= {line.file for line in read(folder).lines}
     return found
 
 

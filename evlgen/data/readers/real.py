@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from evlgen.data import presence
 from evlgen.data.base import PAPER_SETS, Question, World
 from evlgen.data.readers import capfilt, gqa, karpathy, nocaps, vqa
 from evlgen.data.readers.json_lists import ImageList, Reader, clean_caption
@@ -76,7 +77,8 @@ def question(name: str, index: int) -> Question:
 def missing(pools: Sequence[str]) -> list[str]:
     """A line for each file or folder that the pools need and that is not there, and where to get it.
 
-    Lists that have addresses instead of images are named as well.
+    Lists that have addresses instead of images are named as well, and evaluation sets that lack images: a pair
+    to train with is replaced by another, but scores of a part do not compare.
     """
     names = list(dict.fromkeys(pools))
     lines = [_unknown(name) for name in names if not datasets.lists_of(name)]
@@ -88,7 +90,25 @@ def missing(pools: Sequence[str]) -> list[str]:
             lines.append(line)
         elif need[0].name in datasets.web_pools():
             lines += capfilt.problems(datasets.path_of(need))
+    for name in names:
+        folders = datasets.images_of(name)
+        if (
+            name != "coco"
+            and folders
+            and not any(map(datasets.missing, (*datasets.lists_of(name), *folders)))
+        ):
+            lines += _without_images(name, folders[0][0].origin)
     return list(dict.fromkeys(lines))
+
+
+def _without_images(name: str, origin: str) -> list[str]:
+    """A line where images of an evaluation set are not there, or where it cannot be read."""
+    try:
+        found = pool(name)
+    except UserError as error:
+        return [str(error)]
+    assert isinstance(found, ImageList)
+    return presence.told(name, datasets.data_folder(), found.files, f"get them from {origin}")
 
 
 def _unknown(name: str) -> str:

@@ -405,7 +405,7 @@ def test_an_own_folder_says_what_its_images_are_for(root):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not JSON"),
+        ("{", "line 2: damaged: not JSON"),
         ('{"caption": "a"}', "line 2: needs a 'file'"),
         ('{"file": "a.png"}', "line 2: needs a 'caption'"),
         (
@@ -426,6 +426,6 @@ def test_a_missing_own_folder_is_named(root):
         data=DataConfig(world="folder", pools=(("mine", 5),)), evaluation=EvalConfig(sets=(("questions", 3),))
     )
     assert worlds.problems(config) == [
-        f"{root / 'mine/captions.jsonl'}: missing; docs/DATA.md says what is in it",
+        f"{root / 'mine'}: missing; docs/DATA.md says what is in it",
         f"{root / 'mine/questions.jsonl'}: missing; docs/DATA.md says what is in it",
     ]
