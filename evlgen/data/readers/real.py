@@ -77,8 +77,8 @@ def question(name: str, index: int) -> Question:
 def missing(pools: Sequence[str]) -> list[str]:
     """A line for each file or folder that the pools need and that is not there, and where to get it.
 
-    Lists that have addresses instead of images are named as well, and evaluation sets that lack images: a pair
-    to train with is replaced by another, but scores of a part do not compare.
+    Lists that have addresses instead of images are named as well, and evaluation sets that lack images: of
+    pairs to train with a few may be missing, but scores of a part do not compare.
     """
     names = list(dict.fromkeys(pools))
     lines = [_unknown(name) for name in names if not datasets.lists_of(name)]
