@@ -375,23 +375,31 @@ def _notes(results: Results, has_paper: bool) -> list[str]:
 def _sizes(results: Results) -> list[str]:
     """A sentence on how many images and questions the experiment's metrics are measured on.
 
-    Records say it, for a set may have fewer than were asked for; those without a count of questions, and an
-    experiment without runs, have what their configurations ask for.
+    Records say it: a set may have had fewer than were asked for. Older ones have no count of questions; of a
+    drawn world, which has any number, these are as many as were asked for, else nothing is said.
     """
-    sizes = {row.config.evaluation.sets for row in results.experiment.rows}
-    if len(sizes) != 1:
-        return []
-    asked, sets = dict(next(iter(sizes))), {one.name: one for one in worlds.all_sets()}
+    sets = {one.name: one for one in worlds.all_sets()}
     said = []
     for name in dict.fromkeys(name.partition("/")[0] for name in results.experiment.metrics):
-        if name in sets:
-            scored = {examples(name, run.record.metrics) for run in results.complete() if run.record}
-            only = scored.pop() if len(scored) == 1 else None
-            wanted = asked.get(name) or sum(asked.get(part, 0) for part in sets[name].parts)
-            count = wanted if only is None else only[0]
+        counts = {_scored(name, run) for run in results.complete()} - {None} if name in sets else set()
+        if numbers := sorted(count for count in counts if count):
             noun = "question" if sets[name].kind == "question" else "image"
-            said += [f"{count_text(count, noun)} of {sets[name].title}"] if count else []
+            text = count_text(numbers[-1], noun)
+            said.append(f"{f'{numbers[0]} to ' * (len(numbers) > 1)}{text} of {sets[name].title}")
     return [f"Evaluated on {', '.join(said)}."] if said else []
+
+
+def _scored(name: str, run: Run) -> int | None:
+    """On how many examples of an evaluation set a run was scored; None where that is not known."""
+    if run.record is None or not any(key.partition("/")[0] == name for key in run.record.metrics):
+        return None
+    if (counted := examples(name, run.record.metrics)) is not None:
+        return counted[0]
+    world = worlds.of(run.config.data)
+    asked = dict(run.config.evaluation.sets)
+    parts = next((one.parts for one in world.eval_sets if one.name == name), ()) or (name,)
+    drawn = [part for part in parts if part in world.sets and world.name == "miniworld"]
+    return sum(asked.get(part, 0) for part in drawn) or None
 
 
 def _seeds_text(runs: Sequence[Run]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.table import COLUMNS, latex_escaped
 from analysis.tables import DIFFERENCES, write_tables
-from evlgen.config import EvalConfig, RunConfig
+from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.errors import UserError
 from experiments.base import Experiment, Row
 from tests.analysis.made_results import Metrics, results_of
@@ -112,7 +112,7 @@ def test_markdown(tmp_path: Path) -> None:
     assert "– (paper: ?)" in text
     assert "| 2 of 3 (incomplete) |" in text
     assert "Incomplete, some seeds missing: second | #2." in text
-    assert "1 question of VQAv2, 50 images of COCO, 30 images of NoCaps, all" in text
+    assert "Evaluated on 1 question of VQAv2, 50 images of COCO.\n" in text  # NoCaps has no score
     assert "1.250 [1.000, 1.500]" in text
     assert "40.0 / – / 45.5" in text
     grids = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
@@ -134,6 +134,23 @@ def test_sizes_are_those_that_were_scored(tmp_path: Path) -> None:
     }
     tables(tmp_path, made)
     assert "Evaluated on 5 questions of VQAv2, 7 images of COCO" in markdown(tmp_path)
+
+
+def test_only_what_was_evaluated_is_said_to_be(tmp_path: Path) -> None:
+    """Never what was asked for: sets of files may have had less."""
+    real = dataclasses.replace(CONFIG, data=DataConfig(world="capfilt", pools=(("coco", 5),)))
+    rows = tuple(dataclasses.replace(row, config=real) for row in EXPERIMENT.rows)
+    experiment = dataclasses.replace(EXPERIMENT, rows=rows)
+    tables(tmp_path, RESULTS, experiment=experiment)
+    assert "Evaluated on" not in markdown(tmp_path)
+    counted = {
+        label: [seed and {**seed, "coco/images": 4.0 + place} for place, seed in enumerate(seeds)]
+        for label, seeds in RESULTS.items()
+    }
+    tables(tmp_path, counted, experiment=experiment)
+    assert "Evaluated on 4 to 6 images of COCO.\n" in markdown(tmp_path)
+    tables(tmp_path, {}, experiment=experiment)
+    assert "Evaluated on" not in markdown(tmp_path)
 
 
 def test_experiments_that_are_not_the_paper_s_have_no_column_for_it(tmp_path: Path) -> None:
