@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from evlgen.data.images import SUFFIXES
 from evlgen.errors import UserError, exit_code, nearest
 from evlgen.runs import choice
+from evlgen.runtime import paths
 
 # Torch and transformers take seconds to import: what can be refused without them is refused first.
 
@@ -27,7 +29,6 @@ COMMANDS = {
     "ask": "the answer to a question about each image",
     "draw": "images of the miniworld, to try the others on",
 }
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXPLAINED = ".explain.png"
 _EVERY = 10.0  # seconds between two lines of progress
 
@@ -53,13 +54,13 @@ def _parser(command: str) -> _Parser:
         )
         parser.add_argument("--pool", default="coco_test", help="of the miniworld; default: coco_test")
         return parser
-    paths = "image files and folders; folders are searched with all that is in them"
+    places = "image files and folders; folders are searched with all that is in them"
     if command == "caption":
-        parser.add_argument("words", nargs="+", metavar="PATH", help=paths)
+        parser.add_argument("words", nargs="+", metavar="PATH", help=places)
     else:
         parser.usage = f"{parser.prog} PATH... QUESTION [options]"
         parser.add_argument(
-            "words", nargs="+", metavar="PATH... QUESTION", help=f"{paths}; last, in quotes, the question"
+            "words", nargs="+", metavar="PATH... QUESTION", help=f"{places}; last, in quotes, the question"
         )
     parser.add_argument(
         "--run",
@@ -184,8 +185,11 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
         _say(fault)
 
     from evlgen.interop.describe import Told, describe_images, load
+    from evlgen.runtime.sources import fingerprint_of_weights
 
     describer = load(chosen.folder, arguments.device)
+    if changed := choice.changed_since(chosen.folder, describer.config, fingerprint_of_weights):
+        _say(f"run {describer.name} was trained with {'; '.join(changed)}: it may say other things than then")
     if arguments.explain:
         describer.check_merging()
     if question:
@@ -194,8 +198,8 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
     pictures = _picture_paths(items, arguments.out) if arguments.explain else {}
     done, unread, started = 0, 0, time.monotonic()
     shown = started
-    paths = [item.path for item in items]
-    for told in describe_images(describer, paths, question, arguments.batch, pictures):
+    files = [item.path for item in items]
+    for told in describe_images(describer, files, question, arguments.batch, pictures):
         if isinstance(told, Told):
             done += 1
             print(json.dumps(told.as_json()) if as_json else f"{told.path}: {told.text}", flush=True)
@@ -277,6 +281,7 @@ def _act(argv: Sequence[str]) -> int:
         print("usage: python -m evlgen COMMAND ...\n\n" + "\n".join(lines))
         print("\npython -m evlgen COMMAND --help says what each takes.")
         return 0
+    paths.settle()
     command, *words = argv
     if command not in COMMANDS:
         raise UserError(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from evlgen.config import RunConfig
-from evlgen.data.images import UnreadableImage, decode, resized
+from evlgen.data.images import UnreadableImage, open_image, resized
 from evlgen.errors import UserError
 from evlgen.evaluation import merge_maps
 from evlgen.interop import merge_pictures
@@ -164,11 +164,9 @@ def describe_images(
 def _read(path: Path) -> Pixels | str:
     """(H, W, 3), or what is wrong with the file."""
     try:
-        return decode(path.read_bytes(), str(path))
+        return np.asarray(open_image(path))
     except UnreadableImage as error:
         return f"{error}: not read"
-    except OSError as error:
-        return f"{path}: not read ({error.strerror or error})"
 
 
 def load(folder: Path, device: str = "") -> Describer:

@@ -9,9 +9,31 @@ from pathlib import Path
 
 from evlgen.config import RunConfig, from_json
 from evlgen.errors import UserError
+from evlgen.runs import choice
 from evlgen.runs.folder import CONFIG, CONNECTOR, IDENTITY, OUTCOME, RESULT, Damaged, read_json
 from evlgen.runs.identity import id_of
 from evlgen.runtime.files import sha256_of
+from evlgen.runtime.paths import absolute, runs_folder
+
+
+def located(name: str | Path) -> Path:
+    """Absolute path of a run's folder.
+
+    Args:
+        name: a folder, ``~`` allowed; or the id of a run in the run store or the beginning of one, also as
+            the last part of a path that is not there (``runs/ID``, seen from another folder).
+
+    Raises:
+        UserError: the beginning is that of several runs.
+    """
+    path = absolute(str(name))
+    if not path.exists():
+        found = choice.in_store(path.name)
+        if len(found) > 1:
+            raise UserError(f"{name}: is the beginning of several runs: {', '.join(found[:4])}")
+        if found:
+            return runs_folder() / found[0]
+    return path
 
 
 def read_run_config(path: Path) -> RunConfig:

@@ -1,37 +1,36 @@
 """The whole model as one of `transformers`: image encoder, connector and LLM in a folder that stands alone.
 
-A finished run captions a photo::
+A finished run captions a photo, and answers a question about it::
 
     from PIL import Image
     from evlgen.interop import from_run
     model, processor, tokenizer = from_run("run")
-    ids = model.generate(**processor(Image.open("photo.png"), return_tensors="pt"))
-    print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+    photo = Image.open("photo.png")
+    print(processor.batch_decode(model.generate(**processor(photo, return_tensors="pt"))))
+    asked = processor(photo, text="What color is the ball?", return_tensors="pt")
+    print(processor.batch_decode(model.generate(**asked)))
 
-Each of the three has ``save_pretrained(folder)``, all into the same folder. It then holds everything, the
-frozen parts as well, and needs neither the run nor ``EVLGEN_WEIGHTS``; to keep the trained parts alone, keep
-the run's ``connector.safetensors``. With this module imported the three are read again by their own
-``from_pretrained`` or by ``AutoModelForImageTextToText``, ``AutoImageProcessor`` and ``AutoTokenizer``::
+Model and processor have ``save_pretrained(folder)``, both into the same folder. It then holds everything, the
+frozen parts and the tokenizer as well, and needs neither the run nor ``EVLGEN_WEIGHTS``; to keep the trained
+parts alone, keep the run's ``connector.safetensors``. With this module imported they are read again by their
+own ``from_pretrained``, by ``AutoModelForImageTextToText`` and ``AutoProcessor``, or by a pipeline::
 
     model = EVLGenForConditionalGeneration.from_pretrained(folder)
-    processor = EVLGenImageProcessor.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = EVLGenProcessor.from_pretrained(folder)
+    ask = pipeline("image-text-to-text", model=folder)  # ask("photo.png", text="What color is the ball?")
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -39,7 +38,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
-    BatchFeature,
+    AutoProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     GenerationConfig,
@@ -49,15 +48,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import CausalLMOutput
 
+from evlgen.backbones.beams import decoding_options, generation_config
 from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.backbones.language import ENCODER_DECODERS, PLAIN_HEADS, FrozenLanguage, build_language
 from evlgen.backbones.pretrained import first_mismatch, read_state
 from evlgen.backbones.vision import (
-    CLIP_MEAN,
-    CLIP_STD,
     ClipViT,
     FrozenVision,
     ImageEncoder,
@@ -67,10 +64,14 @@ from evlgen.backbones.vision import (
 )
 from evlgen.config import TomeFormerConfig, from_json, to_json
 from evlgen.connectors import build_connector
+from evlgen.conventions import Manners, Task
 from evlgen.errors import UserError
-from evlgen.interop.run_folders import read_run_config, trained_weights
+from evlgen.interop.processor import EVLGenImageProcessor, EVLGenProcessor
+from evlgen.interop.run_folders import located, read_run_config, trained_weights
 from evlgen.model import CaptionModel, evaluating, load_trained
+from evlgen.runs.choice import changed_since
 from evlgen.runs.folder import CONFIG
+from evlgen.runtime.sources import fingerprint_of_weights
 
 _ENCODERS: dict[str, tuple[Any, Any]] = {
     "eva-vit": (EvaViT, EvaConfig),
@@ -89,6 +90,10 @@ _CLIP_FIELDS = (  # of `CLIPVisionConfig`, those that decide the features
 )
 
 
+# Short answers (PAPER: 1 to 10 tokens, length penalty 0), where the run does not say otherwise.
+_ANSWERING = {"min_new_tokens": 1, "max_new_tokens": 10, "length_penalty": 0.0}
+
+
 class EVLGenConfig(PretrainedConfig):
     """What `EVLGenForConditionalGeneration` is made of; the defaults are the paper's, with OPT-2.7B.
 
@@ -99,7 +104,11 @@ class EVLGenConfig(PretrainedConfig):
         text_config: of the LLM, a causal one or T5: a configuration of `transformers` or its fields with
             ``model_type``.
         prompting: how the LLM is prompted: ``bos_position`` (see `FrozenLanguage`), and the token ids
-            ``bos``, ``pad`` and ``end``, which ends a caption; of T5 also ``decoder_start``.
+            ``bos``, ``pad`` and ``end``, which ends a caption; of T5 also ``decoder_start``. ``text_bos`` is
+            the token that the tokenizer puts in front of a text by itself.
+        answering: how answers are generated, where that differs from the ``generation_config``, which is for
+            captions: fields of `GenerationConfig`.
+        manners: how the LLM is asked by the conventions of the run: fields of `evlgen.conventions.Manners`.
     """
 
     model_type = "evlgen"
@@ -111,6 +120,8 @@ class EVLGenConfig(PretrainedConfig):
         vision: dict[str, Any] | None = None,
         text_config: PretrainedConfig | dict[str, Any] | None = None,
         prompting: dict[str, Any] | None = None,
+        answering: dict[str, Any] | None = None,
+        manners: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.connector = connector or to_json(TomeFormerConfig())
@@ -128,6 +139,8 @@ class EVLGenConfig(PretrainedConfig):
         self.text_config = text_config
         # OPT's tokenizer: </s> begins a text, <pad> is 1, and 50118 is the newline.
         self.prompting = prompting or {"bos_position": "after_prompt", "bos": 2, "pad": 1, "end": 50118}
+        self.answering = dict(_ANSWERING if answering is None else answering)
+        self.manners = dict(manners or {})
         super().__init__(**kwargs)
 
     @property
@@ -310,12 +323,15 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             pixel_values: (B, 3, S, S), of `EVLGenImageProcessor`.
-            input_ids: (B, T) int64 prompts, without the beginning-of-sequence token; None: a caption. T5's
-                may be closed by ``</s>`` or not.
+            input_ids: (B, T) int64 prompts, as ``processor(images, text=questions)`` gives them; None or
+                T = 0: captions. The beginning-of-sequence token, which the model puts where it belongs, is
+                left out if a tokenizer has put one in front. T5's may be closed by ``</s>`` or not.
             attention_mask: (B, T), 1 at the prompt and 0 at padding, which is in front of it (for T5 on
                 either side).
-            generation_config: None: the model's own, from the run (PAPER: beam 5, 8 to 30 tokens).
+            generation_config: what it does not say is as in the model's own, which is the run's (PAPER:
+                beam 5; captions of 8 to 30 tokens, answers to prompts of 1 to 10).
             kwargs: for `transformers`' ``generate``: ``num_beams``, ``max_new_tokens``, ``do_sample``, ...
+                All lengths are those of the new tokens, also ``max_length``.
 
         Returns:
             (B, new tokens) int64, or what ``return_dict_in_generate`` asks for. The prompt is not repeated,
@@ -326,11 +342,11 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if input_ids is not None:
             _check_texts(pixel_values, input_ids, attention_mask)
-            if input_ids.shape[1] == 0:  # no prompts
-                input_ids = attention_mask = None
+            input_ids, attention_mask = self._without_bos(input_ids, attention_mask)
+        task: Task = "caption" if input_ids is None else "answer"
         with evaluating(self):
             prompt = self.soft_prompt(pixel_values)
-            decoding = {"generation_config": generation_config or self.generation_config, **kwargs}
+            decoding = self._decoding(generation_config, task, kwargs)
             if self.config.text_config.is_encoder_decoder:
                 return self._write_apart(prompt, input_ids, attention_mask, decoding)
             if input_ids is None:
@@ -345,6 +361,57 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     raise UserError("attention_mask: generate wants padding in front (padding_side='left')")
                 mask[:, mask.shape[1] - input_ids.shape[1] :] = attention_mask
             return self.language_model.generate(inputs_embeds=inputs, attention_mask=mask, **decoding)
+
+    def _without_bos(
+        self, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Prompts with the token that a tokenizer puts in front masked; None where nothing is left."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        begins = {self.config.prompting["bos"], self.config.prompting.get("text_bos")} - {None}
+        if input_ids.shape[1] and begins and not self.config.text_config.is_encoder_decoder:
+            first = mask.long().argmax(1, keepdim=True)  # of each prompt
+            is_bos = torch.isin(
+                input_ids.gather(1, first), torch.tensor(sorted(begins), device=input_ids.device)
+            )
+            mask = mask.scatter(1, first, mask.gather(1, first).masked_fill(is_bos, 0))
+        if not mask.any():
+            return None, None
+        if not bool(mask.any(1).all()):
+            raise UserError(
+                "input_ids: some prompts are empty, which asks for captions, and others are not; "
+                "ask for captions and for answers one after the other"
+            )
+        return input_ids, mask
+
+    def _decoding(
+        self, given: GenerationConfig | None, task: Task, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Arguments for the LLM's ``generate``: what was asked for, for the rest the run's own settings."""
+        settings = GenerationConfig() if given is None else copy.deepcopy(given)
+        rest = settings.update(**options)
+        for limit in ("max", "min"):  # with embeddings as the prompt only new tokens are counted
+            new, length = f"{limit}_new_tokens", f"{limit}_length"
+            if getattr(settings, new) is None:
+                setattr(settings, new, getattr(settings, length))
+            setattr(settings, length, None)
+        own = self.generation_config.to_dict()
+        if task == "answer":
+            own |= self.config.answering
+        longest, shortest = settings.max_new_tokens, own.get("min_new_tokens")
+        if longest is not None and shortest is not None:
+            own["min_new_tokens"] = min(shortest, longest)  # a short limit that was asked for holds
+        settings.update(**own, defaults_only=True)
+        language = dataclasses.replace(self._frozen_language(), manners=self._manners())
+        extra = decoding_options(language, settings, task)
+        if extra.get("logits_processor") and rest.get("logits_processor"):
+            rest["logits_processor"] = [*extra["logits_processor"], *rest["logits_processor"]]
+        return {"generation_config": settings, **extra, **rest}
+
+    def _manners(self) -> Manners:
+        fields: dict[str, Any] = dict(self.config.manners)
+        if "counts_start" in fields:  # JSON knows no tuples
+            fields["counts_start"] = tuple(fields["counts_start"])
+        return Manners(**fields)
 
     def _write_apart(
         self,
@@ -429,20 +496,24 @@ def _encoder_fields(encoder: nn.Module) -> dict[str, Any]:
 
 def from_run(
     folder: str | Path,
-) -> tuple[EVLGenForConditionalGeneration, EVLGenImageProcessor, PreTrainedTokenizerFast]:
-    """Model, image processor and tokenizer of a finished run, or of a folder that `evlgen.interop.convert`
+) -> tuple[EVLGenForConditionalGeneration, EVLGenProcessor, PreTrainedTokenizerFast]:
+    """Model, processor and tokenizer of a finished run, or of a folder that `evlgen.interop.convert`
     has made.
 
     The frozen parts are the ones that the run names. All models in this process that were built from the same
     names share them: moving one of these to another device or dtype moves the parts of all.
 
+    If the behaviour of the code or the frozen weights are others than when the run was trained, a warning
+    says so.
+
     Args:
-        folder: has ``config.json`` and ``connector.safetensors``.
+        folder: has ``config.json`` and ``connector.safetensors``; or the id of a run in the run store, or the
+            beginning of one.
 
     Raises:
         UserError: a file is missing, damaged or does not fit, the run is of stage 1, or weights are missing.
     """
-    folder = Path(folder)
+    folder = located(folder)
     run = read_run_config(folder / CONFIG)
     if run.stage != "caption":
         raise UserError(
@@ -461,6 +532,7 @@ def from_run(
         "bos": language.bos_id,
         "pad": tokenizer.pad_token_id,
         "end": language.end_id,
+        "text_bos": tokenizer.bos_token_id,
     }
     if language.is_encoder_decoder:
         prompting["decoder_start"] = language.model.generation_config.decoder_start_token_id
@@ -469,7 +541,11 @@ def from_run(
         vision=_encoder_fields(vision.model),
         text_config=copy.deepcopy(language.model.config),
         prompting=prompting,
+        manners=dataclasses.asdict(language.manners),
     )
+    captions = generation_config(language, run.evaluation, "caption").to_dict()
+    answers = generation_config(language, run.evaluation, "answer").to_dict()
+    config.answering = {key: value for key, value in answers.items() if value != captions[key]}
     with torch.device("meta"):  # every part is replaced
         model = EVLGenForConditionalGeneration(config)
     model.language_model, model.vision = language.model, vision.model
@@ -477,13 +553,19 @@ def from_run(
         ImageEncoder(vision), build_connector(connector), model._frozen_language()
     )
     _load_trained(model.caption_model, trained_weights(folder))
-    model.generation_config.num_beams = run.evaluation.beams
-    model.generation_config.min_new_tokens = run.evaluation.min_length
-    model.generation_config.max_new_tokens = run.evaluation.max_length
+    if changed := changed_since(folder, run, fingerprint_of_weights):
+        warnings.warn(f"{folder}: was trained with {'; '.join(changed)}", stacklevel=2)
+    model.generation_config.update(**{key: value for key, value in captions.items() if value is not None})
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # the parts may have been on different ones
-    processor = EVLGenImageProcessor(config.image_size, vision.mean, vision.std)
-    return model.eval(), processor, tokenizer
+    processor = EVLGenProcessor(
+        EVLGenImageProcessor(config.image_size, vision.mean, vision.std),
+        tokenizer,
+        language.end_id,
+        cleans_questions=language.manners.cleans_questions,
+        closes=language.is_encoder_decoder,
+    )
+    return model.eval(), processor, processor.tokenizer
 
 
 def _load_trained(model: CaptionModel, path: Path) -> None:
@@ -503,86 +585,7 @@ def _load_trained(model: CaptionModel, path: Path) -> None:
         raise UserError(f"{path}: is not of the model in {CONFIG}: {message}") from error
 
 
-# ------------------------------------------------------------------------------------ image processor
-
-
-class EVLGenImageProcessor(BaseImageProcessor):
-    """Images of any size -> pixels for the image encoder: bicubic to a square, scaled, normalised (PAPER).
-
-    Args:
-        size: pixels of a side (paper: 224; miniature: 64).
-        image_mean, image_std: of the channels, in 0..1 (default: CLIP's, as in the paper).
-    """
-
-    model_input_names = ["pixel_values"]  # noqa: RUF012
-
-    def __init__(
-        self,
-        size: int = 224,
-        image_mean: Sequence[float] = CLIP_MEAN,
-        image_std: Sequence[float] = CLIP_STD,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.size, self.image_mean, self.image_std = size, list(image_mean), list(image_std)
-
-    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """``pixel_values``, (B, 3, size, size) float32.
-
-        Args:
-            images: an image or a sequence of them. An image is one of PIL in any mode of 8 bits, or an array
-                or tensor of shape (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4, uint8 or float in 0..1.
-                An array of four dimensions is a batch. Transparency is dropped.
-            return_tensors: ``"pt"`` for torch, ``"np"`` for numpy.
-
-        Raises:
-            UserError: there are no images, or one of them is none of these.
-        """
-        single = isinstance(images, Image.Image) or (hasattr(images, "ndim") and images.ndim < 4)
-        several = [images] if single else list(images)
-        if not several:
-            raise UserError("images: the list is empty; one at least is needed")
-        pixels = [self._pixels(image, index) for index, image in enumerate(several)]
-        return BatchFeature({"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
-
-    def _pixels(self, image: Any, index: int) -> npt.NDArray[np.float32]:
-        """(3, size, size)."""
-        picture = image if isinstance(image, Image.Image) else _as_picture(image, index)
-        if picture.mode[0] in "IF":
-            raise UserError(f"image {index}: has mode {picture.mode}; convert it to 8 bits a channel")
-        if 0 in picture.size:
-            raise UserError(f"image {index}: is empty, {picture.width} x {picture.height} pixels")
-        picture = picture.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
-        scaled = np.asarray(picture, dtype=np.float32) / 255
-        mean, std = (np.array(each, dtype=np.float32) for each in (self.image_mean, self.image_std))
-        return ((scaled - mean) / std).transpose(2, 0, 1).astype(np.float32, copy=False)
-
-
-def _as_picture(image: Any, index: int) -> Image.Image:
-    if not isinstance(image, np.ndarray | Tensor):
-        raise UserError(f"image {index}: is a {type(image).__name__}; give a PIL image or an array")
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] in (3, 4)):
-        raise UserError(
-            f"image {index}: has shape {array.shape}; (H, W) or (H, W, C) with C = 1, 3 or 4 is expected"
-        )
-    if np.issubdtype(array.dtype, np.floating):
-        if array.size and not (array.min() >= 0 and array.max() <= 1):
-            raise UserError(
-                f"image {index}: floats from {array.min():g} to {array.max():g}; 0 to 1 is expected"
-            )
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UserError(f"image {index}: has type {array.dtype}; uint8 or floats in 0..1 are expected")
-    if 0 in array.shape:
-        raise UserError(f"image {index}: is empty, shape {array.shape}")
-    return Image.fromarray(array)
-
-
 AutoConfig.register(EVLGenConfig.model_type, EVLGenConfig, exist_ok=True)
 AutoModelForImageTextToText.register(EVLGenConfig, EVLGenForConditionalGeneration, exist_ok=True)
 AutoImageProcessor.register(EVLGenConfig, slow_image_processor_class=EVLGenImageProcessor, exist_ok=True)
+AutoProcessor.register(EVLGenConfig, EVLGenProcessor, exist_ok=True)

@@ -12,13 +12,16 @@ from typing import Any, Literal
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
-from evlgen.runs import archive
+from evlgen.runs import archive, behaviour
 from evlgen.runs import folder as files
-from evlgen.runtime.paths import runs_folder
+from evlgen.runtime.paths import absolute, runs_folder
 
 Kind = Literal["caption", "ask"]
 
 HOW_TO_MAKE_ONE = 'python sweeps/run.py table1 --rows "EVLGen, 104M, 150K" --seeds 1'  # a minute
+
+
+_BEGINNING = re.compile(r"[0-9a-f]{1,12}(-[0-9a-f]{0,8})?")  # of an id
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,16 @@ def named(name: str) -> Chosen:
     Raises:
         UserError: there is none, there are several, or the folder is not that of a run.
     """
-    path = Path(name).expanduser().absolute()
+    path = absolute(name, "--run")
     if path.is_dir():
         if not (path / files.CONFIG).is_file():
             raise UserError(f"--run {name}: is not the folder of a run: it has no {files.CONFIG}")
         return Chosen(path)
     if path.is_file():
         raise UserError(f"--run {name}: is a file; give the folder of a run, or a run's id")
-    if not re.fullmatch(r"[0-9a-f]+(-[0-9a-f]*)?", name):
+    if not _BEGINNING.fullmatch(path.name):
         raise UserError(f"--run {name}: no such folder, and no run's id")
-    found = [run for run in _runs_in_store() if run.startswith(name)]
+    found = in_store(path.name)
     if not found:
         raise UserError(
             f"--run {name}: no such run in {runs_folder()}; the archives beside the tables hold no weights, "
@@ -56,6 +59,13 @@ def named(name: str) -> Chosen:
     if len(found) > 1:
         raise UserError(f"--run {name}: is the beginning of several runs: {', '.join(found[:4])}")
     return Chosen(runs_folder() / found[0])
+
+
+def in_store(beginning: str) -> list[str]:
+    """Ids of the runs in the store that begin so; none if no id does."""
+    if not _BEGINNING.fullmatch(beginning):
+        return []
+    return [run for run in _runs_in_store() if run.startswith(beginning)]
 
 
 def _runs_in_store() -> list[str]:
@@ -176,7 +186,7 @@ def _nothing(without_weights: int, other_connectors: int) -> str:
 
 
 def changed_since(folder: Path, config: RunConfig, fingerprint: Callable[[str], str]) -> tuple[str, ...]:
-    """What is no longer as when a run was trained: ``merging 1, now 2``, ``other weights of mini-vit``.
+    """What is not as it was when a run was trained: ``merging 1, now 2``, ``other weights of mini-vit``.
 
     Args:
         fingerprint: name of a model -> hash of its weights.
@@ -187,8 +197,6 @@ def changed_since(folder: Path, config: RunConfig, fingerprint: Callable[[str], 
     versions = files.read_json(folder / files.IDENTITY)
     if versions is None:
         return ()
-    from evlgen.runs import behaviour
-
     changed = behaviour.changes(versions["components"], behaviour.components_of(config))
     models = {"vision": config.vision, "language": config.language}
     weights = tuple(

@@ -3,6 +3,7 @@ folder, and what its image processor takes."""
 
 from __future__ import annotations
 
+import ast
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -28,19 +30,15 @@ from transformers import (
 
 from evlgen.backbones.eva import EvaConfig
 from evlgen.backbones.language import FrozenLanguage, word_tokenizer
-from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, ImageEncoder, MiniViTConfig, build_vision
+from evlgen.backbones.vision import ImageEncoder, MiniViTConfig, build_vision
 from evlgen.config import ConnectorConfig, EvalConfig, RunConfig, TomeFormerConfig, to_json
 from evlgen.errors import UserError
 from evlgen.interop import transformers_model as subject
 from evlgen.interop.convert import checkpoint_names
 from evlgen.interop.convert import main as convert_main
+from evlgen.interop.processor import EVLGenImageProcessor, EVLGenProcessor
 from evlgen.interop.run_folders import read_run_config
-from evlgen.interop.transformers_model import (
-    EVLGenConfig,
-    EVLGenForConditionalGeneration,
-    EVLGenImageProcessor,
-    from_run,
-)
+from evlgen.interop.transformers_model import EVLGenConfig, EVLGenForConditionalGeneration, from_run
 from evlgen.model import CaptionModel, build_model, load_trained, save_trained
 from evlgen.runs.folder import read_json, write_json
 from tests.evlgen import folders, tiny
@@ -374,18 +372,16 @@ def test_wrong_configurations() -> None:
 # ---------------------------------------------------------------------------------------------- a run
 
 
-def test_five_lines(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The example of the module's docstring, as it stands."""
     assert subject.__doc__ is not None
-    block = subject.__doc__.split("captions a photo::\n\n")[1].split("\n\n")[0]
+    block = subject.__doc__.split("a question about it::\n\n")[1].split("\n\n")[0]
     example = textwrap.dedent(block)
-    assert example.count("\n") == 4
     monkeypatch.chdir(run.parent)
     Image.new("RGB", (90, 41), "red").save("photo.png")
     names: dict[str, Any] = {}
     exec(example, names)
-    printed = capsys.readouterr().out
-    assert printed.startswith("[")
+    caption, answer = map(ast.literal_eval, capsys.readouterr().out.splitlines())
     model, features = (
         names["model"],
         build_vision("mini-vit").encode(np.full((1, 64, 64, 3), (255, 0, 0), np.uint8)),
@@ -395,21 +391,27 @@ def test_five_lines(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ImageEncoder("mini-vit"), model.caption_model.connector, subject.build_language("mini-opt")
     )
     captioner.load_state_dict(model.caption_model.state_dict())
-    assert [text.strip() for text in eval(printed)] == captioner.caption(features, evaluation)
+    assert caption == captioner.caption(features, evaluation)
+    assert answer == captioner.answer(features, ["What color is the ball?"], evaluation)
 
-    for part in (model, names["processor"], names["tokenizer"]):
+    for part in (model, names["processor"]):
         part.save_pretrained("folder")
     loaded = AutoModelForImageTextToText.from_pretrained("folder")
     assert isinstance(loaded, EVLGenForConditionalGeneration)
     assert all(value.equal(loaded.state_dict()[name]) for name, value in model.state_dict().items())
     trained = load_file(run / "connector.safetensors")
     assert all(value.equal(loaded.caption_model.state_dict()[name]) for name, value in trained.items())
-    processor = AutoImageProcessor.from_pretrained("folder")
-    assert isinstance(processor, EVLGenImageProcessor)
-    assert (processor.size, processor.image_mean, processor.image_std) == (64, [0.0] * 3, [1.0] * 3)
-    tokenizer = AutoTokenizer.from_pretrained("folder")
-    ids = loaded.generate(**processor(Image.open("photo.png"), return_tensors="pt"))
-    assert str(tokenizer.batch_decode(ids, skip_special_tokens=True)) == printed.strip()
+    images = AutoImageProcessor.from_pretrained("folder")
+    assert isinstance(images, EVLGenImageProcessor)
+    assert (images.size, images.image_mean, images.image_std) == (64, [0.0] * 3, [1.0] * 3)
+    processor = AutoProcessor.from_pretrained("folder")
+    assert isinstance(processor, EVLGenProcessor)
+    photo = Image.open("photo.png")
+    assert processor.batch_decode(loaded.generate(**processor(photo, return_tensors="pt"))) == caption
+    asked = processor(photo, text="What color is the ball?", return_tensors="pt")
+    assert processor.batch_decode(loaded.generate(**asked)) == answer
+    ids = AutoTokenizer.from_pretrained("folder").encode("a red ball", add_special_tokens=False)
+    assert ids == names["tokenizer"].encode("a red ball", add_special_tokens=False)
 
 
 @pytest.mark.parametrize(
@@ -436,15 +438,13 @@ def test_runs_with_clip_and_t5(tmp_path: Path, vision: str, language: str) -> No
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     features = build_vision(names["vision"]).encode(images)
 
-    def decode(ids: Tensor) -> list[str]:
-        end = model.config.prompting["end"]
-        rows = [row[: row.index(end)] if end in row else row for row in ids.tolist()]
-        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-
+    decode = processor.batch_decode
     inputs = processor(images, return_tensors="pt")
     captions = captioner.caption(features, config.evaluation)
     assert decode(model.generate(**inputs)) == captions
     questions = ["a red ball?", "a boat?"]
+    asked = processor(images, text=questions, return_tensors="pt")
+    assert decode(model.generate(**asked)) == captioner.answer(features, questions, config.evaluation)
     prompts = tokenizer(
         [f"Question: {question} Short answer:" for question in questions],
         add_special_tokens="t5" in language,
@@ -458,15 +458,18 @@ def test_runs_with_clip_and_t5(tmp_path: Path, vision: str, language: str) -> No
     )
     assert decode(answers) == captioner.answer(features, questions, config.evaluation)
 
-    for part in (model, processor, tokenizer):
+    for part in (model, processor):
         part.save_pretrained(tmp_path / "whole")
     loaded = EVLGenForConditionalGeneration.from_pretrained(tmp_path / "whole")
     assert all(value.equal(loaded.state_dict()[name]) for name, value in model.state_dict().items())
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
     pixel_values = inputs.pixel_values
     torch.testing.assert_close(loaded(pixel_values, ids).logits, model(pixel_values, ids).logits)
-    again = EVLGenImageProcessor.from_pretrained(tmp_path / "whole")
-    assert decode(loaded.generate(**again(images, return_tensors="pt"))) == captions
+    again = EVLGenProcessor.from_pretrained(tmp_path / "whole")
+    assert again.batch_decode(loaded.generate(**again(images, return_tensors="pt"))) == captions
+    asked = again(images, text=questions, return_tensors="pt")
+    answers = captioner.answer(features, questions, config.evaluation)
+    assert again.batch_decode(loaded.generate(**asked)) == answers
 
 
 def test_from_a_converted_checkpoint(run: Path, tmp_path: Path) -> None:
@@ -508,86 +511,3 @@ def test_runs_that_cannot_be_taken(run: Path, tmp_path: Path) -> None:
     expect(rf"is not of the model .*\.{layers - 1}\..* has shape \(.*\), expected none", connector=shallower)
     (run / "connector.safetensors").unlink()
     expect("has not finished its training")
-
-
-# ------------------------------------------------------------------------------------------ processor
-
-
-def test_processor_is_that_of_the_paper() -> None:
-    """Bicubic to 224 x 224, CLIP's mean and deviation, from a photo of odd sides."""
-    rng = np.random.default_rng(0)
-    photo = Image.fromarray(rng.integers(0, 256, (171, 333, 3), dtype=np.uint8))
-    got = EVLGenImageProcessor()(photo, return_tensors="pt").pixel_values
-    assert got.shape == (1, 3, 224, 224)
-    assert got.dtype == torch.float32
-    small = np.asarray(photo.resize((224, 224), Image.Resampling.BICUBIC)).astype(np.float64)
-    for channel in range(3):
-        expected = (small[..., channel] / 255 - CLIP_MEAN[channel]) / CLIP_STD[channel]
-        np.testing.assert_allclose(got[0, channel].numpy(), expected, atol=1e-5)
-
-
-def test_processor_leaves_miniature_images_as_they_are() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    vision = build_vision("mini-vit")
-    processor = EVLGenImageProcessor(64, vision.mean, vision.std)
-    got = vision.model(processor(images, return_tensors="pt").pixel_values)
-    torch.testing.assert_close(got, vision.encode(images))
-
-
-def test_processor_takes_images_of_any_kind() -> None:
-    rng = np.random.default_rng(0)
-    colour = rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    processor = EVLGenImageProcessor(8, (0.0,) * 3, (1.0,) * 3)
-
-    def run(image: Any) -> np.ndarray:
-        pixels: np.ndarray = processor(image).pixel_values
-        assert pixels.shape[1:] == (3, 8, 8)
-        return pixels
-
-    expected = run(Image.fromarray(colour))
-    alpha = rng.integers(0, 256, (9, 13, 1), dtype=np.uint8)
-    same = [
-        colour,
-        torch.from_numpy(colour),
-        colour.transpose(2, 0, 1),
-        colour.astype(np.float32) / 255,
-        np.concatenate([colour, alpha], 2),
-        Image.fromarray(np.concatenate([colour, alpha], 2)),
-        colour[None],
-    ]
-    for image in same:
-        np.testing.assert_array_equal(run(image), expected)
-    grey = rng.integers(0, 256, (9, 13), dtype=np.uint8)
-    expected_grey = run(np.repeat(grey[..., None], 3, 2))
-    for image in (
-        grey,
-        grey[..., None],
-        grey[None],
-        Image.fromarray(grey),
-        Image.fromarray(grey).convert("LA"),
-    ):
-        np.testing.assert_array_equal(run(image), expected_grey)
-    mixed = run([Image.fromarray(colour), grey, Image.new("P", (1, 40))])
-    np.testing.assert_array_equal(mixed[:2], np.concatenate([expected, expected_grey]))
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        ([], "images: the list is empty"),
-        (np.zeros((0, 8, 8, 3), np.uint8), "images: the list is empty"),
-        (["photo.png"], "image 0: is a str"),
-        ([np.zeros((4, 4), np.uint8), np.zeros((2, 5, 5), np.uint8)], r"image 1: has shape \(2, 5, 5\)"),
-        (np.zeros(4, np.uint8), r"image 0: has shape \(4,\)"),
-        (np.full((4, 4, 3), 255.0), "floats from 255 to 255; 0 to 1"),
-        (np.full((4, 4, 3), np.nan), "floats from nan"),
-        (np.zeros((4, 4), np.int64), "has type int64"),
-        (np.zeros((0, 4, 3), np.uint8), "is empty"),
-        (Image.new("I;16", (4, 4)), "has mode I;16"),
-        (Image.new("F", (4, 4)), "has mode F"),
-        (Image.new("RGB", (0, 4)), "is empty, 0 x 4"),
-    ],
-)
-def test_processor_names_mistakes(images: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        EVLGenImageProcessor()(images, return_tensors="pt")
