@@ -575,7 +575,7 @@ def training_flops(model: Model, batch: Batch) -> float:
             with trained:
                 prompt = model.soft_prompt(features)
             with frozen:
-                model.token_losses(prompt, batch.text_ids, batch.text_mask)
+                model.token_losses(prompt, batch.text_ids, batch.text_mask, batch.text_places)
         else:
             with trained:
                 model.losses(features, batch.text_ids, batch.text_mask)

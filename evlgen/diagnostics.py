@@ -148,7 +148,7 @@ def _validate_captions(model: CaptionModel, pool: PairPool, batch_size: int, see
     for index, batch in zip(indices, batches, strict=True):
         blind = mean.expand(len(index), -1, -1)
         losses = [
-            model.token_losses(prompt, batch.text_ids, batch.text_mask)
+            model.token_losses(prompt, batch.text_ids, batch.text_mask, batch.text_places)
             for prompt in (prompts[index], other[index], blind)
         ]
         sums += [float(one.double().sum()) for one in losses]

@@ -8,7 +8,6 @@ applied to everything that travels with the tokens: features, sizes, source maps
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -56,13 +55,13 @@ class Matching:
         out = torch.zeros(batch * self.tokens_out, channels, dtype=x.dtype, device=x.device)
         # Whole rows are added: several times faster on a CPU than scatter_reduce with an expanded index, and
         # the backward pass only copies rows. Adding to zero leaves unmerged tokens as they are, to the bit.
-        out = out.index_add(0, self._rows, x.reshape(batch * tokens, channels))  # (B * N_out, C)
+        out = out.index_add(0, self._rows(), x.reshape(batch * tokens, channels))  # (B * N_out, C)
         return out.view(batch, self.tokens_out, channels)
 
     def unmerge(self, x: Tensor) -> Tensor:
         """(B, N_out, C) -> (B, N, C): each output copied back to all the input positions it was made of."""
         batch, tokens_out, channels = x.shape
-        copied = x.reshape(batch * tokens_out, channels).index_select(0, self._rows)  # (B * N, C)
+        copied = x.reshape(batch * tokens_out, channels).index_select(0, self._rows())  # (B * N, C)
         return copied.view(batch, -1, channels)
 
     def source(self, x: Tensor | None = None) -> Tensor:
@@ -79,9 +78,11 @@ class Matching:
             x = torch.eye(tokens, device=self.destination.device).expand(batch, -1, -1)
         return self.add(x)
 
-    @functools.cached_property
     def _rows(self) -> Tensor:
-        """(B * N,) row of each input token's destination in a (B * N_out, C) matrix."""
+        """(B * N,) row of each input token's destination in a (B * N_out, C) matrix.
+
+        Computed anew each time: functools.cached_property has a lock, which torch.compile cannot enter.
+        """
         first = torch.arange(len(self.destination), device=self.destination.device) * self.tokens_out  # (B,)
         return (self.destination + first[:, None]).flatten()
 

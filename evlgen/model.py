@@ -73,17 +73,20 @@ class CaptionModel(nn.Module):
 
     # ------------------------------------------------------------------------------------- training
 
-    def forward(self, images: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+    def forward(
+        self, images: Tensor, text_ids: Tensor, text_mask: Tensor, text_places: Tensor | None = None
+    ) -> Tensor:
         """Mean cross-entropy (nats) of the text tokens, given the image (PAPER: the only loss).
 
         Args:
             images: (B, S, S, 3) uint8 pixels, or their cached features, (B, N, D_in) float.
             text_ids: (B, T) int64, right-padded, each text closed by a newline.
             text_mask: (B, T) bool, False at padding.
+            text_places: see `evlgen.data.pairs.Batch`; without it a GPU is waited for.
         """
         features = self.encode(images)  # (B, N, D_in)
         prompt = self.soft_prompt(features)  # (B, N_out, D_llm)
-        return self.token_losses(prompt, text_ids, text_mask).mean()
+        return self.token_losses(prompt, text_ids, text_mask, text_places).mean()
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 pixels -> (B, N, D_in) features; features from a cache pass as they are."""
@@ -95,7 +98,9 @@ class CaptionModel(nn.Module):
         prompt: Tensor = self.projection(self.connector(self.norm(features)))
         return prompt
 
-    def token_losses(self, prompt: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+    def token_losses(
+        self, prompt: Tensor, text_ids: Tensor, text_mask: Tensor, text_places: Tensor | None = None
+    ) -> Tensor:
         """Cross-entropy (nats, float32 at least) of every text token, (K,) for K tokens in the mask.
 
         The soft prompt, the beginning-of-sequence token and padding carry no label. Padding stands behind the
@@ -103,9 +108,10 @@ class CaptionModel(nn.Module):
 
         Args:
             prompt: (B, N_out, D_llm).
+            text_places: as in `forward`.
         """
         length = text_ids.shape[1]
-        labelled = text_mask.flatten().nonzero()[:, 0]
+        labelled = text_mask.flatten().nonzero()[:, 0] if text_places is None else text_places
         # A decoder predicts text token t at position P - 1 + t, T5's decoder at position t.
         with self._precision():
             if self.language.has_plain_head:
@@ -138,7 +144,11 @@ class CaptionModel(nn.Module):
             embeds, _ = self.generation_inputs(prompt, [[]] * len(prompt))
             return llm(inputs_embeds=embeds, decoder_input_ids=shifted, use_cache=False, **options)
         body = llm if with_head else llm.base_model
-        return body(inputs_embeds=self.inputs_embeds(prompt, text_ids), use_cache=False, **options)
+        embeds = self.inputs_embeds(prompt, text_ids)
+        if llm.config.model_type == "opt":
+            # OPT would sum up a mask of ones, which has no fixed order, hence no fixed bits, on a GPU.
+            options["position_ids"] = torch.arange(embeds.shape[1], device=embeds.device)[None]
+        return body(inputs_embeds=embeds, use_cache=False, **options)
 
     def inputs_embeds(self, prompt: Tensor, text_ids: Tensor) -> Tensor:
         """Input embeddings of a decoder: soft prompt with beginning-of-sequence token (P positions), text.

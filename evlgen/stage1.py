@@ -89,8 +89,8 @@ def stage1_losses(
 
     Args:
         features: (B, N, D_in).
-        text_ids: (B, T) int64, right-padded, T at most 32 in BLIP-2. The first token is [CLS], whose output
-            represents the text; the last one ends it.
+        text_ids: (B, T) int64, right-padded to the longest, T at most 32 in BLIP-2. The first token is [CLS],
+            whose output represents the text; the last one ends it.
         text_mask: (B, T) bool, False at padding.
         decode_id: replaces the first token in the LM pass ([DEC]).
         label_smoothing: of ITC (PAPER) and of the LM (BLIP-2's code).
@@ -112,8 +112,6 @@ def stage1_losses(
             "batch_size = 1: stage 1 takes its negatives from the batch (or, with optim.accumulate, from a "
             "part of it), which needs at least 2 pairs"
         )
-    longest = int(text_mask.sum(1).max())
-    text_ids, text_mask = text_ids[:, :longest], text_mask[:, :longest]  # nothing attends to padding
 
     image = qformer.project_image(features)
     itc = itm = lm = None
@@ -247,7 +245,8 @@ def hard_negatives(similarity: Tensor, generator: torch.Generator | None = None)
     """
     weights = similarity.float().softmax(1) + 1e-4
     weights.fill_diagonal_(0)
-    return torch.multinomial(weights, 1, generator=generator)[:, 0]
+    # torch.multinomial, to the bit, without its checks, which a GPU is waited for
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(1)
 
 
 class Stage1Model(nn.Module):
@@ -304,8 +303,10 @@ class Stage1Model(nn.Module):
             objectives=self.objectives,
         )
 
-    def forward(self, images: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Sum of the losses; arguments as in `losses`."""
+    def forward(
+        self, images: Tensor, text_ids: Tensor, text_mask: Tensor, text_places: Tensor | None = None
+    ) -> Tensor:
+        """Sum of the losses; arguments as in `losses`. ``text_places`` is not needed."""
         return self.losses(images, text_ids, text_mask).total
 
     def encode(self, images: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from evlgen.model import (
 )
 from evlgen.optimizer import build_optimizer, learning_rate
 from evlgen.runs.folder import CONNECTOR, METRICS
+from evlgen.runtime.device import chosen, enough_memory
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.runtime.progress import Progress, Stop
 from evlgen.stage1 import Stage1Model, add_present, check_objectives
@@ -92,11 +93,29 @@ def train(
         Stop: ``progress`` of rank 0 asked for it; the checkpoint is written, and a later call ends with the
             same bits. All ranks raise it.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen()
     with joined() as ranks:
         _check(config, data, device, init_folder, ranks)
-        state = _begin(config, model, device, init_folder, ranks)
-        return _train(config, folder, data, progress, state, device, ranks)
+        with enough_memory(_advice(config, ranks)):
+            state = _begin(config, model, device, init_folder, ranks)
+            return _train(config, folder, data, progress, state, device, ranks)
+
+
+def _advice(config: RunConfig, ranks: Ranks) -> str:
+    """What to set where a device's memory is too small for a run."""
+    optim = config.optim
+    rows = optim.batch_size // (optim.accumulate * ranks.size)
+    ways = []
+    if rows > 1:
+        how = "in smaller parts" if config.stage == "represent" else "with the same gradient"
+        ways.append(
+            f"optim.accumulate={2 * optim.accumulate} computes {rows // 2} pairs at a time, not {rows}, {how}"
+        )
+    if not optim.gradient_checkpointing:
+        ways.append("optim.gradient_checkpointing=true keeps less, with the same bits")
+    if ranks.size > 1 and optim.llm_placement == "replicate":
+        ways.append("optim.llm_placement=shard spreads the language model over the devices")
+    return f"with --set: {'; '.join(ways) or 'a smaller model'}"
 
 
 def _train(
@@ -211,7 +230,7 @@ def _check(
             f"optim.batch_size {optim.batch_size}: cannot be split evenly over {ranks.size} processes and "
             f"optim.accumulate {optim.accumulate}; make it a multiple of {optim.accumulate * ranks.size}"
         )
-    if optim.precision == "fp16" and device.type != "cuda":
+    if optim.precision == "fp16" and device.type == "cpu":
         raise UserError("optim.precision fp16: needs a GPU; use bf16 or fp32")
     check_objectives(config.objectives)
     wanted, width = config.connector.input_width, data.validation.features.shape[-1]
@@ -317,7 +336,7 @@ def _update(
         torch.manual_seed(_seed(*key, *([ranks.index] if ranks.size > 1 else [])))
         with autocast(device, optim.precision), _recomputed(state.recomputed):
             if batches.tokens is None:
-                loss = state.model(batch.images, batch.text_ids, batch.text_mask)
+                loss = state.model(batch.images, batch.text_ids, batch.text_mask, batch.text_places)
             else:
                 negatives = torch.Generator(device).manual_seed(_seed(*key))  # the same on all ranks
                 loss = _share_of_loss(state.model, batch, batches.tokens, optim, negatives, ranks)
@@ -342,7 +361,8 @@ def _share_of_loss(
     """What a part of a rank adds to the loss of the step; the sum over parts and ranks is the loss."""
     own_tokens = batch.text_mask.sum()
     if isinstance(model, CaptionModel):
-        return model(batch.images, batch.text_ids, batch.text_mask) * own_tokens / tokens
+        loss: Tensor = model(batch.images, batch.text_ids, batch.text_mask, batch.text_places)
+        return loss * own_tokens / tokens
     losses = model.losses(batch.images, batch.text_ids, batch.text_mask, negatives, ranks)
     of_pairs = None  # a mean over pairs, where the LM loss is one over tokens
     if losses.itc is not None or losses.itm is not None:

@@ -29,6 +29,7 @@ from evlgen.runs.checkout import code_state
 from evlgen.runs.identity import identify
 from evlgen.runs.provenance import Meter, over_attempts, write_provenance
 from evlgen.runtime.cpu import prepare_worker
+from evlgen.runtime.device import chosen
 from evlgen.runtime.distributed import init_from_environment
 from evlgen.runtime.progress import Stop
 from sweeps import leases, local
@@ -155,8 +156,8 @@ def _take_gpu() -> None:
     The processes of one run are as many as the GPUs, or `evlgen.runtime.distributed.init_from_environment`
     refuses. Runs side by side may be more.
     """
-    count = torch.cuda.device_count()
-    if count:
+    if chosen().type == "cuda":
+        count = torch.cuda.device_count()
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", local.number())) % count)
 
 

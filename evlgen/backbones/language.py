@@ -36,6 +36,7 @@ from evlgen.config import Conventions
 from evlgen.conventions import PLAIN, Family, Manners, manners
 from evlgen.errors import UserError
 from evlgen.runs.identity import MINI_BERT
+from evlgen.runtime.device import chosen
 from evlgen.runtime.sources import PIP_MODELS, SOURCES, find_weights, names, shipped_file
 
 BosPosition = Literal["first", "after_prompt", "none"]
@@ -387,7 +388,7 @@ def load_language(path: Path, dtype: torch.dtype | None = None) -> FrozenLanguag
 
 def _default_dtype(model_type: str) -> torch.dtype:
     """On a GPU OPT runs in fp16 (PAPER), the others in bf16 as they were trained (T5 overflows in fp16)."""
-    if not torch.cuda.is_available():
+    if chosen().type == "cpu":
         return torch.float32
     return torch.float16 if model_type == "opt" else torch.bfloat16
 

@@ -24,6 +24,7 @@ from evlgen.backbones.pretrained import (
     tensors_hash,
 )
 from evlgen.errors import UserError
+from evlgen.runtime.device import chosen
 from evlgen.runtime.files import sha256_of
 from evlgen.runtime.sources import find_weights, names, shipped_file
 
@@ -140,8 +141,14 @@ class FrozenVision:
 
 def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(B, 3, H, W) in 0..1, less the mean and divided by the deviation of each channel."""
-    center, scale = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
+    center, scale = (_of_channels(values, pixels.device) for values in (mean, std))
     return (pixels - center) / scale
+
+
+@functools.lru_cache(maxsize=16)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1), one number a channel; kept, since a copy to a GPU waits for all that it has to do before."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def file_hash(path: Path) -> str:
@@ -246,9 +253,8 @@ def _build_mini() -> FrozenVision:
 
 def _device_and_dtype() -> tuple[torch.device, torch.dtype]:
     """Where and in what precision a large encoder runs: fp16 on a GPU (PAPER), else float32."""
-    if torch.cuda.is_available():
-        return torch.device("cuda"), torch.float16
-    return torch.device("cpu"), torch.float32
+    device = chosen()
+    return device, torch.float32 if device.type == "cpu" else torch.float16
 
 
 def build_eva(path: Path, config: EvaConfig | None = None) -> FrozenVision:

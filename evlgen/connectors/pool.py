@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -49,8 +50,27 @@ class PoolConnector(Connector):
             )
         if max(rows, columns) > side:
             raise UserError(f"connector: cannot pool {side} x {side} patches to {rows} x {columns}")
+        if patches.is_cuda:  # there torch's pooling has no gradient of fixed bits: a product has
+            matrix = pooling(rows, columns, side, patches.device).to(patches.dtype)
+            return torch.cat([first, (matrix @ patches).to(patches.dtype)], 1)
         grid = patches.transpose(1, 2).unflatten(2, (side, side))  # (B, D, side, side)
         pooled = (
             F.adaptive_avg_pool2d(grid, (rows, columns)).flatten(2).transpose(1, 2)
         )  # (B, rows * columns, D)
         return torch.cat([first, pooled], 1)
+
+
+@functools.lru_cache(maxsize=4)
+def pooling(rows: int, columns: int, side: int, device: torch.device) -> Tensor:
+    """Adaptive average pooling of side x side patches as a matrix, (rows * columns, side * side) float32."""
+    down, across = (_averages(count, side) for count in (rows, columns))
+    return torch.einsum("ri,cj->rcij", down, across).flatten(2).flatten(0, 1).to(device)
+
+
+def _averages(count: int, side: int) -> Tensor:
+    """(count, side): row i averages places floor(i side / count) up to ceil((i + 1) side / count)."""
+    matrix = torch.zeros(count, side)
+    for i in range(count):
+        start, stop = i * side // count, -((i + 1) * side // -count)
+        matrix[i, start:stop] = 1 / (stop - start)
+    return matrix

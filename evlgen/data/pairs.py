@@ -41,14 +41,21 @@ class Batch:
         images: (B, N, D_in) float32 features where a cache has them, else (B, S, S, 3) uint8 pixels.
         text_ids: (B, T) int64, right-padded; T is the longest text of this batch.
         text_mask: (B, T) bool, True where there is text.
+        text_places: (K,) int64, the places of the K text tokens in the flattened mask. Found on the CPU: on a
+            GPU their number would have to be waited for.
     """
 
     images: Tensor
     text_ids: Tensor
     text_mask: Tensor
+    text_places: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.images.to(device), self.text_ids.to(device), self.text_mask.to(device))
+        """On another device. A GPU copies while the CPU goes on; it need not have finished earlier work."""
+        parts = (self.images, self.text_ids, self.text_mask, self.text_places)
+        if device.type != "cuda":
+            return Batch(*(part.to(device) for part in parts))
+        return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
 
 
 def draw_batch(
@@ -127,7 +134,8 @@ def batch_of(images: Tensor, text_ids: npt.NDArray[np.int32], lengths: npt.NDArr
     """
     longest = int(lengths.max())
     mask = np.arange(longest) < lengths[:, None]  # (B, T)
-    return Batch(images, torch.from_numpy(text_ids[:, :longest].astype(np.int64)), torch.from_numpy(mask))
+    ids = torch.from_numpy(text_ids[:, :longest].astype(np.int64))
+    return Batch(images, ids, torch.from_numpy(mask), torch.from_numpy(np.flatnonzero(mask)))
 
 
 def encode_texts(

@@ -11,6 +11,7 @@ that needs no image. `evlgen.evaluation.scores.score_runs` scores the files of m
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,9 +28,12 @@ from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
 from evlgen.model import CaptionModel, build_model, load_trained
 from evlgen.runs.folder import CONNECTOR, PREDICTIONS
+from evlgen.runtime.device import chosen
 from evlgen.runtime.files import write_atomic
 from evlgen.runtime.progress import Progress
 from evlgen.training import autocast
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -97,8 +101,12 @@ def caption_all(
     found: list[str] = []
     for start in range(0, len(order), config.evaluation.batch_size):
         some = order[start : start + config.evaluation.batch_size]
-        with autocast(_device(model), config.optim.precision):
-            found += model.caption(images[some].to(_device(model)), config.evaluation)
+
+        def decode(part: npt.NDArray[np.int64]) -> list[str]:
+            with autocast(_device(model), config.optim.precision):
+                return model.caption(images[part].to(_device(model)), config.evaluation)
+
+        found += as_many_as_fit(some, decode)
         advance(len(some))
     return found
 
@@ -118,14 +126,41 @@ def answer_all(
     by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].split()))
     found = [""] * len(questions)
     for start in range(0, len(by_length), config.evaluation.batch_size):
-        some = by_length[start : start + config.evaluation.batch_size]
-        with autocast(_device(model), config.optim.precision):
-            shown = images[order[some]].to(_device(model))
-            texts = model.answer(shown, [questions[i] for i in some], config.evaluation)
-        for i, text in zip(some, texts, strict=True):
+        some = np.array(by_length[start : start + config.evaluation.batch_size])
+
+        def decode(part: npt.NDArray[np.int64]) -> list[str]:
+            with autocast(_device(model), config.optim.precision):
+                shown = images[order[part]].to(_device(model))
+                return model.answer(shown, [questions[i] for i in part], config.evaluation)
+
+        texts = as_many_as_fit(some, decode)
+        for i, text in zip(some.tolist(), texts, strict=True):
             found[i] = text
         advance(len(some))
     return found
+
+
+def as_many_as_fit(
+    indices: npt.NDArray[np.int64], decode: Callable[[npt.NDArray[np.int64]], list[str]]
+) -> list[str]:
+    """Texts of all indices at once, or of one half after the other where the device's memory is too small.
+
+    A run that has been trained for days shall not fail by its evaluation, and another
+    ``evaluation.batch_size`` would be another run.
+
+    Raises:
+        torch.OutOfMemoryError: the memory is too small even for one.
+    """
+    try:
+        return decode(indices)
+    except torch.OutOfMemoryError:
+        if len(indices) == 1:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # only here: the exception has held the memory
+    half = len(indices) // 2
+    log.warning("out of memory: %d examples are decoded in two halves", len(indices))
+    return as_many_as_fit(indices[:half], decode) + as_many_as_fit(indices[half:], decode)
 
 
 def describe(config: RunConfig, folder: Path, indices: Sequence[int], pool: str = "") -> list[str]:
@@ -152,7 +187,7 @@ def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None =
     captioner = model or build_model(config)
     assert isinstance(captioner, CaptionModel)
     load_trained(captioner, folder / CONNECTOR)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen()
     captioner.to(device)
     captioner.language.model.to(device)
     return captioner

@@ -71,6 +71,7 @@ from evlgen.interop.run_folders import located, read_run_config, trained_weights
 from evlgen.model import CaptionModel, evaluating, load_trained
 from evlgen.runs.choice import changed_since
 from evlgen.runs.folder import CONFIG
+from evlgen.runtime.device import chosen
 from evlgen.runtime.sources import fingerprint_of_weights
 
 _ENCODERS: dict[str, tuple[Any, Any]] = {
@@ -556,7 +557,7 @@ def from_run(
     if changed := changed_since(folder, run, fingerprint_of_weights):
         warnings.warn(f"{folder}: was trained with {'; '.join(changed)}", stacklevel=2)
     model.generation_config.update(**{key: value for key, value in captions.items() if value is not None})
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    device: Any = chosen()
     model.to(device)  # the parts may have been on different ones
     processor = EVLGenProcessor(
         EVLGenImageProcessor(config.image_size, vision.mean, vision.std),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from evlgen.runtime.device import same_bits
+
 # Parameters of glibc's mallopt(3)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -22,9 +24,7 @@ def prepare_worker(threads: int = 1) -> None:
     here make it keep its memory.
     """
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    # Writing NaN into every new buffer, to catch reads of it, would cost a twelfth of a small model's step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    same_bits()
     if sys.platform.startswith("linux"):
         try:
             libc = ctypes.CDLL("libc.so.6")

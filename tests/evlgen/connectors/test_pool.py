@@ -9,7 +9,7 @@ import torch
 
 from evlgen.config import PoolConfig
 from evlgen.connectors import build_connector
-from evlgen.connectors.pool import PoolConnector
+from evlgen.connectors.pool import PoolConnector, pooling
 from evlgen.cost import connector_macs, full_macs, image_features, trained_part
 from evlgen.errors import UserError
 
@@ -31,6 +31,9 @@ def test_every_soft_token_is_the_mean_of_its_area(
             area = [features[:, class_token + side * y + x] for y in ys for x in xs]
             expected.append(torch.stack(area).mean(0))
     torch.testing.assert_close(pool(features), torch.stack(expected, 1), rtol=0, atol=1e-10)
+    # what a GPU takes
+    product = pooling(rows, columns, side, torch.device("cpu")).double() @ features[:, class_token:]
+    torch.testing.assert_close(product, torch.stack(expected, 1)[:, class_token:], rtol=0, atol=1e-6)
 
 
 def test_as_many_soft_tokens_as_tomeformer() -> None:

@@ -139,7 +139,7 @@ def gradients(config: RunConfig, ranks: Ranks) -> dict[str, torch.Tensor]:
         model = tiny.caption_model(config.connector, dtype=torch.float64)
     device = torch.device("cpu")
     state = training._begin(config, model, device, None, ranks)
-    batches = [Batch(b.images.double(), b.text_ids, b.text_mask) for b in parts_of(config, ranks)]
+    batches = [dataclasses.replace(b, images=b.images.double()) for b in parts_of(config, ranks)]
     tokens = None
     if config.optim.accumulate * ranks.size > 1:
         tokens = text_tokens(tiny.training_data().source.pools, config.seed, 0, config.optim.batch_size)
