@@ -278,8 +278,8 @@ COMMANDS: dict[str, Command] = {
     "cancel": Command(
         _EXPERIMENTS,
         "take the jobs of a sweep out of the SLURM queue",
-        (scale_flag, _rows_and_set),
-        "Running ones write a checkpoint first.",
+        (scale_flag, _seeds, _rows_and_set),
+        "Running ones write a checkpoint first. With --seeds: only the jobs that have runs of these seeds.",
     ),
     "pack": Command(
         _EXPERIMENTS,

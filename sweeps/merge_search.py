@@ -18,11 +18,13 @@ if __package__ in (None, ""):
 from evlgen.errors import UserError
 from sweeps.run import answered
 from sweeps.search.arguments import Arguments, parse
+from sweeps.surroundings import forget_ranks
 
 
 def main(argv: list[str]) -> int:
     """Exit code: 0 all trials ended, 1 some did not, 2 a user's mistake, 3 queued, 130 interrupted."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
+    forget_ranks()
     return answered(lambda: _dispatch(parse(argv)), "trials")
 
 

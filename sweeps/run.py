@@ -26,6 +26,7 @@ from sweeps.plan import Sweep, unique_runs
 from sweeps.slurm import queue
 from sweeps.slurm.profile import Profile, changed_profile, profile_of, read_profile
 from sweeps.slurm.queue import QUEUED
+from sweeps.surroundings import forget_ranks
 
 # What executes, scores and concludes is imported where it is used: it imports torch or the packages that
 # score, for which nobody who only looks should wait.
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     """Exit code: 0 all complete, 1 runs failed, 2 a user's mistake, 3 queued in SLURM, 130 interrupted."""
     # A shell that starts a command in the background has it ignore Ctrl-C; this one can always be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    forget_ranks()
     return answered(lambda: _dispatch(parse(argv)), "runs")
 
 
@@ -162,7 +164,8 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
 
         return wait(sweep, _profile(sweep, arguments) if arguments.asks_a_cluster else None)
     elif command == "cancel":
-        print(f"{queue.cancel(sweep.name)} jobs cancelled; the same command queues what is not done")
+        number = queue.cancel(sweep.name, sweep.runs.keys() if arguments.seeds else None)
+        print(f"{number} jobs cancelled; the same command queues what is not done")
     elif command not in (RUN, "retry"):  # below it trains, which must never be what is left over
         raise ValueError(f"{command}: not a command for an experiment")
     elif arguments.dry_run:

@@ -25,6 +25,7 @@ from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import local
 from sweeps.slurm.profile import make_profile
+from sweeps.surroundings import forget_ranks
 
 _PATIENCE = 120.0  # seconds that a job with its checkpoints in place waits for SLURM to end it
 
@@ -50,6 +51,7 @@ class Chunk:
         batch = files.read_json(Path(self.batch))
         if batch is None:
             raise UserError(f"{self.batch}: not there, but this job was queued to do what it says")
+        forget_ranks()  # of whoever submitted
         os.environ.update(batch["environment"])
         tasks = [read_task(entry) for entry in batch["chunks"][self.index]]
         self._note_progress(batch)

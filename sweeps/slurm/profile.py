@@ -155,15 +155,87 @@ def make_profile(values: Mapping[str, Any], source: str) -> Profile:
             value = tuple(value)
         if type(value) is not wanted:
             raise UserError(f"{source}: {name} is {value!r}, but must be of the kind of {defaults[name]!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{source}: {name} is {value}, but must be a number")
         if isinstance(value, int | float) and value < (name in _AT_LEAST_ONE):
             raise UserError(f"{source}: {name} is {value}, but must be {int(name in _AT_LEAST_ONE)} or more")
-        kept[name] = value
+        kept[name] = _sbatch_options(value, source) if name == "sbatch" else value
+        for text in value if wanted is tuple else (value,):
+            if isinstance(text, str):
+                _refuse_control(text, f"{source}: {name}")
     profile = Profile(**kept)
     if profile.tasks > 1 and profile.workers > 1:
         raise UserError(f"{source}: workers: a job has several runs or one run several processes, not both")
     _check_gpus(profile, source)
     assert profile.minutes
     return profile
+
+
+# Options that a sweep sets itself, or that would leave it without its jobs.
+_OURS = {
+    **dict.fromkeys(("partition", "account", "qos", "constraint", "time", "nodes"), "a field of the profile"),
+    "mem": "the field memory_gb",
+    "ntasks-per-node": "the field tasks_per_node",
+    "chdir": "",
+    "cpus-per-task": "the field cpus",
+    "gpus-per-node": "the field gpus",
+    "ntasks": "tasks_per_node",
+    "signal": "the field signal_seconds",
+    "dependency": "",
+    "job-name": "",
+    "array": "",
+    "output": "",
+    "error": "",
+    "open-mode": "",
+    "wrap": "",
+    "wait": "",
+    "test-only": "",
+    "parsable": "",
+    "hold": "",
+    "requeue": "the field max_requeues",
+    "no-requeue": "the field max_requeues",
+}
+
+
+def _sbatch_options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Further options of sbatch, by their long names as sbatch spells them.
+
+    Raises:
+        UserError: a name is none, a value is no text, number or truth value, or a sweep sets it itself.
+    """
+    kept = {}
+    for key, value in options.items():
+        name = key.replace("_", "-")
+        where = f"{source}: sbatch.{key}"
+        if re.fullmatch(r"clusters?", name):  # sbatch takes the beginning of a name as well
+            name = "clusters"
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]+", name):
+            raise UserError(f"{where!r}: no long name of an option of sbatch")
+        if not isinstance(value, str | int | float) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            raise UserError(f"{where} is {value!r}, but must be text, a number, or true")
+        if name in _OURS:
+            instead = _OURS[name]
+            raise UserError(
+                f"{where}: is set by the sweep; " + (f"use {instead}" if instead else "leave it out")
+            )
+        _refuse_control(str(value), where)
+        if name == "clusters" and not re.fullmatch(r"[\w.-]+(,[\w.-]+)*", str(value)):
+            raise UserError(
+                f"{where} is {value!r}, but must be the name of a cluster, or several with commas"
+            )
+        if value is not False:
+            kept[name] = value
+    return kept
+
+
+def _refuse_control(text: str, where: str) -> None:
+    """Refuse what would begin a line of its own in a job's script."""
+    if any(
+        ord(letter) < 32 or ord(letter) in (127, 0x85, 0x2028, 0x2029) for letter in text if letter != "\t"
+    ):
+        raise UserError(f"{where} is {text!r}: has a line break or another control character; give one line")
 
 
 _AT_LEAST_ONE = {"nodes", "workers", "max_jobs", "parallel", "signal_seconds"}

@@ -9,11 +9,11 @@ done follows from the run's own folder, never from the queue.
 from __future__ import annotations
 
 import contextlib
-import getpass
+import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from evlgen.errors import UserError
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import leases, states
+from sweeps.surroundings import environment_of_slurm
 
 QUEUED = 3  # exit code of a command that has put work into the queue: all is well, but not done yet
 PREFIX = "evlgen-"  # of our jobs' names
@@ -30,11 +31,16 @@ _ATTEMPTS = 4  # of a command that a busy controller does not answer
 
 @dataclass(frozen=True)
 class Job:
-    """A job in the queue: its id (``17_3`` in an array) and SLURM's word for its state."""
+    """A job in the queue: its id (``17_3`` in an array) and SLURM's word for its state.
+
+    Attributes:
+        cluster: as for ``-M``; empty: the one that SLURM's commands speak to by themselves.
+    """
 
     id: str
     state: str
     reason: str = ""
+    cluster: str = ""
 
 
 def jobs() -> dict[str, Job]:
@@ -45,10 +51,9 @@ def jobs() -> dict[str, Job]:
     """
     found = {}
     names = batches()
-    for job, batch, index in listed() if names else []:
-        if batch in names:
-            for task in names[batch]["chunks"][index]:
-                found[task["key"]] = job
+    for job, batch, index in listed(names) if names else []:
+        for task in names[batch]["chunks"][index]:
+            found[task["key"]] = job
     return found
 
 
@@ -86,18 +91,45 @@ def submitted(found: Mapping[str, dict[str, Any]]) -> set[str]:
     }
 
 
-def cancel(sweep: str) -> int:
+def cancel(sweep: str, runs: Collection[str] | None = None) -> int:
     """Take the jobs of a sweep from the queue, running ones as well; returns how many.
 
     Runs write a checkpoint and end.
+
+    Args:
+        runs: only the jobs that do one of these; those that prepare or score go with the last of the others.
     """
     names = batches(sweep)
-    jobs = [job for job, batch, _ in listed() if batch in names] if names else []
-    for batch in names:
+    found = list(listed(names)) if names else []
+    chosen = found if runs is None else _of_runs(found, names, runs)
+    kept = {batch for job, batch, index in found if (job, batch, index) not in chosen}
+    for batch in names.keys() - kept if runs is None else {batch for _, batch, _ in chosen} - kept:
         (folder() / f"{batch}.cancelled").touch()
-    for first in range(0, len(jobs), 100):
-        run_slurm("scancel", *(job.id for job in jobs[first : first + 100]))
-    return len(jobs)
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for job, batch, _ in chosen:
+        # Of several clusters two may have jobs of the same id: then the name tells whose it is.
+        name = f"{PREFIX}{sweep}-{batch}" if "," in job.cluster else ""
+        by_place.setdefault((job.cluster, name), []).append(job.id)
+    for (cluster, name), ids in by_place.items():
+        place = (*(("-M", cluster) if cluster else ()), *((f"--name={name}",) if name else ()))
+        for first in range(0, len(ids), 100):
+            run_slurm("scancel", *place, *ids[first : first + 100])
+    return len(chosen)
+
+
+_Listed = tuple[Job, str, int]
+
+
+def _of_runs(
+    found: list[_Listed], names: Mapping[str, dict[str, Any]], runs: Collection[str]
+) -> list[_Listed]:
+    """Those of the jobs that do one of the runs, or that do no run at all and no other job is left."""
+
+    def keys(one: _Listed) -> set[str]:
+        return {task["key"] for task in names[one[1]]["chunks"][one[2]] if task["function"] == _RUN}
+
+    chosen = [one for one in found if keys(one) & set(runs)]
+    return found if all(one in chosen or not keys(one) for one in found) else chosen
 
 
 def logs_of(key: str) -> list[Path]:
@@ -111,25 +143,65 @@ def logs_of(key: str) -> list[Path]:
     return paths
 
 
-def listed() -> Iterator[tuple[Job, str, int]]:
-    """Our jobs in the queue: job, batch, and index of the chunk."""
-    form = "%i|%T|%r|%j"
-    for line in run_slurm("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", form).splitlines():
-        job, state, reason, name = line.split("|", 3)
-        if name.startswith(PREFIX) and state not in _ENDED:
-            index = job.split("_")[1] if "_" in job else "0"
-            yield Job(job, state, reason), name.rsplit("-", 1)[1], int(index)
+def listed(names: Mapping[str, dict[str, Any]] | None = None) -> Iterator[_Listed]:
+    """Our jobs in the queues: job, batch, and index of the chunk.
+
+    Args:
+        names: batches to look for, from `batches`; None: all of this store.
+    """
+    names = batches() if names is None else names
+    for cluster in _clusters(names):
+        # By number: a container's user may have no name, and $USER may be another's.
+        place = ("-M", cluster) if cluster else ()
+        asked = ("squeue", *place, "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%r|%j")
+        here = cluster
+        for line in run_slurm(*asked).splitlines():
+            if (header := re.fullmatch(r"\s*CLUSTER:\s*(\S+)\s*", line)) and cluster:
+                here = header.group(1)
+            for job, batch, index in _read(line, here):
+                if batch in names and index < len(names[batch]["chunks"]):
+                    yield job, batch, index
 
 
+# Sites put notices between the jobs; other programs' jobs have other names.
+_LINE = re.compile(rf"\s*(\d+)(?:\+\d+)?(?:_(\S+))?\|([A-Z_]+)[^|]*\|(.*)\|{PREFIX}.+-([0-9a-f]{{8}})\s*")
+
+
+def _read(line: str, cluster: str) -> Iterator[_Listed]:
+    """The jobs in a line of squeue, of an array perhaps several; none if it is not about jobs of ours."""
+    found = _LINE.fullmatch(line)
+    if found is None or found.group(3) in _ENDED:
+        return
+    array, places, state, reason, batch = found.groups()
+    for index in [0] if places is None else _indices(places):
+        yield Job(array if places is None else f"{array}_{index}", state, reason, cluster), batch, index
+
+
+def _indices(places: str) -> Iterator[int]:
+    """Indices of an array's jobs: ``3``, ``[2-5%3]``, ``[0,4-8:2]``; without what is cut off (``...``)."""
+    for part in places.strip("[]").partition("%")[0].split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part.strip("[]"))
+        if found is not None:
+            first, last, step = found.groups()
+            yield from range(int(first), int(last or first) + 1, int(step or 1) or 1)
+
+
+def _clusters(names: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Where jobs of the batches may be; another cluster is asked only while runs there are not complete."""
+    root = paths.runs_folder()
+    found = [""]
+    for record in names.values():
+        cluster = str(record["profile"].get("sbatch", {}).get("clusters", ""))
+        keys = [task["key"] for chunk in record["chunks"] for task in chunk]
+        if cluster not in found and not all((root / key / files.RESULT).exists() for key in keys):
+            found.append(cluster)
+    return found
+
+
+_RUN = "sweeps.worker:execute_run"
 _ENDED = {
-    "CANCELLED",
-    "COMPLETED",
-    "FAILED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "DEADLINE",
-    "BOOT_FAIL",
+    *("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
+    *("PREEMPTED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"),
 }
 
 
@@ -138,7 +210,14 @@ def run_slurm(*command: str) -> str:
     problem = ""
     for number in range(_ATTEMPTS):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                command,
+                env={**environment_of_slurm(), "SLURM_BITSTR_LEN": "0"},  # no list of an array is cut off
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=60,
+            )
         except FileNotFoundError:
             raise UserError(f"{command[0]}: not installed here; type this on a login node") from None
         except subprocess.TimeoutExpired:

@@ -24,9 +24,11 @@ from sweeps.local import Task
 from sweeps.slurm import queue
 from sweeps.slurm.job import Chunk
 from sweeps.slurm.profile import Profile
+from sweeps.surroundings import as_for_slurm, with_defaults
 
 _NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm.job` counts better
 _FOLDERS = ("EVLGEN_CACHE", "EVLGEN_DATA", "EVLGEN_RESULTS", "EVLGEN_WEIGHTS")  # jobs run in another one
+_SECRET = ("EVLGEN_STORAGE_PASSWORD",)  # jobs have it from sbatch; no file does
 # Tasks that one process does: more of them would wait for it, or do the same again.
 _FOR_ONE = {"sweeps.worker:cache_features", "sweeps.conclude:score", "sweeps.search.worker:work"}
 
@@ -93,6 +95,7 @@ def submit(
         raise UserError("--executor slurm: needs submitit; pip install 'evlgen[slurm]'") from error
     if shutil.which("sbatch") is None:
         raise UserError("--executor slurm: there is no sbatch here; type this on a login node of the cluster")
+    profile = with_defaults(profile, os.environ)
     largest = profile.max_array or _max_array()
     room = profile.max_jobs - len({job.id for job in queued.values()})
     packed = []
@@ -128,7 +131,7 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
             **{
                 name: str(Path(value).expanduser().absolute()) if value and name in _FOLDERS else value
                 for name, value in os.environ.items()
-                if name.startswith("EVLGEN_")
+                if name.startswith("EVLGEN_") and name not in _SECRET
             },
             "EVLGEN_RUNS": str(paths.runs_folder()),
         },
@@ -144,9 +147,11 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
     executor.update_parameters(**_parameters(name, asked, after))
     chunks = [Chunk(str(path.resolve()), index) for index in range(len(array))]
 
+    where = profile.sbatch.get("clusters")
+
     def take_back() -> None:
         with contextlib.suppress(UserError):  # a controller that is down has taken nothing
-            queue.run_slurm("scancel", f"--name={name}")
+            queue.run_slurm("scancel", *(("-M", where) if where else ()), f"--name={name}")
 
     ids = _patiently(lambda: _submitted(executor, chunks), take_back, lambda: path.unlink())
     files.write_json(path, {**record, "job": ids})
@@ -154,7 +159,7 @@ def _submit_array(sweep: str, array: list[list[Task]], profile: Profile, after: 
 
 
 def _submitted(executor: Any, chunks: list[Any]) -> str:
-    with executor.batch():
+    with as_for_slurm(), executor.batch():
         jobs = [executor.submit(chunk) for chunk in chunks]
     return str(jobs[0].job_id).split("_")[0]
 
