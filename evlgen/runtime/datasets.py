@@ -93,7 +93,7 @@ _COCO_IMAGES = {
         "coco.images",
         f"{name}.zip of cocodataset.org",
         (f"coco/images/{name}", name, f"images/{name}"),
-        (name,),
+        (name, f"images/{name}"),
     )
     for name in ("train2014", "val2014")
 }
@@ -143,7 +143,7 @@ _NOCAPS_IMAGES = Part(
     "nocaps.images",
     "the validation images of nocaps.org/download (Open Images)",
     ("nocaps/val", "nocaps/validation", "nocap/images", "nocap/val"),
-    ("val", "validation"),
+    ("images/val", "images", "val", "validation"),
 )
 FLICKR = Part(
     "flickr30k/dataset_flickr30k.json",
@@ -168,7 +168,7 @@ _FLICKR_IMAGES = Part(
     "flickr30k.images",
     "shannon.cs.illinois.edu/DenotationGraph (on request)",
     ("flickr30k/flickr30k-images", "flickr30k/flickr30k_images", "flickr30k-images", "flickr30k_images"),
-    ("flickr30k-images", "flickr30k_images"),
+    ("images/flickr30k-images", "flickr30k-images", "flickr30k_images", "images"),
 )
 
 
@@ -346,6 +346,15 @@ def missing(need: Need) -> str:
     if folder is None:
         return f"{first.name}: needed there; get it from {first.origin}"
     return f"{folder / first.name}: missing; get it from {first.origin}"
+
+
+def folders() -> list[Path]:
+    """All folders that may hold data: that of ``EVLGEN_DATA``, and those that data.toml names."""
+    folder, given = root(), settings()
+    named = [*given.parts.values(), *given.pools.values(), *given.folders.values()]
+    inner = [_inner(part, given.parts[part.key]) for part in _parts() if part.key in given.parts]
+    places = [path if path.is_dir() else path.parent for path in (*named, *inner)]
+    return list(dict.fromkeys([*([] if folder is None else [folder]), *places]))
 
 
 def below_root(path: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from evlgen.errors import UserError
-from evlgen.runtime import datasets, own_images
+from evlgen.runtime import datasets, own_images, pair_files
 from evlgen.runtime.files import sha256_of, write_atomic
 from evlgen.runtime.paths import SHIPPED_WEIGHTS, absolute, cache_folder, weights_folder
 
@@ -308,10 +308,13 @@ def _listed(name: str, path: Path | None) -> str:
     if path is None or not path.is_dir() or name not in datasets.web_pools():
         return MISSING
     lists = sorted(path.glob("*.json"))
+    are_reports = [file.name.endswith(pair_files.STATS) for file in lists]
     shards = "".join(
         f"{shard.relative_to(path).as_posix()} {shard.stat().st_size}\n"
         for shard in sorted(path.rglob("*.tar"))
     )
+    if not shards and (any(are_reports) or not lists):
+        shards = pair_files.fingerprint(path)
     if not lists and not shards:
         return MISSING
     return hashlib.sha256(f"{_fingerprint(lists)}\n{shards}".encode()).hexdigest()[:16]

@@ -4,7 +4,8 @@ A pool is a folder with either
 
 - webdataset shards ``*.tar``, as img2dataset writes them: under each key an image, and a ``.txt`` with its
   caption or a ``.json`` with one under ``caption``; or
-- lists ``*.json``, ``[{"image": path, "caption": text}, ...]``, the paths relative to the folder.
+- lists ``*.json``, ``[{"image": path, "caption": text}, ...]``, the paths relative to the folder; or
+- single files, which `evlgen.data.readers.single_files` reads.
 
 The index says where in which file each pair lies, so that any pair can be read at any time: that is what lets
 a training be resumed exactly. It is made once, file by file, in the cache folder; what is made stays made.
@@ -37,7 +38,9 @@ from evlgen.data.readers.json_lists import (
     read_bytes,
     read_image,
 )
+from evlgen.data.readers.single_files import SingleFiles
 from evlgen.errors import UserError
+from evlgen.runtime import pair_files
 from evlgen.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -120,37 +123,85 @@ class Lists:
         return entry
 
 
-def read(folder: Path, cache: Path) -> Shards | Lists:
-    """The pairs in a folder; shards are taken where there are both.
+def read(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
+    """The pairs in a folder: of shards if there are any, else of lists, else of single files; or of one list.
 
     Args:
+        pool: the folder, or a list, whose images are beside it.
         cache: where the index is kept.
 
     Raises:
-        UserError: there are neither, or a file is damaged.
+        UserError: there are none, or a file is damaged.
     """
-    shards = sorted(folder.rglob("*.tar"))
+    if pool.is_file():
+        return Lists(pool.parent, [pool], cache)
+    shards = sorted(pool.rglob("*.tar"))
     if shards:
-        return Shards(folder, shards, cache)
-    lists = sorted(folder.glob("*.json"))
+        return Shards(pool, shards, cache)
+    lists = _lists(pool)
+    # Lists of addresses lie beside the images that were fetched from them.
+    if all(map(_what_is_wrong, lists)) and pair_files.has_pairs(pool):
+        return SingleFiles(pool, cache)
     if lists:
-        return Lists(folder, lists, cache)
-    raise UserError(f"{folder}: neither shards (*.tar) nor lists of pairs (*.json); see docs/DATA.md")
+        return Lists(pool, lists, cache)
+    raise UserError(f"{pool}: {_NOTHING}; see docs/DATA.md")
 
 
-def problems(folder: Path) -> list[str]:
-    """A line for each list whose first entry has no image but an address of one; no index is made."""
-    lines = []
-    for path in sorted(folder.glob("*.json")):
-        offset, end = next(_objects(path), (0, 0))
-        entry = json.loads(read_bytes(path, offset, end - offset) or "{}")
-        if "url" in entry and "image" not in entry:
-            lines.append(
-                f"{path}: lists URLs instead of images; fetch them with img2dataset as webdataset shards, "
-                "and put the shards in its place (docs/DATA.md)"
-            )
+_NOTHING = (
+    "neither shards (*.tar) nor lists of pairs (*.json) nor images with a .txt or .json of the same name "
+    "beside them"
+)
+
+
+def _lists(pool: Path) -> list[Path]:
+    """The lists of a folder, without what img2dataset reports of its shards."""
+    return [path for path in sorted(pool.glob("[!.]*.json")) if not path.name.endswith(pair_files.STATS)]
+
+
+def problems(pool: Path) -> list[str]:
+    """A line for each list that is none of images with captions, by its first entry; no index is made."""
+    lists = [pool] if pool.is_file() else _lists(pool)
+    wrong = {path: what for path in lists if (what := _what_is_wrong(path))}
+    lines = [f"{path}: {what}" for path, what in wrong.items()]
+    if pool.is_file() or (lists and not wrong):
+        return lines
     # Looked for last: below lists with images may lie millions of files.
-    return [] if lines and next(folder.rglob("*.tar"), None) is not None else lines
+    if next(pool.rglob("*.tar"), None) is not None:
+        return []
+    if len(wrong) == len(lists) and pair_files.has_pairs(pool):
+        return []
+    return lines or [f"{pool}: {_NOTHING}; see docs/DATA.md"]
+
+
+def _what_is_wrong(path: Path) -> str:
+    """Why a file is no list of pairs, by its first bytes and its first entry; empty if it may be one."""
+    begin = read_bytes(path, 0, 1 << 16).decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n")
+    if begin.startswith("{"):
+        if '"images"' in begin or '"annotations"' in begin:
+            return (
+                "has COCO's annotations, not a list of pairs; train on it as on your own images "
+                '(data.world=folder, docs/DATA.md), or write [{"image": ..., "caption": ...}]'
+            )
+        return 'an object, where a list [{"image": ..., "caption": ...}] is needed'
+    if not begin.startswith("["):
+        return 'no list [{"image": ..., "caption": ...}]'
+    try:
+        offset, end = next(_objects(path), (0, 0))
+        entry = json.loads(read_bytes(path, offset, end - offset) or b"{}")
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    if "url" in entry and "image" not in entry:
+        return (
+            "lists URLs instead of images; fetch them with img2dataset as webdataset shards, and put the "
+            "shards in its place (docs/DATA.md)"
+        )
+    if "conversations" in entry:
+        return 'has conversations (LLaVA\'s form), where each entry needs an "image" and a "caption"'
+    lacking = [key for key in ("image", "caption") if key not in entry]
+    if lacking:
+        there = ", ".join(map(str, entry)) or "nothing"
+        return f"its first entry has no {' and no '.join(map(repr, lacking))}; it has {there}"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------- index

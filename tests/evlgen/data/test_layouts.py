@@ -1,0 +1,360 @@
+"""Data sets as people have them: published archives, LAVIS's and Karpathy's files, img2dataset, data.toml."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evlgen.config import DataConfig
+from evlgen.data import worlds
+from evlgen.data.images import decode
+from evlgen.data.readers import capfilt
+from evlgen.errors import UserError
+from evlgen.runtime import datasets, sources
+from tests.evlgen import real_sets as true_files
+
+POOLS = ("coco", "coco_val", "coco_test", "nocaps_in", "nocaps_near", "nocaps_out", "flickr")
+POOLS += ("vqav2", "okvqa", "gqa", "laion-115m", "ccs-14m")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVLGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EVLGEN_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def contents(pools=POOLS):
+    """What a training and an evaluation see of some pools."""
+    world = worlds.get("capfilt")
+    assert world.missing(pools) == []
+    found = {}
+    for pool in pools:
+        rows = []
+        for index in range(world.count(pool)):
+            said = (
+                world.question(pool, index) if pool in world.question_sets else world.references(pool, index)
+            )
+            rows.append((said, world.image(pool, index).tobytes()))
+        found[pool] = sorted(rows, key=repr)
+    return found
+
+
+def move(root: Path, **places: str) -> None:
+    """Rename files and folders, old place -> new place."""
+    for old, new in places.items():
+        target = root / new
+        aside = shutil.move(root / old, root / "aside")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(aside, target)
+
+
+def lavis(root: Path) -> None:
+    """Rewrite COCO, Flickr30K and GQA as LAVIS has them, in its folders."""
+    karpathy = json.loads((root / "coco/dataset_coco.json").read_text())["images"]
+    for split, names in (("train", ("train", "restval")), ("val", ("val",)), ("test", ("test",))):
+        chosen = [image for image in karpathy if image["split"] in names]
+        listed = []
+        for image in chosen:
+            path, said = f"{image['filepath']}/{image['filename']}", [s["raw"] for s in image["sentences"]]
+            if split == "train":
+                listed += [
+                    {"caption": text, "image": path, "image_id": f"coco_{image['cocoid']}"} for text in said
+                ]
+            else:
+                listed.append({"image": path, "caption": said})
+        true_files.dump(root / f"coco/annotations/coco_karpathy_{split}.json", listed)
+    (root / "coco/dataset_coco.json").unlink()
+    flickr = json.loads((root / "flickr30k/dataset_flickr30k.json").read_text())["images"]
+    tested = [image for image in flickr if image["split"] == "test"]
+    true_files.dump(
+        root / "flickr30k/annotations/test.json",
+        [
+            {"image": f"flickr30k-images/{i['filename']}", "caption": [s["raw"] for s in i["sentences"]]}
+            for i in tested
+        ],
+    )
+    (root / "flickr30k/dataset_flickr30k.json").unlink()
+    gqa = json.loads((root / "gqa/testdev_balanced_questions.json").read_text())
+    true_files.dump(
+        root / "gqa/annotations/testdev_balanced_questions.json",
+        [
+            {
+                "image": f"{q['imageId']}.jpg",
+                "question": q["question"],
+                "answer": q["answer"],
+                "question_id": k,
+            }
+            for k, q in gqa.items()
+        ],
+    )
+    (root / "gqa/testdev_balanced_questions.json").unlink()
+    move(
+        root,
+        **{
+            "coco/train2014": "coco/images/train2014",
+            "coco/val2014": "coco/images/val2014",
+            "flickr30k/images": "flickr30k/images/flickr30k-images",
+            "nocaps/images": "nocaps/val",
+            "nocaps/nocaps_val_4500_captions.json": "nocap/annotations/nocaps_val_4500_captions.json",
+        },
+    )
+    for name in ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"):
+        move(root, **{f"vqav2/{name}": f"coco/annotations/{name}"})
+    for name in ("OpenEnded_mscoco_val2014_questions.json", "mscoco_val2014_annotations.json"):
+        move(root, **{f"okvqa/{name}": f"okvqa/annotations/{name}"})
+    move(root, **{"ccs-14m": "ccs_synthetic_filtered_large"})
+
+
+def unpacked(root: Path) -> None:
+    """Everything where the archives put it, unpacked in one folder."""
+    move(
+        root,
+        **{
+            "coco/dataset_coco.json": "dataset_coco.json",
+            "flickr30k/dataset_flickr30k.json": "dataset_flickr30k.json",
+            "coco/train2014": "train2014",
+            "coco/val2014": "val2014",
+            "flickr30k/images": "flickr30k-images",
+            "gqa/testdev_balanced_questions.json": "testdev_balanced_questions.json",
+            "nocaps/nocaps_val_4500_captions.json": "nocaps_val_4500_captions.json",
+            "nocaps/images": "nocaps/validation",
+        },
+    )
+    for name in ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"):
+        move(root, **{f"vqav2/{name}": name})
+
+
+def elsewhere(root: Path) -> None:
+    """On other disks, which data.toml names."""
+    other = root.parent / "other disk"
+    shutil.move(root, other)
+    root.mkdir()
+    (root / "link").symlink_to(other / "gqa/images")
+    move(other, **{"coco/dataset_coco.json": "lists/splits.json", "laion-115m": "web"})
+    (root / "data.toml").write_text(
+        "\ufeff"
+        f"""
+        [coco]
+        annotations = "../other disk/lists/splits.json"
+        images = "{other}/coco/"
+
+        [vqav2]
+        questions = "../other disk/vqav2/v2_OpenEnded_mscoco_val2014_questions.json"
+        annotations = "../other disk/vqav2/v2_mscoco_val2014_annotations.json"
+
+        [okvqa]
+        questions = "../other disk/okvqa/OpenEnded_mscoco_val2014_questions.json"
+        annotations = "../other disk/okvqa/mscoco_val2014_annotations.json"
+
+        [gqa]
+        questions = "{other}/gqa/testdev_balanced_questions.json"
+        images = "link"
+
+        [nocaps]
+        annotations = "{other}/nocaps/nocaps_val_4500_captions.json"
+        images = "{other}/nocaps"
+
+        [flickr30k]
+        annotations = "{other}/flickr30k/dataset_flickr30k.json"
+        images = "../other disk/flickr30k/images"
+
+        [pools]
+        laion-115m = "../other disk/web"
+        ccs-14m = "../other disk/ccs-14m/ccs_synthetic_filtered_large.json"
+        more = "../other disk/web"
+        """,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize("layout", [lavis, unpacked, elsewhere])
+def test_every_layout_gives_the_same_pairs_and_questions(root, layout):
+    true_files.write(root)
+    before = contents()
+    layout(root)
+    assert contents() == before
+    prints = sources.fingerprint_of_data("capfilt", POOLS)
+    assert sources.MISSING not in prints.values()
+
+
+def test_ids_do_not_ask_where_files_lie(root):
+    true_files.write(root)
+    before = sources.fingerprint_of_data("capfilt", POOLS)
+    elsewhere(root)
+    after = sources.fingerprint_of_data("capfilt", POOLS)
+    assert {k: v for k, v in after.items() if k != "ccs-14m"} == {
+        k: v for k, v in before.items() if k != "ccs-14m"
+    }
+
+
+# ------------------------------------------------------------------------------------------ data.toml
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[cocoa]\nimages = 'a'", "cocoa: no such table; there are: [pools], [folders], [coco], "),
+        ("[cocoa]\nimages = 'a'", "; did you mean coco?"),
+        (
+            "[coco]\nimage = 'a'",
+            "coco.image: no such key; there are: annotations, train, val, test, images; did",
+        ),
+        ("[coco]\nimages = 3", "coco.images is 3: must be a path, in quotation marks"),
+        ("[coco]\nimages = ' '", "coco.images is ' ': must be a path"),
+        ("coco = 'a'", "coco: must be a table, [coco], with a path under each key"),
+        ("[coco", "not TOML"),
+        ("[pools]\ncoco_val = 'a'", "pools.coco_val: is the name of a published set; choose another"),
+        ("[folders]\n'a/b' = 'a'", "folders.a/b: a name must not be empty, begin with a dot or have a slash"),
+        ("[gqa]\nimages = '~nobody-is-called-so/gqa'", "nobody of that name has a home folder here"),
+    ],
+)
+def test_a_mistake_in_data_toml_is_named(root, content, message):
+    true_files.save(root / "data.toml", content.encode())
+    with pytest.raises(UserError) as caught:
+        datasets.settings()
+    assert str(caught.value).startswith(f"{root / 'data.toml'}: ")
+    assert message in str(caught.value)
+
+
+def test_data_toml_may_be_named_itself_and_begins_in_its_own_folder(root, tmp_path, monkeypatch):
+    true_files.own_folder(tmp_path / "pictures", 30)
+    true_files.save(tmp_path / "settings/my.toml", b"[folders]\nmine = '../pictures'\nhome = '~/x'\n")
+    monkeypatch.setenv("EVLGEN_DATA", str(tmp_path / "settings/my.toml"))
+    world = worlds.of(DataConfig(world="folder", pools=(("mine", 5),)))
+    assert world.missing(["mine", "mine/test"]) == []
+    assert world.image("mine", 0).shape == (32, 40, 3)
+    assert datasets.settings().folders["home"] == Path.home() / "x"
+    monkeypatch.setenv("EVLGEN_DATA", str(tmp_path / "settings/none.toml"))
+    with pytest.raises(UserError, match=r"none\.toml': no such file"):
+        datasets.data_folder()
+
+
+def test_what_data_toml_names_and_is_not_there_is_named_with_its_key(root):
+    true_files.save(root / "data.toml", b"[gqa]\nimages = 'nowhere'\n")
+    true_files.gqa(root / "gqa")
+    (line,) = worlds.get("capfilt").missing(["gqa"])
+    assert line.startswith(
+        f"{root / 'nowhere'}: missing (gqa.images in {root / 'data.toml'} names it); get it"
+    )
+
+
+def test_pools_of_one_s_own_are_read_as_web_pools(root):
+    true_files.shards(root / "cc3m", (3, 2))
+    true_files.save(root / "data.toml", b"[pools]\ncc3m = 'cc3m'\n")
+    world = worlds.get("capfilt")
+    assert world.missing(["cc3m"]) == []
+    assert world.count("cc3m") == 5
+    assert sources.fingerprint_of_data("capfilt", ["cc3m"])["cc3m"] != sources.MISSING
+    (line,) = world.missing(["cc3"])
+    assert line.endswith("; did you mean cc3m?")
+
+
+# ------------------------------------------------------------------------------------- pools of pairs
+
+
+def files(folder: Path, ends=(".txt",), shards=(3, 2), first=400) -> None:
+    """As img2dataset writes with ``output_format=files``."""
+    number = first
+    for shard, size in enumerate(shards):
+        for place in range(size):
+            key = folder / f"{shard:05d}/{shard:05d}{place:04d}"
+            true_files.save(key.with_suffix(".jpg"), true_files.jpeg(number))
+            if ".txt" in ends:
+                true_files.save(key.with_suffix(".txt"), true_files.caption(number).encode())
+            if ".json" in ends:
+                about = {"caption": true_files.caption(number), "url": "http://example.org", "key": key.name}
+                true_files.dump(key.with_suffix(".json"), about)
+            number += 1
+        true_files.dump(folder / f"{shard:05d}_stats.json", {"count": size, "successes": size})
+        true_files.save(folder / f"{shard:05d}.parquet", b"PAR1")
+
+
+@pytest.mark.parametrize("ends", [(".txt",), (".json",), (".txt", ".json")])
+def test_img2dataset_s_files_are_read(root, ends):
+    files(root / "ccs-14m", ends)
+    world = worlds.get("capfilt")
+    assert world.missing(["ccs-14m"]) == []
+    assert world.count("ccs-14m") == 5
+    for index in range(5):
+        assert world.references("ccs-14m", index) == [true_files.caption(400 + index)]
+        assert np.array_equal(world.image("ccs-14m", index), decode(true_files.jpeg(400 + index), ""))
+
+
+def test_files_that_come_are_found_and_change_the_id(root):
+    pool = root / "ccs-14m"
+    files(pool)
+    first = capfilt.read(pool, root / "index")
+    before = sources.fingerprint_of_data("capfilt", ["ccs-14m"])
+    assert sources.fingerprint_of_data("capfilt", ["ccs-14m"]) == before
+    true_files.save(pool / "00001/000010002.jpg", true_files.jpeg(9))
+    true_files.save(pool / "00001/000010002.txt", b"A new one")
+    again = capfilt.read(pool, root / "index")
+    assert (len(first), len(again)) == (5, 6)
+    assert again.version != first.version
+    assert again.captions(5) == ["A new one"]
+    assert sources.fingerprint_of_data("capfilt", ["ccs-14m"]) != before
+
+
+def test_the_list_of_addresses_beside_fetched_files_does_not_matter(root):
+    files(root / "ccs-14m")
+    true_files.dump(root / "ccs-14m/ccs_synthetic_filtered_large.json", [{"url": "http://a", "caption": "a"}])
+    world = worlds.get("capfilt")
+    assert (world.missing(["ccs-14m"]), world.count("ccs-14m")) == ([], 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            [{"id": "1", "image": "1.jpg", "conversations": [{"from": "gpt", "value": "a cat"}]}],
+            "has conversations (LLaVA's form)",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []},
+            "has COCO's annotations, not a list",
+        ),
+        ({"a": 1}, 'an object, where a list [{"image": ..., "caption": ...}] is needed'),
+        ([], "its first entry has no 'image' and no 'caption'"),
+        ([{"image": "1.jpg", "text": "a"}], "its first entry has no 'caption'; it has image, text"),
+        ([{"url": "http://example.org", "caption": "a"}], "lists URLs instead of images"),
+        ("a cat", 'no list [{"image": ..., "caption": ...}]'),
+    ],
+)
+def test_a_list_of_another_form_is_told_before_the_run(root, content, message):
+    true_files.dump(root / "ccs-14m/list.json", content)
+    (line,) = worlds.get("capfilt").missing(["ccs-14m"])
+    assert line.startswith(f"{root / 'ccs-14m/list.json'}: {message}")
+
+
+def test_a_pool_without_a_pair_is_told(root):
+    true_files.save(root / "ccs-14m/readme.md", b"nothing yet")
+    (line,) = worlds.get("capfilt").missing(["ccs-14m"])
+    assert line.startswith(f"{root / 'ccs-14m'}: neither shards (*.tar) nor lists of pairs")
+
+
+# -------------------------------------------------------------------------------- images that are missing
+
+
+def test_each_image_of_an_evaluation_set_is_looked_for(root):
+    """A folder that is not empty used to pass, and the missing image to stop the run after its training."""
+    true_files.write(root)
+    (root / "gqa/images/n2.jpg").unlink()
+    (root / "nocaps/images/0001.jpg").unlink()
+    (root / "nocaps/images/0001.jpg").symlink_to("nowhere.jpg")
+    world = worlds.get("capfilt")
+    (line,) = world.missing(["gqa"])
+    assert line == (
+        f"{root / 'gqa/images/n2.jpg'}: missing; of the 3 images of gqa 1 is not there; get them from "
+        "images.zip of cs.stanford.edu/people/dorarad/gqa/download.html"
+    )
+    (line,) = world.missing(["nocaps_in", "nocaps_near"])
+    assert line.startswith(
+        f"{root / 'nocaps/images/0001.jpg'}: missing; of the 2 images of nocaps_in 1 is not"
+    )
+    (root / "coco/train2014/COCO_train2014_000000000000.jpg").unlink()
+    assert world.missing(["coco"]) == []  # to train with: it is replaced by another
