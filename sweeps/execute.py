@@ -37,7 +37,8 @@ def announce(sweep: Sweep, missing: int) -> None:
     """A line on what is about to be done."""
     total = len(sweep.runs)
     console.print(
-        f"[bold]{sweep.experiment.title}[/] at scale {sweep.scale}: {total} runs, {total - missing} complete"
+        f"[bold]{sweep.experiment.title}[/] at scale {sweep.scale}: {total} runs, {total - missing} complete",
+        soft_wrap=True,
     )
 
 

@@ -169,7 +169,7 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     elif command not in (RUN, "retry"):  # below it trains, which must never be what is left over
         raise ValueError(f"{command}: not a command for an experiment")
     elif arguments.dry_run:
-        dry_run(sweep, arguments)
+        return dry_run(sweep, arguments)
     elif arguments.executor == "slurm":
         from sweeps.slurm.launch import run_queued
 
@@ -278,10 +278,15 @@ def adopt(arguments: Arguments) -> int:
     return 1 if refused or done.refused else 0
 
 
-def dry_run(sweep: Sweep, arguments: Arguments) -> None:
-    """Say what a sweep would do, and what is missing for it; with SLURM also in how many jobs."""
+def dry_run(sweep: Sweep, arguments: Arguments) -> int:
+    """Say what a sweep would do, and what is missing for it; with SLURM also in how many jobs.
+
+    Returns:
+        2 if something is missing, without which the sweep would be refused.
+    """
     missing = show.show_plan(sweep)
-    for line in requirements.missing(sweep.runs[run] for run in missing):
+    lines = requirements.missing(sweep.runs[run] for run in missing)
+    for line in lines:
         print(f"missing: {line}")
     if arguments.executor == "local":  # a plan is often made on another machine than will train
         for line in requirements.of_this_machine(sweep.runs[run] for run in missing):
@@ -296,6 +301,7 @@ def dry_run(sweep: Sweep, arguments: Arguments) -> None:
         of_runs = " + ".join(map(str, jobs[1:])) or 0
         console.print(f"SLURM jobs: {jobs[0]} for features, {of_runs} for runs, 1 to score")
         console.print(f"SLURM: {profile}")
+    return 2 if lines else 0
 
 
 def count(sweep: Sweep, arguments: Arguments) -> None:

