@@ -5,6 +5,8 @@ A message names file and entry: the argument ``where`` (``captions.jsonl, line 3
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import os
 import re
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evlgen.errors import UserError
+from evlgen.runtime.files import write_atomic
 
 MAX_WORDS = 50  # of a caption (PAPER)
 
@@ -67,7 +70,7 @@ def text(value: Any, what: str, empty: bool = False) -> str:
     """``value``, which must be text; see `text_field`. ``what`` begins the message."""
     if not isinstance(value, str):
         raise UserError(f"{what} must be text, not {_shown(value)}")
-    if "\0" in value or not _is_unicode(value):
+    if not is_text(value):
         raise UserError(f"{what} has characters that are no text: {value[:40]!r}")
     if not empty and not value.strip():
         raise UserError(f"{what} is empty")
@@ -140,13 +143,13 @@ def _shown(value: Any) -> str:
     return said if len(said) <= 40 else f"{said[:37]}..."
 
 
-def _is_unicode(value: str) -> bool:
-    """Whether there is no half of a surrogate pair in it, which JSON can say and no file can hold."""
+def is_text(value: str) -> bool:
+    """Whether a string has no zero and no half of a surrogate pair, which JSON can say and no file hold."""
     try:
         value.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in value
 
 
 # -------------------------------------------------------------------------------------------- captions
@@ -195,10 +198,30 @@ class LeftOut:
             for reason, number in self.counts.items()
         ]
 
+    def save(self, path: Path) -> None:
+        """Write it beside the index at ``path``, and before that: where an index is, this is."""
+        write_atomic(path.with_suffix(".json"), json.dumps(dataclasses.asdict(self)).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> LeftOut:
+        """What `save` has written beside the index at ``path``."""
+        return cls(**json.loads(path.with_suffix(".json").read_bytes()))
+
     def warn(self, source: str | Path) -> None:
         """Say it in the log."""
         for line in self.lines():
             log.warning("%s: %s", source, line)
+
+
+def with_words(captions: Iterable[str], where: str, left_out: LeftOut) -> list[str]:
+    """The captions that have words; the others are counted."""
+    kept = []
+    for caption in captions:
+        if has_words(caption):
+            kept.append(caption)
+        else:
+            left_out.add("captions without words", where)
+    return kept
 
 
 # ------------------------------------------------------------------------------------------- names of files

@@ -13,13 +13,13 @@ a training be resumed exactly. It is made once, file by file, in the cache folde
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import logging
 import os
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -39,15 +39,21 @@ from evlgen.data.readers.json_lists import (
     read_image,
 )
 from evlgen.data.readers.single_files import SingleFiles
+from evlgen.data.readers.tar_members import pairs_of_shard
 from evlgen.errors import UserError
 from evlgen.runtime import pair_files
+from evlgen.runtime.annotations import LeftOut, has_words, inside, json_field
 from evlgen.runtime.files import write_atomic
+from evlgen.runtime.text import decode_text, parse_json
 
 log = logging.getLogger(__name__)
 
 Index = npt.NDArray[np.int64]
-_IMAGES = ("jpg", "jpeg", "png", "webp")
+RowsOf = Callable[[Path], tuple[list[list[int]], LeftOut]]
 _PIECE = 1 << 24  # bytes of a list that are looked at together
+_FORMAT = 2  # of the index
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_PUNCTUATION = "[], \t\r\n\xef\xbb\xbf"  # of lists, with a byte order mark
 
 
 class Shards:
@@ -56,8 +62,8 @@ class Shards:
     def __init__(self, folder: Path, shards: list[Path], cache: Path) -> None:
         self.shards = shards
         self.version = _version(folder, shards)
-        # (pairs, 6): shard, offset and size of the image, offset and size of the text, whether it is JSON
-        self.index = _index(folder, shards, cache, _pairs_of_shard)
+        # (pairs, 7): shard, then offset and size of the image, of its .txt and of its .json
+        self.index, self.left_out = _index(folder, shards, cache, pairs_of_shard)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -73,15 +79,31 @@ class Shards:
         return decode(content, where)
 
     def captions(self, index: int) -> list[str]:
-        """See `evlgen.data.readers.json_lists.Reader`."""
-        shard, _, _, offset, size, is_json = self.index[index].tolist()
+        """See `evlgen.data.readers.json_lists.Reader`: of the .txt, or of the .json if that has no words."""
+        shard, _, _, *places = self.index[index].tolist()
         path = self.shards[shard]
+        if places[1] and not places[3]:
+            return self._caption(path, False, *places[:2])
+        if places[1]:
+            with contextlib.suppress(UnreadableCaption):
+                return self._caption(path, False, *places[:2])
+        return self._caption(path, True, *places[2:])
+
+    def _caption(self, path: Path, is_json: bool, offset: int, size: int) -> list[str]:
+        where = f"{path}, text at byte {offset}"
         try:
-            text = read_bytes(path, offset, size).decode(errors="replace")
-            found = json.loads(text)["caption"] if is_json else text
-        except (*MISSING, ValueError, KeyError, TypeError) as error:
-            raise UnreadableCaption(f"{path}: no caption can be read at byte {offset} ({error!r})") from error
-        return nonempty_captions(found, f"{path}, text at byte {offset}")
+            content = read_bytes(path, offset, size)
+        except MISSING as error:
+            raise UnreadableCaption(f"{where}: {error.strerror}") from error
+        try:
+            said = (
+                json_field(parse_json(content, where), where, "caption")
+                if is_json
+                else decode_text(content, where)
+            )
+        except UserError as error:
+            raise UnreadableCaption(str(error)) from error
+        return nonempty_captions(said, where)
 
 
 class Lists:
@@ -93,17 +115,24 @@ class Lists:
     def __init__(self, folder: Path, lists: list[Path], cache: Path) -> None:
         self.folder, self.lists = folder, lists
         self.version = _version(folder, lists)
-        self.index = _index(folder, lists, cache, _entries_of_list)  # (pairs, 3): list, offset and size
+        # (pairs, 3): list, offset and size
+        self.index, self.left_out = _index(folder, lists, cache, _entries_of_list)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def image(self, index: int) -> Pixels:
         """See `evlgen.data.readers.json_lists.Reader`."""
-        image = self._entry(index).get("image")
-        if not isinstance(image, str) or not image:
-            raise UnreadableImage(f"{self._where(index)}: no image")
-        return read_image(self.folder / image)
+        where = self._where(index)
+        try:
+            entry = self._entry(index)
+        except UnreadableCaption as error:
+            raise UnreadableImage(str(error)) from error
+        try:
+            path = inside(self.folder, json_field(entry, where, "image"), where)
+        except UserError as error:
+            raise UnreadableImage(str(error)) from error
+        return read_image(path, self.folder)
 
     def captions(self, index: int) -> list[str]:
         """See `evlgen.data.readers.json_lists.Reader`."""
@@ -117,9 +146,14 @@ class Lists:
         number, offset, size = self.index[index].tolist()
         path = self.lists[number]
         try:
-            entry: dict[str, Any] = json.loads(read_bytes(path, offset, size))
+            content = read_bytes(path, offset, size)
+            json.loads(content)
         except (*MISSING, ValueError) as error:
             raise UserError(f"{path}: changed while it was read ({error!r}); start again") from error
+        try:
+            entry: dict[str, Any] = parse_json(content, self._where(index))
+        except UserError as error:  # a key that is there twice
+            raise UnreadableCaption(str(error)) from error
         return entry
 
 
@@ -135,7 +169,13 @@ def read(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
     """
     if pool.is_file():
         return Lists(pool.parent, [pool], cache)
-    shards = sorted(pool.rglob("*.tar"))
+    shards = sorted(path for path in pool.rglob("*.tar") if path.is_file())
+    packed = sorted(path for kind in _PACKED for path in pool.rglob(f"*{kind}"))
+    if packed:
+        log.warning("%s: left out: %d packed shards (%s); unpack them to .tar", pool, len(packed), packed[0])
+    for path in pool.iterdir():
+        if path.is_symlink() and path.is_dir():
+            log.warning("%s: is a link to a folder, in which no pairs are looked for", path)
     if shards:
         return Shards(pool, shards, cache)
     lists = _lists(pool)
@@ -144,6 +184,8 @@ def read(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
         return SingleFiles(pool, cache)
     if lists:
         return Lists(pool, lists, cache)
+    if packed:
+        raise UserError(f"{packed[0]}: is packed; unpack it to .tar, so that each pair can be found in it")
     raise UserError(f"{pool}: {_NOTHING}; see docs/DATA.md")
 
 
@@ -155,7 +197,11 @@ _NOTHING = (
 
 def _lists(pool: Path) -> list[Path]:
     """The lists of a folder, without what img2dataset reports of its shards."""
-    return [path for path in sorted(pool.glob("[!.]*.json")) if not path.name.endswith(pair_files.STATS)]
+    return [
+        path
+        for path in sorted(pool.glob("[!.]*.json"))
+        if path.is_file() and not path.name.endswith(pair_files.STATS)
+    ]
 
 
 def problems(pool: Path) -> list[str]:
@@ -186,7 +232,7 @@ def _what_is_wrong(path: Path) -> str:
     if not begin.startswith("["):
         return 'no list [{"image": ..., "caption": ...}]'
     try:
-        offset, end = next(_objects(path), (0, 0))
+        offset, end, _ = next(_objects(path, LeftOut()), (0, 0, {}))
         entry = json.loads(read_bytes(path, offset, end - offset) or b"{}")
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
@@ -207,80 +253,90 @@ def _what_is_wrong(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- index
 
 
-def _pairs_of_shard(path: Path) -> list[list[int]]:
-    """Of each pair in a shard: offset and size of the image, offset and size of the text, whether JSON."""
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                folder, _, name = member.name.rpartition("/")
-                key, _, kind = name.partition(".")
-                members.setdefault(f"{folder}/{key}", {})[kind.lower()] = member
-            if path.stat().st_size < shard.offset + tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("its end is missing")
-    except (tarfile.TarError, OSError) as error:
-        log.warning("%s: damaged (%s): the %d pairs before it are used", path, error, len(members))
-    rows = []
-    for found in members.values():
-        image = next((found[kind] for kind in _IMAGES if kind in found), None)
-        text = found.get("txt", found.get("json"))
-        if image is not None and text is not None and image.size and text.size:
-            where = (image.offset_data, image.size, text.offset_data, text.size)
-            rows.append([*where, int("txt" not in found)])
-    return rows
-
-
-def _entries_of_list(path: Path) -> list[list[int]]:
-    """Offset and size of each object in a list of JSON.
+def _entries_of_list(path: Path) -> tuple[list[list[int]], LeftOut]:
+    """Offset and size of each object in a list of JSON, and what of it is none.
 
     Bytes are read as Latin-1: one character a byte, and all that JSON is built of is ASCII.
 
     Raises:
         UserError: it is no list of objects.
     """
-    return [[start, end - start] for start, end in _objects(path)]
+    left_out = LeftOut()
+    rows = []
+    for start, end, entry in _objects(path, left_out):
+        rows.append([start, end - start])
+        said = entry.get("caption")
+        if isinstance(
+            said, list
+        ):  # where there is none that can be used, the entry is replaced when it is read
+            usable = [isinstance(one, str) and has_words(one) for one in said]
+            if any(usable) and not all(usable):
+                where = f"{path}, entry at byte {start}"
+                left_out.add("captions without words", where, len(usable) - sum(usable))
+    return rows, left_out
 
 
-def _objects(path: Path) -> Iterator[tuple[int, int]]:
+def _objects(path: Path, left_out: LeftOut) -> Iterator[tuple[int, int, dict[str, Any]]]:
     decoder = json.JSONDecoder()
     before, text = 0, ""  # bytes that are done with, and the text from there on
+    last, is_list = "", False  # what follows the last object; whether a bracket is before the first
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
+            if not before and not text and b"\0" in piece[:4]:
+                raise UserError(f"{path}: is UTF-16 or UTF-32; save it as UTF-8")
             text += piece.decode("latin-1")
             place = 0
             while (start := text.find("{", place)) >= 0:
                 try:
-                    _, end = decoder.raw_decode(text, start)
+                    entry, end = decoder.raw_decode(text, start)
                 except ValueError:
                     place = start
                     break  # the rest of it is in the next piece
-                yield before + start, before + end
+                except RecursionError:
+                    raise UserError(
+                        f"{path}: lists within lists from byte {before + start} on, too deep"
+                    ) from None
+                is_list = is_list or "[" in last + text[place:start]
+                last = _between(last + text[place:start], f"{path} before byte {before + start}", left_out)
+                yield before + start, before + end, entry
                 place = end
             else:
+                last += text[place:]
                 place = len(text)
             before, text = before + place, text[place:]
     if text.strip():
         raise UserError(f"{path}: damaged from byte {before} on; fetch it again")
+    if is_list and not last.rstrip().endswith("]"):
+        raise UserError(f"{path}: damaged: its end is missing; fetch it again")
+    _between(last, f"{path}, at its end", left_out)
 
 
-def _index(folder: Path, files: list[Path], cache: Path, rows_of: Callable[[Path], list[list[int]]]) -> Index:
-    """Rows of all files, each with the file's number in front; a memory map."""
-    path = cache / f"{folder.name}-{_version(folder, files)}.npy"
+def _between(text: str, where: str, left_out: LeftOut) -> str:
+    """Count what stands between two objects and is no list's punctuation."""
+    if rest := text.strip(_PUNCTUATION):
+        left_out.add("entries of lists that are no objects", where, len(rest.split(",")))
+    return ""
+
+
+def _index(folder: Path, files: list[Path], cache: Path, rows_of: RowsOf) -> tuple[Index, LeftOut]:
+    """Rows of all files, each with the file's number in front, a memory map; and what was left out."""
+    path = cache / f"{folder.name}-{_version(folder, files)}-{_FORMAT}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():  # another process may have made it meanwhile
                 _make_index(path, folder, files, rows_of)
     index: Index = np.load(path, mmap_mode="r", allow_pickle=False)
+    left_out = LeftOut.load(path)
+    left_out.warn(folder)
     if not len(index):
-        raise UserError(f"{folder}: no pair of an image and a caption in its {len(files)} files")
-    return index
+        why = f" ({'; '.join(left_out.lines())})" if left_out.counts else ""
+        raise UserError(f"{folder}: no pair of an image and a caption in its {len(files)} files{why}")
+    return index, left_out
 
 
-def _make_index(
-    path: Path, folder: Path, files: list[Path], rows_of: Callable[[Path], list[list[int]]]
-) -> None:
-    parts = [path.parent / folder.name / f"{_version(folder, [file])}.npy" for file in files]
+def _make_index(path: Path, folder: Path, files: list[Path], rows_of: RowsOf) -> None:
+    parts = [path.parent / folder.name / f"{_version(folder, [file])}-{_FORMAT}.npy" for file in files]
     missing = [(file, part) for file, part in zip(files, parts, strict=True) if not part.exists()]
     log.info("%s: indexing %d files, %d of them done already", folder, len(files), len(files) - len(missing))
     work = functools.partial(_index_file, rows_of=rows_of)
@@ -291,6 +347,10 @@ def _make_index(
     else:
         for file, part in missing:
             work(file, part)
+    left_out = LeftOut()
+    for part in parts:
+        left_out.update(LeftOut.load(part))
+    left_out.save(path)
     _join(path, parts)
 
 
@@ -313,9 +373,10 @@ def _join(path: Path, parts: Sequence[Path]) -> None:
     write_atomic(path, pieces())
 
 
-def _index_file(file: Path, part: Path, rows_of: Callable[[Path], list[list[int]]]) -> None:
-    rows = rows_of(file)
-    width = 5 if rows_of is _pairs_of_shard else 2
+def _index_file(file: Path, part: Path, rows_of: RowsOf) -> None:
+    rows, left_out = rows_of(file)
+    width = 6 if rows_of is pairs_of_shard else 2
+    left_out.save(part)
     _save(part, np.array(rows, np.int64).reshape(len(rows), width))
 
 

@@ -100,6 +100,7 @@ def _read(folder: Path, what: str) -> ImageList:
     if what == "questions":
         return _questions(folder)
     listing = own_images.captions(folder)
+    listing.left_out.warn(folder)
     captions: dict[str, list[str]] = {}
     for line in listing.lines:
         captions.setdefault(line.file, []).extend(line.captions)
@@ -115,6 +116,8 @@ def _read(folder: Path, what: str) -> ImageList:
         _version(listing),
         tuple(below_root(folder / file) for file in files),
         tuple(tuple(captions[file]) for file in files),
+        folders=(str(folder),),
+        left_out=listing.left_out,
     )
 
 
@@ -132,6 +135,8 @@ def _questions(folder: Path) -> ImageList:
         _version(listing),
         tuple(below_root(folder / line.file) for line in kept),
         questions=tuple(Question(line.question, _humans(line.answers)) for line in kept),
+        folders=(str(folder),),
+        left_out=listing.left_out,
     )
 
 

@@ -5,11 +5,13 @@ LAVIS has a list under the same name: ``[{"image": "n161313.jpg", "question": ..
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from evlgen.data.base import Question
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, read_json
+from evlgen.data.readers.json_lists import ImageList, file_version, read_json
 from evlgen.errors import UserError
+from evlgen.runtime.annotations import entries, id_field, inside, text_field
 
 
 def read(name: str, images: str) -> ImageList:
@@ -29,18 +31,23 @@ def read(name: str, images: str) -> ImageList:
         return _lavis(content, name, images)
     if not isinstance(content, dict):
         raise UserError(f"{name}: unexpected format: no object with a question under each id")
-    listed = entries(list(content.values()), name, "imageId", "question", "answer")
-    return ImageList(
-        file_version(name),
-        tuple(f"{images}/{entry['imageId']}.jpg" for entry in listed),
-        questions=tuple(Question(entry["question"], (entry["answer"],)) for entry in listed),
-    )
+    entries(list(content.values()), name, "imageId", "question", "answer")
+    files, asked = [], []
+    for key, entry in content.items():
+        where = f"{name}, question {key}"
+        files.append(inside(Path(images), f"{id_field(entry, 'imageId', where)}.jpg", where).as_posix())
+        asked.append(_question(entry, where))
+    return ImageList(file_version(name), tuple(files), questions=tuple(asked), folders=(images,))
 
 
 def _lavis(content: list[Any], name: str, images: str) -> ImageList:
-    listed = entries(content, name, "image", "question", "answer")
-    return ImageList(
-        file_version(name),
-        tuple(f"{images}/{entry['image']}" for entry in listed),
-        questions=tuple(Question(entry["question"], (entry["answer"],)) for entry in listed),
-    )
+    files, asked = [], []
+    for place, entry in enumerate(entries(content, name, "image", "question", "answer")):
+        where = f"{name}, entry {place}"
+        files.append(inside(Path(images), entry["image"], where).as_posix())
+        asked.append(_question(entry, where))
+    return ImageList(file_version(name), tuple(files), questions=tuple(asked), folders=(images,))
+
+
+def _question(entry: dict[str, Any], where: str) -> Question:
+    return Question(text_field(entry, "question", where), (text_field(entry, "answer", where),))

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from evlgen.data.base import Question
 from evlgen.data.images import Pixels, UnreadableImage, check_ordinary, decode
 from evlgen.errors import UserError
 from evlgen.runtime import text
-from evlgen.runtime.annotations import clean_caption, entries, has_words, json_field
+from evlgen.runtime.annotations import LeftOut, clean_caption, entries, has_words, is_text, json_field
 from evlgen.runtime.datasets import data_folder
 
 __all__ = ["clean_caption", "data_folder", "entries", "json_field"]  # the readers have them from here, too
@@ -141,7 +141,7 @@ def nonempty_captions(captions: object, where: str) -> list[str]:
         UnreadableCaption: there are none.
     """
     texts = captions if isinstance(captions, list) else [captions]
-    found = [text for text in texts if isinstance(text, str) and has_words(text)]
+    found = [one for one in texts if isinstance(one, str) and is_text(one) and has_words(one)]
     if not found:
         raise UnreadableCaption(f"{where}: no caption")
     return found
@@ -156,6 +156,10 @@ class Reader(Protocol):
     @property
     def version(self) -> str:
         """What changes whenever the images do."""
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What is in the files and not in the pool."""
 
     def __len__(self) -> int: ...
 
@@ -196,12 +200,16 @@ class ImageList:
         files: of the images, one for each entry, relative to ``EVLGEN_DATA``.
         image_captions: captions of each image, of a captioning set.
         questions: the question on each image, of a question set.
+        folders: that the images lie in, links among them; nothing outside of these is opened.
+        left_out: what the lists have that is in no pool.
     """
 
     list_version: str
     files: tuple[str, ...]
     image_captions: tuple[tuple[str, ...], ...] = ()
     questions: tuple[Question, ...] = ()
+    folders: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @functools.cached_property
     def version(self) -> str:
@@ -215,7 +223,8 @@ class ImageList:
 
     def image(self, index: int) -> Pixels:
         """See `Reader`."""
-        return read_image(data_folder() / self.files[index])
+        root = data_folder()
+        return read_image(root / self.files[index], *(root / folder for folder in (*self.folders, "")))
 
     def captions(self, index: int) -> list[str]:
         """See `Reader`."""

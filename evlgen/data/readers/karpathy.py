@@ -10,14 +10,23 @@ with a list of captions else.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, read_json
+from evlgen.data.readers.json_lists import ImageList, file_version, read_json
 from evlgen.errors import UserError
-
-log = logging.getLogger(__name__)
+from evlgen.runtime.annotations import (
+    LeftOut,
+    entries,
+    inside,
+    json_field,
+    object_of,
+    text,
+    text_field,
+    texts_field,
+    with_words,
+)
 
 Folders = str | Mapping[str, str]  # of images; by the folder that the list names, or one for all
 
@@ -36,39 +45,67 @@ def read(name: str, images: Folders, splits: Collection[str]) -> ImageList:
     """
     content = read_json(name)
     if isinstance(content, list) and content:
-        return _lavis(content, name, images)
+        return _lavis(content, name, images, splits)
+    captions: dict[str, list[str]] = {}
+    left_out = LeftOut()
+    seen: set[str] = set()
     listed = entries(json_field(content, name, "images"), name, "filename", "split", "sentences")
-    in_splits = [image for image in listed if image["split"] in splits]
-    chosen = [image for image in in_splits if image["sentences"]]
-    dropped = [image["filename"] for image in in_splits if not image["sentences"]]
-    if not chosen:
-        there = ", ".join(sorted({str(image["split"]) for image in listed})) or "none"
+    for place, image in enumerate(listed):
+        where = f"{name}, image {place}"
+        seen.add(split := text_field(image, "split", where))
+        if split not in splits:
+            continue
+        folder = "" if image.get("filepath") is None else text_field(image, "filepath", where, empty=True)
+        file = _placed(images, folder, text_field(image, "filename", where), where)
+        if file in captions:
+            raise UserError(f"{where}: the image {image['filename']!r} is there twice")
+        said = image["sentences"]
+        if not isinstance(said, list):
+            raise UserError(f"{where}: 'sentences' must be a list")
+        texts = [text_field(object_of(one, f"{where}: a sentence"), "raw", where, empty=True) for one in said]
+        captions[file] = with_words(texts, where, left_out)
+    if not any(captions.values()):
+        there = ", ".join(sorted(seen)) or "none"
         raise UserError(
             f"{name}: no image with captions in the split {' or '.join(splits)}; splits there: {there}"
         )
-    if dropped and "train" not in splits:
-        raise UserError(
-            f"{name}: {len(dropped)} of {len(in_splits)} images of the split {' or '.join(splits)} have no "
-            f"caption ({dropped[0]}); scores would be of the others alone: fetch the file again"
-        )
-    if dropped:
-        log.warning("%s: %d images without a caption are left out (%s)", name, len(dropped), dropped[0])
-    return ImageList(
-        file_version(name),
-        tuple(_placed(images, i.get("filepath") or "", i["filename"], name) for i in chosen),
-        tuple(tuple(sentence["raw"] for sentence in image["sentences"]) for image in chosen),
-    )
+    return _pool(captions, name, images, splits, left_out)
 
 
-def _lavis(content: list[Any], name: str, images: Folders) -> ImageList:
+def _lavis(content: list[Any], name: str, images: Folders, splits: Collection[str]) -> ImageList:
     captions: dict[str, list[str]] = {}
-    for entry in entries(content, name, "image", "caption"):
+    left_out = LeftOut()
+    for place, entry in enumerate(entries(content, name, "image", "caption")):
+        where = f"{name}, entry {place}"
+        file = _placed(images, *_split(text_field(entry, "image", where)), where)
         said = entry["caption"]
-        captions.setdefault(entry["image"], []).extend(said if isinstance(said, list) else [said])
+        several = isinstance(said, list)
+        texts = (
+            texts_field(entry, "caption", where, empty=True)
+            if several
+            else [text(said, f"{where}: 'caption'", True)]
+        )
+        captions.setdefault(file, []).extend(with_words(texts, where, left_out))
+    return _pool(captions, name, images, splits, left_out)
+
+
+def _pool(
+    captions: dict[str, list[str]], name: str, images: Folders, splits: Collection[str], left_out: LeftOut
+) -> ImageList:
+    """Raises a `UserError` for images without a caption; of a set that is trained on they are left out."""
+    bare = [file for file, said in captions.items() if not said]
+    if bare and "train" not in splits:
+        raise UserError(
+            f"{name}: {len(bare)} of {len(captions)} images of the split {' or '.join(splits)} have no "
+            f"caption ({bare[0]}); scores would be of the others alone: fetch the file again"
+        )
+    for file in bare:
+        left_out.add("images without a caption", f"{name}, {file}")
+    left_out.warn(name)
+    kept = {file: tuple(said) for file, said in captions.items() if said}
+    folders = (images,) if isinstance(images, str) else tuple(images.values())
     return ImageList(
-        file_version(name),
-        tuple(_placed(images, *_split(image), name) for image in captions),
-        tuple(tuple(said) for said in captions.values()),
+        file_version(name), tuple(kept), tuple(kept.values()), folders=folders, left_out=left_out
     )
 
 
@@ -77,11 +114,11 @@ def _split(image: str) -> tuple[str, str]:
     return folder, file
 
 
-def _placed(images: Folders, folder: str, file: str, name: str) -> str:
+def _placed(images: Folders, folder: str, file: str, where: str) -> str:
     """Where an image lies."""
-    if isinstance(images, str):
-        return f"{images}/{file}"
-    if folder not in images:
-        there = ", ".join(images)
-        raise UserError(f"{name}: image {file!r} is in the folder {folder!r}, which is none of {there}")
-    return f"{images[folder]}/{file}"
+    if not isinstance(images, str):
+        if folder not in images:
+            there = ", ".join(images)
+            raise UserError(f"{where}: image {file!r} is in the folder {folder!r}, which is none of {there}")
+        images = images[folder]
+    return inside(Path(images), file, where).as_posix()

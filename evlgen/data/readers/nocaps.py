@@ -6,8 +6,20 @@
 
 from __future__ import annotations
 
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, other_type, read_json
+from pathlib import Path
+
+from evlgen.data.readers.json_lists import ImageList, file_version, other_type, read_json
 from evlgen.errors import UserError
+from evlgen.runtime.annotations import (
+    LeftOut,
+    entries,
+    id_field,
+    inside,
+    json_field,
+    text_field,
+    unique,
+    with_words,
+)
 
 
 def read(name: str, images: str, domain: str) -> ImageList:
@@ -23,27 +35,42 @@ def read(name: str, images: str, domain: str) -> ImageList:
     """
     content = read_json(name)
     listed = entries(json_field(content, name, "images"), name, "id", "file_name", "domain")
-    captions: dict[object, list[str]] = {image["id"]: [] for image in listed}
-    if len(captions) < len(listed):
-        raise UserError(f"{name}: {len(listed) - len(captions)} images have the id of another one")
-    for entry in entries(json_field(content, name, "annotations"), name, "image_id", "caption"):
-        if entry["image_id"] not in captions:
+    ids = [id_field(image, "id", f"{name}, image {place}") for place, image in enumerate(listed)]
+    unique(ids, name, "id")
+    left_out = LeftOut()
+    captions: dict[int | str, list[str]] = {number: [] for number in ids}
+    annotations = entries(json_field(content, name, "annotations"), name, "image_id", "caption")
+    for place, entry in enumerate(annotations):
+        where = f"{name}, annotation {place}"
+        said = with_words([text_field(entry, "caption", where, empty=True)], where, left_out)
+        number = id_field(entry, "image_id", where)
+        if number not in captions:
             raise UserError(
-                f"{name}: a caption is of the image_id {entry['image_id']!r}, and no image has this id"
-                f"{other_type(entry['image_id'], captions)}"
+                f"{name}: a caption is of the image_id {number!r}, and no image has this id"
+                f"{other_type(number, captions)}"
             )
-        captions[entry["image_id"]].append(entry["caption"])
-    chosen = [image for image in listed if image["domain"].split("-")[0] == domain]
-    if not chosen:
-        there = ", ".join(sorted({str(image["domain"]) for image in listed})) or "none"
+        captions[number].extend(said)
+    files: dict[int | str, str] = {}
+    seen: set[str] = set()
+    for place, (number, image) in enumerate(zip(ids, listed, strict=True)):
+        where = f"{name}, image {place}"
+        seen.add(its := text_field(image, "domain", where))
+        file = inside(Path(images), image["file_name"], where).as_posix()
+        if its.split("-")[0] == domain:
+            files[number] = file
+    if not files:
+        there = ", ".join(sorted(seen)) or "none"
         raise UserError(f"{name}: no image of the domain {domain!r}; domains there: {there}")
-    if without := [image["id"] for image in chosen if not captions[image["id"]]]:
+    if without := [number for number in files if not captions[number]]:
         raise UserError(
-            f"{name}: {len(without)} of {len(chosen)} images of the domain {domain!r} have no caption (image "
+            f"{name}: {len(without)} of {len(files)} images of the domain {domain!r} have no caption (image "
             f"{without[0]!r}); scores would be of the others alone: fetch the file again"
         )
+    left_out.warn(name)
     return ImageList(
         file_version(name),
-        tuple(f"{images}/{image['file_name']}" for image in chosen),
-        tuple(tuple(captions[image["id"]]) for image in chosen),
+        tuple(files.values()),
+        tuple(tuple(captions[number]) for number in files),
+        folders=(images,),
+        left_out=left_out,
     )

@@ -37,14 +37,17 @@ class SingleFiles:
     def __init__(self, pool: Path, cache: Path) -> None:
         self.pool = pool
         self.version = pair_files.version(pool)
-        self.names = _names(pool, cache / f"{pool.name}-{self.version}-names.npy")  # image, text: see `_make`
+        path = cache / f"{pool.name}-{self.version}-names.npy"
+        self.names = _names(pool, path)  # image, text: see `_make`
+        self.left_out = LeftOut.load(path)
+        self.left_out.warn(pool)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image(self, index: int) -> Pixels:
         """See `evlgen.data.readers.json_lists.Reader`."""
-        return read_image(self._files(index)[0])
+        return read_image(self._files(index)[0], self.pool)
 
     def captions(self, index: int) -> list[str]:
         """See `evlgen.data.readers.json_lists.Reader`."""
@@ -89,9 +92,9 @@ def _make(pool: Path, path: Path) -> None:
                 )
             else:
                 left_out.add("images without a .txt or .json beside them", str(folder / image))
-    left_out.warn(pool)
     if not names:
         raise UserError(f"{pool}: no image with a .txt or .json beside it")
+    left_out.save(path)
     content = io.BytesIO()
     np.save(content, np.array(names))
     write_atomic(path, content.getvalue())

@@ -6,9 +6,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from evlgen.data.base import Question
-from evlgen.data.readers.json_lists import ImageList, entries, file_version, json_field, other_type, read_json
+from evlgen.data.readers.json_lists import ImageList, file_version, other_type, read_json
 from evlgen.errors import UserError
+from evlgen.runtime.annotations import (
+    entries,
+    id_field,
+    json_field,
+    list_field,
+    number_field,
+    object_of,
+    text_field,
+    unique,
+)
 
 
 def read(questions: str, annotations: str, images: str) -> ImageList:
@@ -31,25 +43,50 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
     annotated = entries(
         json_field(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
     )
-    answers = {entry["question_id"]: entry for entry in annotated}
     if not listed:
         raise UserError(f"{questions}: has no question")
-    if len({entry["question_id"] for entry in listed}) < len(listed):
-        raise UserError(f"{questions}: a question_id stands there twice; fetch the file again")
-    for entry in listed:
-        number = entry["question_id"]
-        if not answers.get(number, {}).get("answers"):
+    ids = [id_field(entry, "question_id", f"{questions}, question {i}") for i, entry in enumerate(listed)]
+    unique(ids, questions, "question_id")
+    told = [
+        id_field(entry, "question_id", f"{annotations}, annotation {i}") for i, entry in enumerate(annotated)
+    ]
+    unique(told, annotations, "question_id")
+    answers = {
+        number: (place, entry) for place, (number, entry) in enumerate(zip(told, annotated, strict=True))
+    }
+    folder, _, name = images.rpartition("/")
+    found, files = [], []
+    for place, (number, entry) in enumerate(zip(ids, listed, strict=True)):
+        where = f"{questions}, question {place}"
+        asked = text_field(entry, "question", where)
+        files.append(f"{folder}/{name.format(number_field(entry, 'image_id', where))}")
+        if number not in answers or not answers[number][1]["answers"]:
             raise UserError(
                 f"{annotations}: has no answers to question {number!r} of {questions}"
                 f"{other_type(number, answers)}"
             )
-    found = []
-    for entry in listed:
-        own = answers[entry["question_id"]]
-        humans = tuple(answer["answer"] for answer in own["answers"])
-        found.append(Question(entry["question"], humans, own.get("answer_type", "other")))
+        at, own = answers[number]
+        found.append(_question(asked, own, f"{annotations}, annotation {at}"))
     return ImageList(
         file_version(questions, annotations),
-        tuple(images.format(entry["image_id"]) for entry in listed),
+        tuple(files),
         questions=tuple(found),
+        folders=(folder,),
     )
+
+
+ANSWER_TYPES = ("yes/no", "number", "other")
+
+
+def _question(asked: str, own: dict[str, Any], where: str) -> Question:
+    """A question with what people answered; a person may have answered nothing, but not all of them."""
+    told = list_field(own, "answers", where)
+    humans = tuple(
+        text_field(object_of(answer, f"{where}: an answer"), "answer", where, empty=True) for answer in told
+    )
+    if not any(answer.strip() for answer in humans):
+        raise UserError(f"{where}: all of its answers are empty")
+    kind = own.get("answer_type", "other")
+    if kind not in ANSWER_TYPES:
+        raise UserError(f"{where}: 'answer_type' is {kind!r}, none of {', '.join(ANSWER_TYPES)}")
+    return Question(asked, humans, kind)
