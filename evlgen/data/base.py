@@ -98,6 +98,7 @@ class World:
         missing: pools -> a line for each file that they need and that is not there, with the fix.
         is_published: whether its evaluation sets have published sizes, so that a part of one is a mistake.
         is_there: pool -> whether one that may be left out is there.
+        is_indexed: pool -> whether counting it may make an index of millions of pairs.
     """
 
     name: str
@@ -113,6 +114,7 @@ class World:
     missing: Callable[[Sequence[str]], list[str]]
     is_published: bool = False
     is_there: Callable[[str], bool] = lambda pool: True
+    is_indexed: Callable[[str], bool] = lambda pool: False
 
     @property
     def caption_sets(self) -> list[str]:

@@ -222,7 +222,7 @@ def _load(
     wanted = tuple((name, size) for name, size in data.pools if size)
     for name, size in wanted:
         if (count := world.count(name)) < (size if data.cache else 1):
-            raise UserError(f"data.pools: {size} pairs of {name!r} are asked for, it has {count} images")
+            raise UserError(worlds.too_few(name, size, count))
     texts = _texts(reader, conventions, data.max_text_tokens)
     if data.cache:
         pools = tuple(_cached_pairs(world, *pool, vision, data.views, texts) for pool in wanted)

@@ -61,7 +61,30 @@ def problems(config: RunConfig) -> list[str]:
     if lines:  # the others are looked at all the same: all that is amiss is told at once
         sets = [one for one in sets if not world.missing([world.pool_of(one[0])])]
     validation = config.evaluation.validation if not world.missing([world.validation]) else 0
-    return unknown + lines + integrity.problems(world, sets, validation)
+    return unknown + lines + _too_few(config.data, world) + integrity.problems(world, sets, validation)
+
+
+def _too_few(data: DataConfig, world: World) -> list[str]:
+    """A line for each pool that has fewer images than are asked for, as far as that is quickly told.
+
+    A pool of a published set that is streamed may be smaller than asked for: it is repeated more often, so
+    that pools keep their proportions.
+    """
+    lines = []
+    for name, size in data.pools:
+        may_be_smaller = world.is_published and not data.cache
+        if size and not may_be_smaller and not world.is_indexed(name) and not world.missing([name]):
+            count = world.count(name)
+            if count < size:
+                lines.append(too_few(name, size, count))
+    return lines
+
+
+def too_few(pool: str, size: int, count: int) -> str:
+    """What to say of a pool that has fewer images than ``data.pools`` asks for."""
+    return (
+        f"data.pools: {size} images of {pool!r} are asked for, it has {count} to train with; ask for {count}"
+    )
 
 
 def pools_of(config: RunConfig) -> list[str]:

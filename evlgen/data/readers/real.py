@@ -32,6 +32,7 @@ def world(first_pool: str = "") -> World:
         references=lambda name, index: pool(name).captions(index),
         question=question,
         missing=missing,
+        is_indexed=lambda name: name in datasets.web_pools(),
         is_published=True,
     )
 
