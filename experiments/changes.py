@@ -7,6 +7,8 @@ from typing import Any
 
 from evlgen.config import RunConfig, with_value
 from evlgen.errors import UserError
+from evlgen.runtime.paths import absolute
+from evlgen.runtime.sources import PIP_MODELS, SOURCES, is_shipped
 
 # Changed in the stage that a run starts from as well, as is everything under ``data`` and ``connector``: the
 # second stage goes on with the first one's connector on the same image features, and what a machine has room
@@ -20,6 +22,7 @@ _BOTH_STAGES = {
     "optim.gradient_checkpointing",
 }
 STAGE1 = "stage1."  # in front of a key: of the stage 1 that a run starts from
+_WEIGHTS = ("vision", "language", "connector.init")
 UPDATES = "updates"  # a share of each run's updates, instead of a field
 
 
@@ -37,6 +40,8 @@ def changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
         key, separator, value = change.partition("=")
         if not separator:
             raise UserError(f"--set {change}: give key=value")
+        if key.removeprefix(STAGE1) in _WEIGHTS:
+            value = _settled(value, f"--set {key}")
         if key == UPDATES:
             config = shortened(config, _share(value))
         elif key.startswith(STAGE1):
@@ -53,6 +58,15 @@ def _with_value(config: RunConfig, key: str, value: str) -> RunConfig:
     if config.init_from is None or not (key in _BOTH_STAGES or key.startswith(("data.", "connector."))):
         return config
     return dataclasses.replace(config, init_from=_with_value(config.init_from, key, value))
+
+
+def _settled(name: str, where: str) -> str:
+    """The name of a model, or its path made absolute: jobs and readers of a run's folder are elsewhere."""
+    if is_shipped(name) or name in SOURCES or name in PIP_MODELS:
+        return name
+    path = absolute(name, where)
+    # What is not there may be in the cache of the Hugging Face hub, unless it can only be a path.
+    return str(path) if path.exists() or name.startswith((".", "~")) else name
 
 
 def _share(text: str) -> float:
