@@ -151,6 +151,8 @@ def make_profile(values: Mapping[str, Any], source: str) -> Profile:
         wanted = type(defaults[name])
         if wanted is float and type(value) is int:
             value = float(value)
+        if name == "time" and type(value) is int:  # minutes, as a number
+            value = str(value)
         if wanted is tuple and isinstance(value, list) and all(isinstance(line, str) for line in value):
             value = tuple(value)
         if type(value) is not wanted:

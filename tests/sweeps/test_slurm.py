@@ -88,6 +88,8 @@ def queue_is_empty() -> bool:
 def test_profile_and_its_mistakes(tmp_path: Path) -> None:
     example = read_profile(str(ROOT / "clusters" / "example.toml"), {"gpus": 2})
     assert example.gpus == 2
+    (tmp_path / "minutes.toml").write_text("time = 90")
+    assert read_profile(str(tmp_path / "minutes.toml"), {}).minutes == 90
     for text, message in (
         ("speed = 1", "speed: no such key; there are: partition, "),
         ("gpus = 'two'", "gpus is 'two', but must be of the kind of 0"),
