@@ -12,7 +12,7 @@ from evlgen.config import RunConfig
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
-from sweeps import local, requirements
+from sweeps import local, requirements, room
 from sweeps.conclude import score_trained
 from sweeps.display import Display, console
 from sweeps.plan import Sweep, feature_tasks, first_stages, run_task, unfinished, works
@@ -27,7 +27,11 @@ def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> dict[str,
     missing = unfinished(sweep.runs)
     announce(sweep, len(missing))
     configs = list(missing.values())
-    requirements.check(configs, sweep.scale, requirements.of_this_machine(configs))
+    said, no_room = room.features(configs)
+    more = [*requirements.of_this_machine(configs), *([no_room] if no_room else [])]
+    requirements.check(configs, sweep.scale, more)
+    if said:
+        console.print(said, soft_wrap=True)
     if failed_only:
         missing = _failed(missing)
     return _execute(missing, sweep.labels, workers) if missing else {}

@@ -19,7 +19,7 @@ from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
 from experiments.scales import get
-from sweeps import records, requirements, show, states
+from sweeps import records, requirements, room, show, states
 from sweeps.arguments import ALL, RUN, Arguments, parse
 from sweeps.display import Display, console
 from sweeps.plan import Sweep, unique_runs
@@ -286,6 +286,10 @@ def dry_run(sweep: Sweep, arguments: Arguments) -> int:
     """
     missing = show.show_plan(sweep)
     lines = requirements.missing(sweep.runs[run] for run in missing)
+    said, no_room = room.features(sweep.runs[run] for run in missing)
+    lines += [no_room] if no_room else []
+    if said:
+        console.print(said, soft_wrap=True)
     for line in lines:
         print(f"missing: {line}")
     if arguments.executor == "local":  # a plan is often made on another machine than will train

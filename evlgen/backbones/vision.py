@@ -241,6 +241,23 @@ def feature_width(name: str) -> int | None:
     return None if path.is_dir() else eva_shape(read_state(path)).width
 
 
+def feature_tokens(name: str) -> int | None:
+    """Tokens that an image encoder gives of an image; otherwise as `feature_width`."""
+    if name == "mini-vit":
+        return (MiniViTConfig().image_size // 8) ** 2 + 1
+    config: Any = mini_clip_config() if name in MINI else None
+    if config is None:
+        path = find_weights(name)
+        if not (path / "config.json").is_file():
+            return None if path.is_dir() else eva_shape(read_state(path)).grid ** 2 + 1
+        config = read_config(path)
+        config = getattr(config, "vision_config", config)
+    try:
+        return (int(config.image_size) // int(config.patch_size)) ** 2 + 1
+    except (AttributeError, TypeError):
+        return None
+
+
 def _build_mini() -> FrozenVision:
     path = shipped_file("mini-vit.safetensors")
     config = MiniViTConfig()

@@ -32,7 +32,7 @@ from evlgen.data.base import World
 from evlgen.data.images import CROP_RATIO, CROP_SCALE, UnreadableImage, augmented, resized, uniform
 from evlgen.data.sampling import CROP
 from evlgen.errors import UserError
-from evlgen.runtime.files import sha256_of, write_atomic
+from evlgen.runtime.files import check_room, in_gib, sha256_of, write_atomic
 from evlgen.runtime.paths import cache_folder
 
 log = logging.getLogger(__name__)
@@ -81,11 +81,21 @@ def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "mini
         ) from error
     try:
         if not _is_good(path):  # another process may have made it meanwhile
+            size_on_disk = bytes_of(views, count, encoder.tokens, encoder.width)
+            log.info("%s: %s will be written", path, in_gib(size_on_disk))
+            check_room(
+                path.parent, size_on_disk, f"the features of {count:,} images of {pool} in {views} views"
+            )
             digest = write_atomic(path, _pieces(source, pool, count, encoder, views))
             write_atomic(_sidecar(path), f"{digest}  {path.name}\n".encode())
     finally:
         lock.release()
     return path
+
+
+def bytes_of(views: int, images: int, tokens: int, width: int) -> int:
+    """Size of a cache file."""
+    return 2 * views * images * tokens * width + 128
 
 
 def load(path: Path) -> npt.NDArray[np.float16]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,30 @@ def remove_leftovers(path: Path) -> None:
     """Delete what writers of ``path`` that were killed have left; nobody may be writing it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def in_gib(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**29 else f"{size / 2**20:,.1f} MiB"
+
+
+def check_room(folder: Path, size: int, what: str) -> None:
+    """Whether a disk has room for some bytes: found out before hours of encoding.
+
+    Args:
+        folder: on the disk; it need not be there yet.
+
+    Raises:
+        UserError: it has not.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise UserError(
+            f"{folder}: {what} take {in_gib(size)}, and the disk has {in_gib(free)} free; make room, set "
+            "EVLGEN_CACHE to a larger disk, ask for fewer images or views (data.pools, data.views), or have "
+            "images decoded in each update (data.cache=false)"
+        )
 
 
 @contextmanager

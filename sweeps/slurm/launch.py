@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
-from sweeps import requirements, states
+from sweeps import requirements, room, states
 from sweeps.conclude import conclude
 from sweeps.display import console
 from sweeps.execute import announce
@@ -45,7 +45,10 @@ def run_queued(sweep: Sweep, profile: Profile, failed_only: bool = False) -> int
     """
     missing = unfinished(sweep.runs)
     announce(sweep, len(missing))
-    requirements.check(missing.values(), sweep.scale)
+    said, no_room = room.features(missing.values())
+    requirements.check(missing.values(), sweep.scale, [no_room] if no_room else [])
+    if said:
+        console.print(said, soft_wrap=True)
     if not missing:
         return conclude(sweep)
     with queue.launching():
