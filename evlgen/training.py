@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evlgen.backbones.language import forget_languages
+from evlgen.backbones.vision import forget_encoders
 from evlgen.bookkeeping import Checkpoints, History, Stopwatch, TrainingState, Utilisation
 from evlgen.config import OptimConfig, RunConfig
 from evlgen.cost import training_flops
@@ -209,7 +210,9 @@ def _validate(
     """Validation on rank 0, while the others wait; on all if the language model is spread over them."""
     measured: dict[str, float] = {}
     if ranks.is_first or config.optim.llm_placement == "shard":
-        with autocast(device, config.optim.precision):
+        # Not by compiled code: it measures in other shapes, and attention that is written out.
+        eager = torch.compiler.set_stance("force_eager") if config.optim.compile else contextlib.nullcontext()
+        with autocast(device, config.optim.precision), eager:
             measured = validate(state.model, data.validation)
     measured = ranks.broadcast(measured)
     return measured
@@ -232,6 +235,11 @@ def _check(
         )
     if optim.precision == "fp16" and device.type == "cpu":
         raise UserError("optim.precision fp16: needs a GPU; use bf16 or fp32")
+    if optim.compile and (optim.gradient_checkpointing or optim.llm_placement == "shard"):
+        other = "gradient_checkpointing" if optim.gradient_checkpointing else "llm_placement=shard"
+        raise UserError(f"optim.compile: not together with optim.{other}; leave one of them out")
+    if optim.compile and not hasattr(torch.compiler, "set_stance"):
+        raise UserError(f"optim.compile: needs PyTorch 2.6 or later, this is {torch.__version__}")
     check_objectives(config.objectives)
     wanted, width = config.connector.input_width, data.validation.features.shape[-1]
     if wanted != width:
@@ -263,6 +271,8 @@ def _begin(
             shard(model.language.model, ranks, device)
         else:
             model.language.model.to(device)
+    if config.optim.compile:
+        compile_parts(model, encodes=not config.data.cache)
     scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "fp16")
     blocks = _blocks(model) if config.optim.gradient_checkpointing else ()
     return TrainingState(model, build_optimizer(model, config.optim), scaler, blocks)
@@ -272,6 +282,28 @@ def untrained_model(config: RunConfig) -> Model:
     """The model that a run's training begins with, but for what it takes over from stage 1."""
     torch.manual_seed(_seed(WEIGHTS, config.seed))
     return build_model(config)
+
+
+def compile_parts(model: Model, encodes: bool) -> None:
+    """Compile, in place, what a step computes; the frozen models are then no longer those that are cached.
+
+    The connector is one graph; of stage 1, which calls its blocks in several orders, each block is one. The
+    layers of a language model share one graph, for texts of any length.
+
+    Args:
+        encodes: whether steps encode images.
+    """
+    if isinstance(model, CaptionModel):
+        forget_languages()  # whoever builds it next wants it as it was
+        model.connector.compile()
+        for layer in transformer_layers(model.language.model):
+            layer.compile(dynamic=True)
+    else:
+        for block in model.connector.recomputed_blocks():
+            block.compile()
+    if encodes:
+        forget_encoders()
+        model.encoder.vision.model.compile()
 
 
 def _blocks(model: Model) -> list[nn.Module]:

@@ -19,6 +19,7 @@ from experiments.scales import NAMES as SCALES
 ALL = "all"  # every experiment of the paper, and the claims that they decide
 RUN = "run"  # the command that has no name: an experiment is typed in its place
 EXECUTORS = ("local", "slurm")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 PROFILE = ("cluster", "partition", "account", "qos", "constraint", "time", "memory_gb", "gpus", "nodes")
 
 _Flags = Callable[[argparse.ArgumentParser], None]
@@ -42,6 +43,7 @@ class Arguments:
     set: tuple[str, ...] = ()
     executor: str = "local"
     workers: int = 0
+    device: str = ""
     dry_run: bool = False
     everything: bool = False
     cluster: str = ""
@@ -209,6 +211,15 @@ def _executor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        type=one_of("--device", "device", DEVICES),
+        metavar="NAME",
+        help="what computes: auto (default; a GPU where there is one), cpu, cuda, or mps",
+    )
+
+
 def _dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would run and what it would cost, and stop"
@@ -266,7 +277,7 @@ COMMANDS: dict[str, Command] = {
     "retry": Command(
         _EXPERIMENTS,
         "execute again the runs that have failed, and no others",
-        (scale_flag, _seeds, _rows_and_set, _executor, _workers, _cluster(_ASK)),
+        (scale_flag, _seeds, _rows_and_set, _executor, _workers, _device, _cluster(_ASK)),
         "In SLURM also those that were lost; the profile is that of the jobs before, changed by the flags.",
     ),
     "wait": Command(
@@ -310,7 +321,7 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 _SWEEP: tuple[_Flags, ...] = (
-    *(scale_flag, _seeds, _rows_and_set, _executor, _workers, _dry_run, _cluster(_ASK)),
+    *(scale_flag, _seeds, _rows_and_set, _executor, _workers, _device, _dry_run, _cluster(_ASK)),
 )
 
 

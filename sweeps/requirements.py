@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable
 
 from evlgen.config import RunConfig
@@ -74,11 +75,16 @@ def _feature_width(name: str) -> int | None:
 
 def of_this_machine(runs: Iterable[RunConfig]) -> list[str]:
     """A line for what runs ask of the machine that trains them and this one does not have."""
-    if not any(config.optim.precision == "fp16" for config in runs):
+    wants_half = any(config.optim.precision == "fp16" for config in runs)
+    if not wants_half and os.environ.get("EVLGEN_DEVICE", "auto") == "auto":
         return []
-    import torch  # seconds, which other runs need not wait for
+    from evlgen.runtime.device import chosen  # imports torch: seconds, which other runs need not wait for
 
-    if torch.cuda.is_available():
+    try:
+        device = chosen()
+    except UserError as error:
+        return [str(error)]
+    if not wants_half or device.type != "cpu":
         return []
     return [
         "optim.precision fp16: needs a GPU, and this machine has none; give --set optim.precision=bf16 or "

@@ -86,6 +86,8 @@ def _is_without_reader(output: int) -> bool:
 
 def _dispatch(arguments: Arguments) -> int:
     command, target = arguments.command, arguments.target
+    if arguments.device:
+        os.environ["EVLGEN_DEVICE"] = arguments.device  # for the processes and jobs that compute
     if command == "list":
         show.show_experiments()
         return 0
@@ -132,7 +134,7 @@ def _sweep(name: str, arguments: Arguments) -> Sweep:
             raise UserError(
                 f"captions {name}: {name} trains nothing, so there are no captions; try show {name}"
             )
-        for flag in ("seeds", "executor", "workers"):
+        for flag in ("seeds", "executor", "workers", "device"):
             if flag in arguments.typed:
                 raise UserError(f"--{flag}: {name} trains nothing, so this changes nothing; leave it out")
     return Sweep(experiment, scale, seeds, bool(arguments.set or arguments.rows))

@@ -210,6 +210,11 @@ def build_vision(name: str) -> FrozenVision:
         return _build(name)
 
 
+def forget_encoders() -> None:
+    """Let the next `build_vision` build anew: an object given out before has been changed."""
+    _build.cache_clear()
+
+
 @functools.lru_cache(maxsize=4)
 def _build(name: str) -> FrozenVision:
     if name == "mini-vit":

@@ -149,11 +149,11 @@ def as_many_as_fit(
     ``evaluation.batch_size`` would be another run.
 
     Raises:
-        torch.OutOfMemoryError: the memory is too small even for one.
+        torch.cuda.OutOfMemoryError: the memory is too small even for one.
     """
     try:
         return decode(indices)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         if len(indices) == 1:
             raise
     if torch.cuda.is_available():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from evlgen.interop import merge_pictures
 from evlgen.interop.run_folders import read_run_config, trained_weights
 from evlgen.model import CaptionModel, build_model, evaluating, load_trained
 from evlgen.runs.folder import CONFIG
+from evlgen.runtime.device import STATED, chosen, device_called
 from evlgen.runtime.files import write_atomic
 from evlgen.tomeformer import TomeFormer
 from evlgen.training import autocast
@@ -196,11 +198,7 @@ def load(folder: Path, device: str = "") -> Describer:
 
 def _device(name: str) -> torch.device:
     if not name:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--device {name}: cannot be used ({reason})") from None
+        return chosen()
+    device = device_called(name)
+    os.environ[STATED] = name  # the frozen models are built in the precision that suits it
     return device

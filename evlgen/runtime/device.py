@@ -26,7 +26,7 @@ def chosen() -> torch.device:
 
 
 def device_called(name: str, where: str = "--device") -> torch.device:
-    """The device called ``name``, one of `NAMES`.
+    """The device called ``name``: one of `NAMES`, or a GPU by its number (``cuda:1``).
 
     Args:
         where: what the name was given by, for messages.
@@ -34,13 +34,16 @@ def device_called(name: str, where: str = "--device") -> torch.device:
     Raises:
         UserError: there is no such name, or no such device on this machine.
     """
-    if name not in NAMES:
+    kind, _, number = name.partition(":")
+    if kind not in NAMES or (number and not (kind == "cuda" and number.isdigit())):
         raise UserError(f"{where} {name}: no such device; there are: {', '.join(NAMES)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
         reason = "this PyTorch is built for CPUs" if torch.version.cuda is None else "PyTorch sees no GPU"
-        raise UserError(f"{where} cuda: {reason} ({torch.__version__}); choose cpu or auto")
+        raise UserError(f"{where} {name}: {reason} ({torch.__version__}); choose cpu or auto")
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(f"{where} {name}: this process sees {torch.cuda.device_count()} GPUs, from cuda:0 on")
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"{where} mps: PyTorch sees no Apple GPU here; choose cpu or auto")
     return torch.device(name)
@@ -68,7 +71,7 @@ def enough_memory(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"{_full(error)}; {advice}") from error
     except RuntimeError as error:
         # "DefaultCPUAllocator: can't allocate memory", and what MPS says
@@ -78,7 +81,7 @@ def enough_memory(advice: str) -> Iterator[None]:
 
 
 def _full(error: RuntimeError) -> str:
-    if torch.cuda.is_available() and isinstance(error, torch.OutOfMemoryError):
+    if torch.cuda.is_available() and isinstance(error, torch.cuda.OutOfMemoryError):
         device = torch.cuda.current_device()
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
         name = torch.cuda.get_device_name(device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from evlgen.data.pairs import draw_batch
 from evlgen.errors import UserError
 from evlgen.evaluation.decoding import as_many_as_fit
 from evlgen.merging import bipartite_soft_matching, position_matching, random_matching
+from evlgen.runs.folder import read_metrics
 from evlgen.runtime.device import chosen, device_called, enough_memory
 from evlgen.runtime.distributed import ALONE
 from evlgen.runtime.paths import ROOT
@@ -147,6 +149,24 @@ def test_a_connector_is_one_graph(name: str) -> None:
     torch.testing.assert_close(compiled(features), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_run_trains(tmp_path: Path) -> None:
+    """Its loss follows that of the run without."""
+    losses = {}
+    for name in (False, True):
+        config = tiny.run_config(compile=name, steps=4, eval_every=4, checkpoint_every=4)
+        training.train(config, tmp_path / str(name), tiny.training_data(), model=tiny.model_of(config))
+        losses[name] = [line["loss"] for line in read_metrics(tmp_path / str(name))]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+def test_compiling_does_not_go_with_recomputing(tmp_path: Path) -> None:
+    config = tiny.run_config(compile=True, gradient_checkpointing=True)
+    with pytest.raises(UserError, match=r"^optim.compile: not together with optim.gradient_checkpointing"):
+        training.train(config, tmp_path, tiny.training_data(), model=tiny.model_of(config))
+
+
 # ------------------------------------------------------------------------------------ device and memory
 
 
@@ -208,10 +228,10 @@ def test_an_evaluation_takes_what_fits() -> None:
     def decode(indices: Any) -> list[str]:
         asked.append(len(indices))
         if len(indices) > 2:
-            raise torch.OutOfMemoryError("too small")
+            raise torch.cuda.OutOfMemoryError("too small")
         return [str(index) for index in indices]
 
     assert as_many_as_fit(np.arange(7), decode) == list("0123456")
     assert asked == [7, 3, 1, 2, 4, 2, 2]
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.cuda.OutOfMemoryError):
         as_many_as_fit(np.arange(4), lambda indices: decode([0, 0, 0]))
