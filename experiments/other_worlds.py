@@ -46,7 +46,7 @@ def _with_own_sets(config: RunConfig, world: World) -> RunConfig:
     for own in world.eval_sets:
         sizes = [size for name, size in config.evaluation.sets if kinds.get(name) == own.kind]
         absent = own.kind == "question" and not world.is_there(own.pool)
-        if own.pool and any(sizes) and not absent:
+        if own.pool and own.scorers and any(sizes) and not absent:
             sets.append((own.name, max(sizes)))
     evaluation = dataclasses.replace(config.evaluation, sets=tuple(sets))
     return dataclasses.replace(config, evaluation=evaluation)

@@ -12,7 +12,7 @@ from typing import Any
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
-from evlgen.evaluation.scores import RunPredictions, score_runs, scorers_of
+from evlgen.evaluation.scores import RunPredictions, lacking, score_runs, scorers_of
 from evlgen.runs import folder as files
 from evlgen.runs.identity import run_folder
 from evlgen.runtime import paths
@@ -94,21 +94,29 @@ def score_trained(runs: Mapping[str, RunConfig], scorer: CaptionScorer) -> None:
         files.write_result(paths.runs_folder() / run, metrics, scorers_of(config))
 
 
+_KINDS = ("captions", "answers")  # of predictions
+
+
 def read_predictions(folder: Path, config: RunConfig) -> RunPredictions:
     """Predictions of a run; empty for one that makes none (stage 1, or no evaluation sets).
 
     Raises:
-        ValueError: the file is damaged, or not there though it should be.
+        ValueError: the file is damaged, not whole, or not there though it should be.
+        UserError: the data that the run was evaluated on are not there.
     """
     if config.stage != "caption" or not config.evaluation.sets:
         return RunPredictions()
     try:
         value = json.loads(files.verified(folder, files.PREDICTIONS).read_text())
-        return RunPredictions(value["captions"], value["answers"], config.data)
+        captions, answers = ({name: dict(texts) for name, texts in value[kind].items()} for kind in _KINDS)
     except FileNotFoundError:
         raise ValueError("is gone") from None
-    except (ValueError, KeyError, TypeError, UserError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise ValueError(f"damaged ({error})") from error
+    found = RunPredictions(captions, answers, config.data)
+    if lines := lacking(found, config):
+        raise ValueError(f"not whole ({'; '.join(lines)})")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- tables

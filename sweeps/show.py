@@ -269,9 +269,9 @@ def _show_predictions(found: Mapping[str, tuple[RunConfig, Predictions]], count:
         for index in range(min(count, *map(len, texts_of.values()))):
             if name in world.question_sets:
                 asked = world.question(name, index)
-                lines = {asked.text: Counter(asked.answers).most_common(1)[0][0]}
+                lines = {asked.text: next(iter(Counter(asked.answers)), "?")}
             else:
-                lines = {"a person": world.references(pool, index)[0]}
+                lines = {"a person": next(iter(world.references(pool, index)), "?")}
             lines |= {label: texts[str(index)] for label, texts in texts_of.items()}
             width = max(map(len, lines))
             print(f"{world.name}, {name} {index}")

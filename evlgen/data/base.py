@@ -41,7 +41,8 @@ class EvalSet:
         pool: the pool with its images; empty for a set that is made of other sets.
         scorers: names from `evlgen.runs.behaviour.SCORERS`: any of ``captions``, ``distinct`` and
             ``scene_truth`` (drawn images only) for captions; of answers the accuracy that is the set's score,
-            and perhaps that of the benchmark's own script beside it.
+            and perhaps that of the benchmark's own script beside it. None where there is nothing to compare
+            with.
         meteor: whether captions get METEOR as well (2 ms a caption, more than all other scores together).
         by_answer_type: whether the accuracy is also given for each type of answer.
         parts: names of the captioning sets that are scored together under this name, where a run has all.
@@ -80,6 +81,13 @@ PAPER_SETS = (
     EvalSet("okvqa", "OK-VQA", "question", "okvqa", ("lavis_okvqa", "official_okvqa")),
 )
 
+# Sets without answers or captions, for their makers' servers: `run.py submit` writes what these read.
+TEST_SETS = (
+    EvalSet("nocaps_test", "NoCaps test", "caption", "nocaps_test", ()),
+    EvalSet("vqav2_testdev", "VQAv2 test-dev", "question", "vqav2_testdev", ()),
+    EvalSet("vqav2_test", "VQAv2 test", "question", "vqav2_test", ()),
+)
+
 
 @dataclass(frozen=True)
 class World:
@@ -96,6 +104,8 @@ class World:
         references: pool, index -> captions that people wrote, to score with.
         question: question set, index -> the question.
         missing: pools -> a line for each file that they need and that is not there, with the fix.
+        ids: pool, index -> ``image_id`` and, in a pool of questions, ``question_id``, as the data set gives
+            them; None where they are the indices.
         is_published: whether its evaluation sets have published sizes, so that a part of one is a mistake.
         is_there: pool -> whether one that may be left out is there.
         is_indexed: pool -> whether counting it may make an index of millions of pairs.
@@ -112,6 +122,7 @@ class World:
     references: Callable[[str, int], list[str]]
     question: Callable[[str, int], Question]
     missing: Callable[[Sequence[str]], list[str]]
+    ids: Callable[[str, int], dict[str, int | str]] | None = None
     is_published: bool = False
     is_there: Callable[[str], bool] = lambda pool: True
     is_indexed: Callable[[str], bool] = lambda pool: False

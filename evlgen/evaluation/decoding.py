@@ -2,10 +2,13 @@
 
 The file is::
 
-    {"captions": {set: {image id: caption}}, "answers": {set: {question id: answer}}}
+    {"captions": {set: {position: caption}}, "answers": {set: {position: answer}},
+     "ids": {set: {"image_id": [...], "question_id": [...]}}}
 
-Each question set is answered a second time with the images shuffled, ``<set>_shuffled``: this is the score
-that needs no image. `evlgen.evaluation.scores.score_runs` scores the files of many runs at once.
+Positions are those in the set, from 0. ``ids`` has at each position what the data set calls the image and the
+question; of the drawn world, which calls them by their positions, it is left out. Each question set is
+answered a second time with the images shuffled, ``<set>_shuffled``: this is the score that needs no image.
+`evlgen.evaluation.scores.score_runs` scores the files of many runs at once.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +26,7 @@ import torch
 
 from evlgen.config import RunConfig
 from evlgen.data import features, worlds
-from evlgen.data.base import SHUFFLED
+from evlgen.data.base import SHUFFLED, World
 from evlgen.data.batches import PoolImages, evaluation_images
 from evlgen.diagnostics import derangement
 from evlgen.errors import UserError
@@ -60,7 +64,7 @@ def evaluate(
         (name, min(size, world.count(world.pool_of(name)))) for name, size in config.evaluation.sets if size
     ]
     captioner = load_captioner(config, folder, model)
-    total = sum(size * (1 if name in world.caption_sets else 2) for name, size in sets)
+    total = sum(size * (2 if _is_shuffled(world, name, size) else 1) for name, size in sets)
     done, started = 0, time.perf_counter()
 
     def advance(examples: int) -> None:
@@ -69,25 +73,56 @@ def evaluate(
         rate = done / max(time.perf_counter() - started, 1e-9)
         progress(Progress("evaluate", done, total, None, rate))
 
-    captions: dict[str, dict[str, str]] = {}
-    answers: dict[str, dict[str, str]] = {}
-    wanted = dict(config.evaluation.sets)
+    found: dict[str, dict[str, Any]] = {"captions": {}, "answers": {}}
+    ids: dict[str, dict[str, list[int | str]]] = {}
     for name, size in sets:
-        pool = world.pool_of(name)
-        images = evaluation_images(config, pool, wanted[name])
-        order = np.arange(size)
-        if name in world.caption_sets:
-            captions[name] = _by_id(caption_all(captioner, config, images, order, advance))
-            continue
-        questions = [world.question(name, i).text for i in range(size)]
-        answers[name] = _by_id(answer_all(captioner, config, images, order, questions, advance))
-        if size > 1:
-            other = derangement(size).numpy()
-            answers[name + SHUFFLED] = _by_id(
-                answer_all(captioner, config, images, other, questions, advance)
-            )
-    text = json.dumps({"captions": captions, "answers": answers}, indent=1)
+        kind = "captions" if name in world.caption_sets else "answers"
+        orders = {name: np.arange(size)}
+        if _is_shuffled(world, name, size):
+            orders[name + SHUFFLED] = derangement(size).numpy()
+        for key, order in orders.items():
+            found[kind][key] = _by_id(predict(captioner, config, name, order, advance))
+            if world.ids is not None:
+                ids[key] = _ids(world, name, order)
+    text = json.dumps(found | ({"ids": ids} if ids else {}), indent=1)
     write_atomic(folder / PREDICTIONS, text.encode())
+
+
+def predict(
+    captioner: CaptionModel,
+    config: RunConfig,
+    name: str,
+    order: npt.NDArray[np.int64],
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[str]:
+    """Captions of the images ``order`` of an evaluation set, or answers to its first questions on them.
+
+    Raises:
+        UserError: there is no such set, or its images cannot be read.
+    """
+    world = worlds.of(config.data)
+    pool = world.pool_of(name)
+    asked = dict(config.evaluation.sets).get(name, 0)
+    images = evaluation_images(config, pool, max(asked, len(order)))
+    if name in world.caption_sets:
+        return caption_all(captioner, config, images, order, advance)
+    questions = [world.question(name, i).text for i in range(len(order))]
+    return answer_all(captioner, config, images, order, questions, advance)
+
+
+def _is_shuffled(world: World, name: str, size: int) -> bool:
+    """Whether the questions of a set are asked again on other images: where the answers can be scored."""
+    return name in world.question_sets and size > 1 and bool(world.eval_set(name).scorers)
+
+
+def _ids(world: World, name: str, order: npt.NDArray[np.int64]) -> dict[str, list[int | str]]:
+    """What the data set calls the images ``order`` of an evaluation set, and its first questions."""
+    assert world.ids is not None
+    pool = world.pool_of(name)
+    found = {"image_id": [world.ids(pool, i)["image_id"] for i in order.tolist()]}
+    if name in world.question_sets:
+        found["question_id"] = [world.ids(pool, i)["question_id"] for i in range(len(order))]
+    return found
 
 
 def caption_all(

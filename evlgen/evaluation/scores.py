@@ -80,7 +80,11 @@ def score_runs(
     results: list[dict[str, float]] = [{} for _ in predictions]
     for run, prediction in enumerate(predictions):
         world = worlds.of(prediction.data)
-        given = {name: captions for name, captions in prediction.captions.items() if captions}
+        given = {
+            name: captions
+            for name, captions in prediction.captions.items()
+            if captions and _declared(world, name, "caption").scorers
+        }
         for eval_set in [_declared(world, name, "caption") for name in given]:
             results[run].update(_scores_by_image(eval_set, given[eval_set.name], world))
         for eval_set in _scored_together(world, given):
@@ -99,7 +103,7 @@ def score_runs(
             places.append((run, eval_set.name))
             results[run][f"{eval_set.name}/images"] = float(len(texts))
         for name, answers in prediction.answers.items():
-            if answers:
+            if answers and _declared(world, name.removesuffix(SHUFFLED), "question").scorers:
                 results[run].update(_score_answers(name, answers, world))
     if jobs:
         with contextlib.ExitStack() as stack:
@@ -108,6 +112,26 @@ def score_runs(
                 results[run].update({f"{name}/{metric}": score for metric, score in scores.items()})
                 results[run]["ptb_tokenizer"] = float(used.tokenizer == "ptb")
     return results
+
+
+def lacking(predictions: RunPredictions, config: RunConfig) -> list[str]:
+    """What is not there of a run's predictions: a line for each set that has fewer or others than it must.
+
+    A score of what is left would look like one of the whole.
+
+    Raises:
+        UserError: a set that the world does not have, or its files are not there.
+    """
+    world = worlds.of(config.data)
+    lines = []
+    for name, asked in config.evaluation.sets:
+        size = min(asked, world.count(world.pool_of(name))) if asked else 0
+        texts = (predictions.captions if name in world.caption_sets else predictions.answers).get(name, {})
+        wanted = {str(place) for place in range(size)}
+        there = {key for key, text in texts.items() if isinstance(text, str)}
+        if there != wanted:
+            lines.append(f"{name}: {len(there & wanted)} of {size} predictions")
+    return lines
 
 
 def _scored_together(world: World, given: Mapping[str, object]) -> list[EvalSet]:

@@ -122,6 +122,22 @@ OKVQA = tuple(
         ("annotations", "mscoco_val2014_annotations.json"),
     )
 )
+VQAV2_TEST = {
+    split: Part(
+        f"vqav2/v2_OpenEnded_mscoco_{split}2015_questions.json",
+        f"vqav2.{split}",
+        "visualqa.org/download.html, VQA v2 test",
+        _in(_VQA_FOLDERS, f"v2_OpenEnded_mscoco_{split}2015_questions.json"),
+    )
+    for split in ("test-dev", "test")
+}
+_COCO_TEST_IMAGES = Part(
+    "coco/test2015",
+    "coco.test_images",
+    "test2015.zip of cocodataset.org",
+    ("coco/images/test2015", "test2015", "images/test2015"),
+    ("test2015",),
+)
 GQA = Part(
     "gqa/testdev_balanced_questions.json",
     "gqa.questions",
@@ -144,6 +160,19 @@ _NOCAPS_IMAGES = Part(
     "the validation images of nocaps.org/download (Open Images)",
     ("nocaps/val", "nocaps/validation", "nocap/images", "nocap/val"),
     ("images/val", "images", "val", "validation"),
+)
+NOCAPS_TEST = Part(
+    "nocaps/nocaps_test_image_info.json",
+    "nocaps.test",
+    "nocaps.org/download, test images",
+    _in(("nocaps/annotations", "nocap/annotations", "annotations", ""), "nocaps_test_image_info.json"),
+)
+_NOCAPS_TEST_IMAGES = Part(
+    "nocaps/test",
+    "nocaps.test_images",
+    "the test images of nocaps.org/download (Open Images)",
+    ("nocap/test", "nocaps/images", "nocap/images"),
+    ("test",),
 )
 FLICKR = Part(
     "flickr30k/dataset_flickr30k.json",
@@ -197,6 +226,9 @@ _LISTS: dict[str, tuple[Need, ...]] = {
     "vqav2": tuple((part,) for part in VQAV2),
     "okvqa": tuple((part,) for part in OKVQA),
     "gqa": ((GQA,),),
+    "nocaps_test": ((NOCAPS_TEST,),),
+    "vqav2_testdev": ((VQAV2_TEST["test-dev"],),),
+    "vqav2_test": ((VQAV2_TEST["test"],),),
     **{name: ((part,),) for name, part in _WEB.items()},
 }
 _VAL2014 = ((_COCO_IMAGES["val2014"],),)
@@ -206,6 +238,8 @@ _IMAGES: dict[str, tuple[Need, ...]] = {
     **{f"nocaps_{domain}": ((_NOCAPS_IMAGES,),) for domain in ("in", "near", "out")},
     "flickr": ((_FLICKR_IMAGES,),),
     "gqa": ((_GQA_IMAGES,),),
+    "nocaps_test": ((_NOCAPS_TEST_IMAGES,),),
+    **dict.fromkeys(("vqav2_testdev", "vqav2_test"), ((_COCO_TEST_IMAGES,),)),
 }
 
 # Of pools and evaluation sets: as many images or questions as were published.
@@ -220,6 +254,9 @@ PUBLISHED = {
     "vqav2": 214_354,
     "okvqa": 5046,
     "gqa": 12_578,
+    "nocaps_test": 10_600,
+    "vqav2_testdev": 107_394,
+    "vqav2_test": 447_793,
     "laion-115m": 115_000_000,
     "ccs-14m": 14_000_000,
 }

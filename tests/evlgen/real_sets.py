@@ -39,6 +39,7 @@ def write(root: Path) -> Path:
     gqa(root / "gqa")
     nocaps(root / "nocaps")
     flickr(root / "flickr30k")
+    sets_for_testing(root)
     shards(root / "laion-115m", (5, 4))
     lists(root / "ccs-14m", 5)
     return root
@@ -108,6 +109,22 @@ def nocaps(folder: Path) -> None:
             ]
             save(folder / "images" / f"{number:04d}.jpg", jpeg(80 + number))
     dump(folder / "nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
+
+
+def sets_for_testing(root: Path) -> None:
+    """Those whose captions and answers only their makers have."""
+    images = [{"id": 100 + n, "file_name": f"t{n}.jpg", "open_images_id": f"t{n}"} for n in range(3)]
+    dump(root / "nocaps/nocaps_test_image_info.json", {"images": images})
+    for image in images:
+        save(root / "nocaps/test" / str(image["file_name"]), jpeg(90 + int(str(image["id"]))))
+    for split, count in (("test-dev", 2), ("test", 4)):
+        asked = [
+            {"image_id": 1000 + n // 2, "question_id": 10_000 + n, "question": f"What colour is ball {n}?"}
+            for n in range(count)
+        ]
+        dump(root / f"vqav2/v2_OpenEnded_mscoco_{split}2015_questions.json", {"questions": asked})
+    for number in (1000, 1001):
+        save(root / f"coco/test2015/COCO_test2015_{number:012d}.jpg", jpeg(number))
 
 
 def flickr(folder: Path) -> None:

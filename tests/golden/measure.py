@@ -94,7 +94,8 @@ def _train(config: RunConfig, folder: Path, first: Path | None, noise: int | Non
 def texts(folder: Path) -> Values:
     """Captions and answers of a run, by evaluation set."""
     predictions = json.loads((folder / "predictions.json").read_text())
-    return {f"said {kind} {name}": said for kind in predictions for name, said in predictions[kind].items()}
+    kinds = ("captions", "answers")
+    return {f"said {kind} {name}": said for kind in kinds for name, said in predictions[kind].items()}
 
 
 def _noisy(tensors: Mapping[str, torch.Tensor], scale: float, seed: int) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ import pytest
 
 from analysis.results import collect, read, warnings_of
 from evlgen.config import RunConfig, to_json
+from evlgen.evaluation.scores import scorers_of
 from evlgen.runs import archive, behaviour, identity, results
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
@@ -233,9 +234,14 @@ def test_all_that_is_adopted_are_the_experiments_with_an_archive(capsys: pytest.
 
 
 def finished(config: RunConfig, caption: str = "a red ball") -> Path:
-    """A complete run that captions the first two images of COCO's role."""
+    """A complete run that says the same of every image but the first of each set."""
     folder = files.prepare(config)
-    predictions = {"captions": {"coco": {"0": caption, "1": "a blue star"}}, "answers": {}}
+    sets = {name: {str(i): "a blue star" for i in range(size)} for name, size in config.evaluation.sets}
+    questions = ("vqav2", "gqa", "okvqa")
+    predictions = {
+        "captions": {name: texts | {"0": caption} for name, texts in sets.items() if name not in questions},
+        "answers": {name: texts for name, texts in sets.items() if name in questions},
+    }
     (folder / files.PREDICTIONS).write_text(json.dumps(predictions))
     (folder / files.METRICS).write_text('{"step": 1, "loss": 2.0}\n')
     files.write_json(folder / files.PROVENANCE, {"seed": 0})
@@ -243,7 +249,7 @@ def finished(config: RunConfig, caption: str = "a red ball") -> Path:
     files.write_result(
         folder,
         {"train_seconds": 1.0, "total_seconds": 3.0, "val_loss": 2.0, "coco/CIDEr": -1.0},
-        {"captions": 1, "distinct": 1},
+        scorers_of(config),
     )
     return folder
 
@@ -276,6 +282,34 @@ def test_damaged_predictions_are_not_scored(
     assert rescore({folder.name: config}).unscored == [folder.name]
     assert "its scores stay as they are" in capsys.readouterr().err
     assert files.is_complete(folder)
+
+
+@pytest.mark.parametrize("kind", ["captions", "answers"])
+@pytest.mark.parametrize("what", ["one is missing", "a set is missing", "one too many", "no text"])
+def test_predictions_that_are_not_whole_are_not_scored(
+    kind: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A score of what is left would look like one of the whole."""
+    config = evlgen("smoke")
+    folder = finished(config)
+    predictions = json.loads((folder / files.PREDICTIONS).read_text())
+    name = next(iter(predictions[kind]))
+    texts = predictions[kind][name]
+    whole = len(texts)
+    if what == "a set is missing":
+        del predictions[kind][name]
+    elif what == "one too many":
+        texts[str(whole)] = "a dog"
+    elif what == "no text":
+        texts["1"] = None
+    else:
+        del texts["1"]
+    (folder / files.PREDICTIONS).write_text(json.dumps(predictions))
+    files.write_outcome(folder, {"train_seconds": 1.0, "val_loss": 2.0})
+    assert rescore({folder.name: config}, everything=True).unscored == [folder.name]
+    there = {"a set is missing": 0, "one too many": whole}.get(what, whole - 1)
+    said = capsys.readouterr().err
+    assert f"predictions.json: not whole ({name}: {there} of {whole} predictions): its scores stay" in said
 
 
 def test_records_of_an_earlier_behaviour_are_given_with_what_has_changed(

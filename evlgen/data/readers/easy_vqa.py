@@ -53,6 +53,7 @@ def world(first_pool: str = "") -> World:
         references=lambda pool, index: [read(pool).captions[index]],
         question=lambda name, index: read("easy_questions").questions[index],
         missing=missing,
+        ids=_ids,
     )
 
 
@@ -126,6 +127,11 @@ def described(questions: Sequence[tuple[str, str, int]]) -> dict[int, str]:
         if len(colours) == len(shapes) == 1:
             captions[image] = f"a {colours.pop()} {shapes.pop()}"
     return captions
+
+
+def _ids(pool: str, index: int) -> dict[str, int | str]:
+    found: dict[str, int | str] = {"image_id": int(read(pool).images[index].stem)}
+    return found | ({"question_id": index} if read(pool).questions else {})
 
 
 def _image(pool: str, index: int) -> Pixels:

@@ -54,6 +54,7 @@ def world(first_pool: str = "") -> World:
         references=lambda pool, index: read(pool).captions(index),
         question=lambda kind, index: read(f"{name}/questions").questions[index],
         missing=missing,
+        ids=lambda pool, index: read(pool).ids(index),
         is_there=is_there,
     )
 

@@ -32,21 +32,37 @@ def read(name: str, images: str) -> ImageList:
     if not isinstance(content, dict):
         raise UserError(f"{name}: unexpected format: no object with a question under each id")
     entries(list(content.values()), name, "imageId", "question", "answer")
-    files, asked = [], []
+    files, asked, ids = [], [], []
     for key, entry in content.items():
         where = f"{name}, question {key}"
-        files.append(inside(Path(images), f"{id_field(entry, 'imageId', where)}.jpg", where).as_posix())
+        ids.append(id_field(entry, "imageId", where))
+        files.append(inside(Path(images), f"{ids[-1]}.jpg", where).as_posix())
         asked.append(_question(entry, where))
-    return ImageList(file_version(name), tuple(files), questions=tuple(asked), folders=(images,))
+    return ImageList(
+        file_version(name),
+        tuple(files),
+        questions=tuple(asked),
+        folders=(images,),
+        image_ids=tuple(ids),
+        question_ids=tuple(content),
+    )
 
 
 def _lavis(content: list[Any], name: str, images: str) -> ImageList:
-    files, asked = [], []
+    files, asked, ids = [], [], []
     for place, entry in enumerate(entries(content, name, "image", "question", "answer")):
         where = f"{name}, entry {place}"
         files.append(inside(Path(images), entry["image"], where).as_posix())
         asked.append(_question(entry, where))
-    return ImageList(file_version(name), tuple(files), questions=tuple(asked), folders=(images,))
+        ids.append(id_field(entry, "question_id", where) if "question_id" in entry else place)
+    return ImageList(
+        file_version(name),
+        tuple(files),
+        questions=tuple(asked),
+        folders=(images,),
+        image_ids=tuple(Path(file).stem for file in files),
+        question_ids=tuple(ids),
+    )
 
 
 def _question(entry: dict[str, Any], where: str) -> Question:

@@ -202,6 +202,8 @@ class ImageList:
         questions: the question on each image, of a question set.
         folders: that the images lie in, links among them; nothing outside of these is opened.
         left_out: what the lists have that is in no pool.
+        image_ids, question_ids: as the data set gives them; by these the makers of the sets and their servers
+            know predictions. Where a set has none, files and positions stand for them.
     """
 
     list_version: str
@@ -210,6 +212,8 @@ class ImageList:
     questions: tuple[Question, ...] = ()
     folders: tuple[str, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    image_ids: tuple[int | str, ...] = ()
+    question_ids: tuple[int | str, ...] = ()
 
     @functools.cached_property
     def version(self) -> str:
@@ -220,6 +224,13 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def ids(self, index: int) -> dict[str, int | str]:
+        """``image_id`` of an entry and, in a question set, ``question_id``."""
+        image = self.image_ids[index] if self.image_ids else self.files[index]
+        if not self.questions:
+            return {"image_id": image}
+        return {"question_id": self.question_ids[index] if self.question_ids else index, "image_id": image}
 
     def image(self, index: int) -> Pixels:
         """See `Reader`."""

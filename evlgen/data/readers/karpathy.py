@@ -10,6 +10,7 @@ with a list of captions else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,20 @@ def _pool(
     kept = {file: tuple(said) for file, said in captions.items() if said}
     folders = (images,) if isinstance(images, str) else tuple(images.values())
     return ImageList(
-        file_version(name), tuple(kept), tuple(kept.values()), folders=folders, left_out=left_out
+        file_version(name),
+        tuple(kept),
+        tuple(kept.values()),
+        folders=folders,
+        left_out=left_out,
+        image_ids=tuple(map(_id_of, kept)),
     )
+
+
+def _id_of(file: str) -> int | str:
+    """The number of an image of COCO, which its name ends in; else the name."""
+    name = file.rpartition("/")[2]
+    number = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})\.\w+", name)
+    return int(number[1]) if number else name
 
 
 def _split(image: str) -> tuple[str, str]:

@@ -73,4 +73,28 @@ def read(name: str, images: str, domain: str) -> ImageList:
         tuple(tuple(captions[number]) for number in files),
         folders=(images,),
         left_out=left_out,
+        image_ids=tuple(files),
+    )
+
+
+def read_test(name: str, images: str) -> ImageList:
+    """The images of the test set, which has no captions: ``{"images": [{"id": ..., "file_name": ...}]}``.
+
+    Raises:
+        UserError: as `read`.
+    """
+    listed = entries(json_field(read_json(name), name, "images"), name, "id", "file_name")
+    if not listed:
+        raise UserError(f"{name}: has no image")
+    ids = [id_field(image, "id", f"{name}, image {place}") for place, image in enumerate(listed)]
+    unique(ids, name, "id")
+    return ImageList(
+        file_version(name),
+        tuple(
+            inside(Path(images), image["file_name"], f"{name}, image {place}").as_posix()
+            for place, image in enumerate(listed)
+        ),
+        ((),) * len(listed),
+        folders=(images,),
+        image_ids=tuple(ids),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evlgen.data import presence
-from evlgen.data.base import PAPER_SETS, Question, World
+from evlgen.data.base import PAPER_SETS, TEST_SETS, Question, World
 from evlgen.data.readers import capfilt, gqa, karpathy, nocaps, vqa
 from evlgen.data.readers.json_lists import ImageList, Reader, clean_caption
 from evlgen.errors import UserError, nearest
@@ -22,7 +22,7 @@ def world(first_pool: str = "") -> World:
     """See `evlgen.data.base.World`."""
     return World(
         name="capfilt",
-        eval_sets=PAPER_SETS,
+        eval_sets=(*PAPER_SETS, *TEST_SETS),
         validation="coco_val",
         flips=True,
         count=lambda name: len(pool(name)),
@@ -33,6 +33,7 @@ def world(first_pool: str = "") -> World:
         question=question,
         missing=missing,
         is_indexed=lambda name: name in datasets.web_pools(),
+        ids=ids,
         is_published=True,
     )
 
@@ -59,10 +60,14 @@ def _pool(name: str, found: tuple[Path, ...], root: Path | None) -> Reader:
         return karpathy.read(files[0], folders, _COCO_SPLITS[name])
     if name == "flickr":
         return karpathy.read(files[0], files[1], ("test",))
+    if name == "nocaps_test":
+        return nocaps.read_test(files[0], files[1])
     if name.startswith("nocaps_"):
         return nocaps.read(files[0], files[1], name.removeprefix("nocaps_"))
     if name in ("vqav2", "okvqa"):
         return vqa.read(files[0], files[1], f"{files[2]}/COCO_val2014_{{:012d}}.jpg")
+    if name in ("vqav2_testdev", "vqav2_test"):
+        return vqa.read(files[0], "", f"{files[1]}/COCO_test2015_{{:012d}}.jpg")
     if name == "gqa":
         return gqa.read(files[0], files[1])
     return capfilt.read(found[0], cache_folder() / "pairs")
@@ -73,6 +78,13 @@ def question(name: str, index: int) -> Question:
     found = pool(name)
     assert isinstance(found, ImageList)
     return found.questions[index]
+
+
+def ids(name: str, index: int) -> dict[str, int | str]:
+    """What the data set calls an entry of a pool."""
+    found = pool(name)
+    assert isinstance(found, ImageList)
+    return found.ids(index)
 
 
 def missing(pools: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from evlgen.data.base import Question
@@ -27,7 +28,7 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
     """All questions in the order of their file, each with its image and answers.
 
     Args:
-        questions, annotations: names of the files.
+        questions, annotations: names of the files; a test set has no annotations (empty).
         images: path of an image with ``{}`` for its number.
 
     Raises:
@@ -40,13 +41,35 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
         "image_id",
         "question",
     )
-    annotated = entries(
-        json_field(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
-    )
     if not listed:
         raise UserError(f"{questions}: has no question")
     ids = [id_field(entry, "question_id", f"{questions}, question {i}") for i, entry in enumerate(listed)]
     unique(ids, questions, "question_id")
+    places = [f"{questions}, question {place}" for place in range(len(listed))]
+    asked = [text_field(entry, "question", where) for entry, where in zip(listed, places, strict=True)]
+    numbers = [number_field(entry, "image_id", where) for entry, where in zip(listed, places, strict=True)]
+    folder, _, name = images.rpartition("/")
+    if annotations:
+        found = _answered(ids, asked, questions, annotations)
+    else:
+        found = [Question(text, ()) for text in asked]
+    return ImageList(
+        file_version(*filter(None, (questions, annotations))),
+        tuple(f"{folder}/{name.format(number)}" for number in numbers),
+        questions=tuple(found),
+        folders=(folder,),
+        image_ids=tuple(numbers),
+        question_ids=tuple(ids),
+    )
+
+
+def _answered(
+    ids: Sequence[int | str], asked: Sequence[str], questions: str, annotations: str
+) -> list[Question]:
+    """The questions with the answers that the file of annotations has to them."""
+    annotated = entries(
+        json_field(read_json(annotations), annotations, "annotations"), annotations, "question_id", "answers"
+    )
     told = [
         id_field(entry, "question_id", f"{annotations}, annotation {i}") for i, entry in enumerate(annotated)
     ]
@@ -54,25 +77,16 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
     answers = {
         number: (place, entry) for place, (number, entry) in enumerate(zip(told, annotated, strict=True))
     }
-    folder, _, name = images.rpartition("/")
-    found, files = [], []
-    for place, (number, entry) in enumerate(zip(ids, listed, strict=True)):
-        where = f"{questions}, question {place}"
-        asked = text_field(entry, "question", where)
-        files.append(f"{folder}/{name.format(number_field(entry, 'image_id', where))}")
+    found = []
+    for number, text in zip(ids, asked, strict=True):
         if number not in answers or not answers[number][1]["answers"]:
             raise UserError(
                 f"{annotations}: has no answers to question {number!r} of {questions}"
                 f"{other_type(number, answers)}"
             )
         at, own = answers[number]
-        found.append(_question(asked, own, f"{annotations}, annotation {at}"))
-    return ImageList(
-        file_version(questions, annotations),
-        tuple(files),
-        questions=tuple(found),
-        folders=(folder,),
-    )
+        found.append(_question(text, own, f"{annotations}, annotation {at}"))
+    return found
 
 
 ANSWER_TYPES = ("yes/no", "number", "other")

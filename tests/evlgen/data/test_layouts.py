@@ -202,7 +202,7 @@ def test_ids_do_not_ask_where_files_lie(root):
         ("[cocoa]\nimages = 'a'", "; did you mean coco?"),
         (
             "[coco]\nimage = 'a'",
-            "coco.image: no such key; there are: annotations, train, val, test, images; did",
+            "coco.image: no such key; there are: annotations, train, val, test, images, test_images; did",
         ),
         ("[coco]\nimages = 3", "coco.images is 3: must be a path, in quotation marks"),
         ("[coco]\nimages = ' '", "coco.images is ' ': must be a path"),

@@ -97,6 +97,7 @@ def test_right_captions_and_answers_score_best(world):
         captions = {
             name: {str(i): caption(pool, i) for i in range(world.count(pool))}
             for name in world.caption_sets
+            if world.eval_set(name).scorers
             for pool in (world.pool_of(name),)
         }
         answers = {
@@ -105,6 +106,7 @@ def test_right_captions_and_answers_score_best(world):
                 for i in range(world.count(name))
             }
             for name in world.question_sets
+            if world.eval_set(name).scorers
         }
         return RunPredictions(captions, answers, CAPFILT)
 
