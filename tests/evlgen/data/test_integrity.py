@@ -111,7 +111,7 @@ def other_domains(content: Any) -> None:
             "no image with captions in the split test; splits there: other, restval",
         ),
         ("coco", COCO, without_sentences, "1 of 4 images of the split test have no caption"),
-        ("coco", COCO, emptied("images"), "no image with captions in the split val; splits there: none"),
+        ("coco", COCO, emptied("images"), "; splits there: none"),
         ("flickr", FLICKR, rename("test"), "no image with captions in the split test"),
         ("flickr", FLICKR, without_sentences, "1 of 3 images of the split test have no caption"),
         ("nocaps_in", NOCAPS, ids_as_text("image_id", "annotations"), ": '0' is a text, 0 a number"),
