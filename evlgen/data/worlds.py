@@ -61,7 +61,8 @@ def problems(config: RunConfig) -> list[str]:
     if lines:  # the others are looked at all the same: all that is amiss is told at once
         sets = [one for one in sets if not world.missing([world.pool_of(one[0])])]
     validation = config.evaluation.validation if not world.missing([world.validation]) else 0
-    return unknown + lines + _too_few(config.data, world) + integrity.problems(world, sets, validation)
+    short = [*_too_few(config.data, world), *integrity.problems(world, sets, validation)]
+    return list(dict.fromkeys([*unknown, *lines, *short]))
 
 
 def _too_few(data: DataConfig, world: World) -> list[str]:
@@ -74,7 +75,11 @@ def _too_few(data: DataConfig, world: World) -> list[str]:
     for name, size in data.pools:
         may_be_smaller = world.is_published and not data.cache
         if size and not may_be_smaller and not world.is_indexed(name) and not world.missing([name]):
-            count = world.count(name)
+            try:
+                count = world.count(name)
+            except UserError as error:
+                lines.append(str(error))
+                continue
             if count < size:
                 lines.append(too_few(name, size, count))
     return lines
