@@ -361,6 +361,7 @@ def _notes(results: Results, has_paper: bool) -> list[str]:
         notes.append(
             "Some captions were scored without Java, by another tokenizer: their scores differ slightly."
         )
+    notes += _lost(results)
     notes += results.warnings()
     notes += gates.stage1_notes(results)
     if experiment.name == "table1" and (
@@ -370,6 +371,28 @@ def _notes(results: Results, has_paper: bool) -> list[str]:
     if experiment.notes:
         notes.append(experiment.notes)
     return notes
+
+
+def _lost(results: Results) -> list[str]:
+    """A sentence on what of the data was damaged or left out, a row; nothing where all was whole."""
+    said: dict[str, list[str]] = {}
+    for label in results.runs:
+        for record in results.complete(label):
+            damaged, left_out, samples = (
+                int(record.metric(key) or 0) for key in ("damaged_pairs", "left_out", "samples")
+            )
+            parts = []
+            if damaged:
+                parts.append(f"{damaged:,} of {samples:,} training pairs were damaged and replaced by others")
+            if left_out:
+                parts.append(f"{left_out:,} things in the data's files are in no pair")
+            if parts:
+                labels = said.setdefault("; ".join(parts), [])
+                labels += [] if label in labels else [label]
+    return [
+        f"{text} ({'; '.join(labels)}): the run's `log.txt` names them, its `provenance.json` says why."
+        for text, labels in said.items()
+    ]
 
 
 def _sizes(results: Results) -> list[str]:

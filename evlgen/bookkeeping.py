@@ -40,6 +40,7 @@ class TrainingState:
     recomputed: Sequence[nn.Module] = ()  # whose activations are not kept
     step: int = 0
     validation: dict[str, float] = field(default_factory=dict)
+    damaged: int = 0  # pairs so far in whose place their neighbours were
 
 
 class Stopwatch:
@@ -88,6 +89,7 @@ class Checkpoints:
         state.optimizer.load_state_dict(saved["optimizer"])
         state.scaler.load_state_dict(saved["scaler"])
         state.step, state.validation = saved["step"], saved["validation"]
+        state.damaged = saved.get("damaged", 0)
         watch.set(float(saved["train_seconds"]))
         if self.ranks.is_first:
             log.info("%s: resumed at step %d", self.folder, state.step)
@@ -131,6 +133,7 @@ class Checkpoints:
                 "processes": self.ranks.size,
                 "train_seconds": seconds,
                 "validation": state.validation,
+                "damaged": state.damaged,
                 "model": state.model.state_dict(),
                 "optimizer": state.optimizer.state_dict(),
                 "scaler": state.scaler.state_dict(),
@@ -201,6 +204,8 @@ class History:
             "grad_norm": float(norm),
             "samples_per_second": self.pace,
         }
+        if state.damaged:
+            line["damaged_pairs"] = state.damaged
         if self.utilisation is not None:
             line["mfu"] = self.pace * self.utilisation.flops / self.utilisation.peak
         if state.scaler.is_enabled():

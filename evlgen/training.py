@@ -145,6 +145,7 @@ def _train(
         due = _Due.at(state.step, optim)
         loss, norm = _update(state, batches, config, device, ranks, wants_norm=due.log)
         history.losses.append(loss)
+        state.damaged += batches.damaged
         line = history.line(state, norm) if due.log else {}
         reporter.report("train", state.step, at_once=due.log)
         if due.validation:
@@ -166,6 +167,7 @@ def _train(
         "train_seconds": watch.read(),
         "resumed_from": start,
         "trained_parameters": sum(p.numel() for p in state.model.parameters()),
+        **({"damaged_pairs": state.damaged} if state.damaged else {}),
         **state.validation,
     }
     result = ranks.broadcast(result)  # nobody leaves before the files are there

@@ -114,6 +114,9 @@ def _execute(config: RunConfig, folder: Path, report: Tell, init_folder: str | N
         files.write_json(folder / _MEASURED, over_attempts(earlier, meter.read()))
         raise
     measured = over_attempts(earlier, meter.read())
+    if left_out := worlds.left_out(config):
+        measured["left_out"] = left_out
+        summary["left_out"] = sum(number for counts in left_out.values() for number in counts.values())
     write_provenance(folder, config, identify(config), data, measured)
     state = classify(files.read_metrics(folder))
     peak = {"peak_memory_gib": measured["peak_memory_mib"] / 1024}

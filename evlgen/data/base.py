@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from evlgen.errors import UserError, nearest
+from evlgen.runtime.annotations import LeftOut
 
 if TYPE_CHECKING:  # a name of a set does not need numpy
     import numpy as np
@@ -109,6 +110,7 @@ class World:
         is_published: whether its evaluation sets have published sizes, so that a part of one is a mistake.
         is_there: pool -> whether one that may be left out is there.
         is_indexed: pool -> whether counting it may make an index of millions of pairs.
+        left_out: pool -> what its files have that is in no pool, and why.
     """
 
     name: str
@@ -126,6 +128,7 @@ class World:
     is_published: bool = False
     is_there: Callable[[str], bool] = lambda pool: True
     is_indexed: Callable[[str], bool] = lambda pool: False
+    left_out: Callable[[str], LeftOut] = lambda pool: LeftOut()
 
     @property
     def caption_sets(self) -> list[str]:

@@ -39,10 +39,12 @@ class StepBatches:
     Attributes:
         parts: a batch for each part of the accumulation, on the device; to be iterated over once.
         tokens: text tokens in the whole batch, over all parts and ranks; None if there is one of each.
+        damaged: pairs of it, over all parts and ranks, that are damaged: their neighbours are there instead.
     """
 
     parts: Iterable[Batch]
     tokens: int | None
+    damaged: int = 0
 
 
 class BatchSource(Protocol):
@@ -117,11 +119,11 @@ class StreamedBatches:
         ranks: Ranks,
     ) -> Iterator[StepBatches]:
         for decoded in decoded_steps(self.stream, seed, steps, batch_size, parts):
-            tokens = None
+            tokens, damaged = None, sum(len(rows.damaged) for rows in decoded)
             if len(parts) * ranks.size > 1:
-                own = torch.tensor(sum(rows.tokens for rows in decoded), device=device)
-                tokens = int(ranks.sum(own))
-            yield StepBatches((rows.batch().to(device) for rows in decoded), tokens)
+                own = torch.tensor([sum(rows.tokens for rows in decoded), damaged], device=device)
+                tokens, damaged = ranks.sum(own).tolist()
+            yield StepBatches((rows.batch().to(device) for rows in decoded), tokens, damaged)
 
 
 # ------------------------------------------------------------------------------------ images to evaluate on

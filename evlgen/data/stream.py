@@ -29,6 +29,7 @@ from evlgen.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_NAMED = 1000  # damaged pairs that are named one by one; then each of so many
 _NEIGHBOURS = 100  # that may be damaged in a row, before the data set is
 
 
@@ -163,7 +164,8 @@ def decoded_steps(
         for part in read:
             for damage in part.damaged:
                 replaced += 1
-                log.warning("%s: replaced by the next pair (%d since the start)", damage, replaced)
+                if replaced <= _NAMED or not replaced % _NAMED:  # of 100M pairs a tenth may be damaged
+                    log.warning("%s: replaced by the next pair (%d since the start)", damage, replaced)
         yield read
 
 

@@ -100,6 +100,13 @@ def pools_of(config: RunConfig) -> list[str]:
     return [*trained, world.validation, *sets]
 
 
+def left_out(config: RunConfig) -> dict[str, dict[str, int]]:
+    """What the files have that is in none of the pools that a run reads: pool -> reason -> number."""
+    world = of(config.data)
+    counts = {pool: world.left_out(pool).counts for pool in dict.fromkeys(pools_of(config))}
+    return {pool: dict(found) for pool, found in counts.items() if found}
+
+
 def cache_prefix(pool: str, size: int, vision: str, views: int) -> str:
     """How the name of a file of cached features begins."""
     return f"{pool.replace('/', '_')}-{size}x{views}-{PurePath(vision).name}"

@@ -55,6 +55,7 @@ def world(first_pool: str = "") -> World:
         question=lambda kind, index: read(f"{name}/questions").questions[index],
         missing=missing,
         ids=lambda pool, index: read(pool).ids(index),
+        left_out=lambda pool: read(pool).left_out,
         is_there=is_there,
     )
 

@@ -35,6 +35,7 @@ def world(first_pool: str = "") -> World:
         is_indexed=lambda name: name in datasets.web_pools(),
         ids=ids,
         is_published=True,
+        left_out=lambda name: pool(name).left_out,
     )
 
 
