@@ -17,6 +17,7 @@ else:
     import tomli as tomllib
 
 from evlgen.errors import UserError, nearest
+from evlgen.runtime.text import decode_text
 
 _GPU_CPUS = 8  # cores of a process with a GPU: one for it, the others decode images, see docs/DATA.md
 _MAX_DECODERS = 16  # the limit of `evlgen.data.stream.decoders`
@@ -120,7 +121,8 @@ def read_profile(path: str, changes: Mapping[str, Any]) -> Profile:
     values: dict[str, Any] = {}
     if path:
         try:
-            values = tomllib.loads(Path(path).read_text())
+            text = decode_text(Path(path).read_bytes(), f"--cluster {path}")
+            values = tomllib.loads(text.replace("\r\n", "\n"))
         except (OSError, ValueError) as error:
             raise UserError(f"--cluster {path}: {getattr(error, 'strerror', None) or error}") from error
     return make_profile({**values, **changes}, path or "the flags")
