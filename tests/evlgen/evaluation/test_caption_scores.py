@@ -1,5 +1,6 @@
 """Caption scores against hand-computed values, pycocoevalcap's own numbers and broken input."""
 
+import contextlib
 import math
 import os
 import random
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -144,6 +145,37 @@ def test_nasty_captions_get_scores(scorer: CaptionScorer) -> None:
     # METEOR's pipe is still in step with the questions.
     (again,) = scorer.score([CaptionJob(REFERENCES, CANDIDATES)])
     assert again["METEOR"] == pytest.approx(PYCOCOEVALCAP["METEOR"], rel=1e-12)
+
+
+ODD = {
+    "empty": "",
+    "spaces": "  \t ",
+    "separators": "|||",
+    "a separator within": "a dog ||| on grass",
+    "newlines": "a dog\non\r\ngrass\n",
+    "very long": "a dog " * 2000,
+    "one long word": "dog" * 5000,
+    "not ASCII": "un chien naïve 犬 🐕 на траве",
+    "numbers": "12 3.5 1,000 0",
+    "marks": "... !? -- ;",
+    "control characters": "a\x00dog\x1b[31m\x7f",
+    "half a pair": "a dog \ud83d",
+    "command": "EVAL ||| 1 2 3",
+}
+
+
+@needs_meteor
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_caption_leaves_the_scores_of_the_others_as_they_are(name: str, scorer: CaptionScorer) -> None:
+    """As caption and as reference, by every metric; nothing hangs, and the process answers in step."""
+    alone = [CaptionJob({"a": REFERENCES["a"]}, {"a": CANDIDATES["a"]})]
+    odd = CaptionJob({"a": REFERENCES["a"], "b": REFERENCES["b"]}, {"a": CANDIDATES["a"], "b": ODD[name]})
+    referred = CaptionJob({"a": REFERENCES["a"], "b": [ODD[name], "a dog"]}, {"a": ODD[name], "b": "a dog"})
+    first, scores, other, last = scorer.score([*alone, odd, referred, *alone])
+    assert first == last
+    for one in (scores, other):
+        assert set(one) == {"BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+        assert all(math.isfinite(value) and 0 <= value <= 1000 for value in one.values())
 
 
 @needs_meteor
@@ -286,19 +318,93 @@ def test_meteor_failure_keeps_the_other_scores(
     assert "METEOR failed" in caplog.text
 
 
-@needs_meteor
-def test_no_java_process_outlives_its_parent() -> None:
-    code = "from evlgen.evaluation.java import *; import time; meteor = Meteor(find_java());"
-    code += " print(meteor._process.pid, flush=True); time.sleep(600)"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root())
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
-    deadline = time.monotonic() + 150
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+STARTED = "meteor = Meteor(find_java()); print(meteor._process.pid, flush=True);"
+REPORT = "threading.Thread(target=report, daemon=True).start();"
+THREAD = f"t = threading.Thread(target=lambda: exec({STARTED!r}, globals())); t.start(); t.join()"
+LAUNCHERS = {
+    "starting": f"{STARTED} time.sleep(600)",
+    # Another process has the other ends of its pipes: the input of Java does not end with its launcher.
+    "with a child of its own": f"{STARTED} os.fork(); time.sleep(60)",
+    "in a thread that ends": f"{THREAD}; time.sleep(600)",
+    "tokenizing": f"{REPORT} ptb_tokenize(['a dog'] * 500_000, find_java())",
+    "a script in its place": f"{REPORT} run(pathlib.Path(sys.argv[1]), ['-version'])",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_no_java_outlives_its_launcher(launcher: str, tmp_path: Path) -> None:
+    """However that ends: it gets no chance to end anything itself."""
+    code = f"""
+import os, pathlib, sys, threading, time
+import psutil
+from evlgen.evaluation.java import *
+
+def report():
+    while not any("-preserveLines" in c.cmdline() or sys.argv[1] in c.cmdline() for c in children()):
         time.sleep(0.1)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    print(children()[0].pid, flush=True)
+
+def children():
+    return psutil.Process().children()
+
+{LAUNCHERS[launcher]}
+"""
+    script = fake_java(tmp_path, "sleep 600\nexit 0")  # starts a program of its own
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(script)], stdout=subprocess.PIPE, cwd=root(), start_new_session=True
+    )
+    assert parent.stdout is not None
+    guard = psutil.Process(int(parent.stdout.readline()))
+    if launcher == "in a thread that ends":
+        time.sleep(1)
+        assert guard.is_running()  # the end of the thread is not that of the launcher
+    started = [guard, *guard.children(recursive=True)]
+    deadline = time.monotonic() + 10
+    while len(started) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        started = [guard, *guard.children(recursive=True)]
+    assert any("java" in " ".join(one.cmdline()) for one in started[1:])
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert all_gone(started, 5)
+    with contextlib.suppress(ProcessLookupError):  # the child that shared its pipes
+        os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_java_ends_with_its_guard() -> None:
+    meteor = Meteor(java())
+    guard = psutil.Process(meteor._process.pid)
+    deadline = time.monotonic() + 10
+    while not guard.children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = guard.children()
+    assert len(started) == 1
+    guard.kill()
+    assert all_gone(started, 5)
+    with pytest.raises(JavaError, match="METEOR failed"):
+        meteor.score([[("a dog", ("a dog",))]])
+
+
+def test_a_tokenizer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(JavaError, match="timed out"):
+        subject.ptb_tokenize(["a dog"], fake_java(tmp_path, "sleep 600\nexit 0"), timeout=0.5)
+    assert all_gone(set(psutil.Process().children(recursive=True)) - before, 5)
+
+
+def all_gone(processes: Iterable[psutil.Process], seconds: float) -> bool:
+    """Whether all of them end within this time."""
+    left, deadline = list(processes), time.monotonic() + seconds
+    while left and time.monotonic() < deadline:
+        left = [one for one in left if is_alive(one)]
+        time.sleep(0.05)
+    return not left
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def test_close_ends_meteor() -> None:
