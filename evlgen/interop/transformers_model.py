@@ -263,6 +263,7 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             weight = next(self.vision.parameters())
             features = self.vision(pixel_values.to(weight.device, weight.dtype))
+        features = features.to(torch.float16)  # as in training, where they may come from a cache
         return self.caption_model.soft_prompt(features.to(self.caption_model.norm.weight.dtype))
 
     def forward(
