@@ -16,6 +16,7 @@ import io
 import math
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_STRIP = 1 << 20  # pixels that are computed with together
 _ORIENTATION, _BITS, _SAMPLE_FORMAT = 0x112, 0x102, 0x153  # tags of EXIF and TIFF
 
 
@@ -196,25 +198,32 @@ def _levels(image: Image.Image, key: Any) -> Image.Image:
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;"):
-        most = 4095 if tags.get(_BITS) == (12,) else 65535
-        table = np.rint(np.minimum(np.arange(65536), most) * (255 / most)).astype(np.uint8)
-        grey = table[values]
+        low, high = 0.0, 4095.0 if tags.get(_BITS) == (12,) else 65535.0
     else:
         if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
             values = values.view(np.uint32)  # PIL has no mode of its own for them
-        finite = np.isfinite(values)
-        if not finite.any():
-            raise ValueError("none of its values is a number")
-        low, high = float(values[finite].min()), float(values[finite].max())
-        tops = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0)
-        top = next((top for top in tops if low >= 0 and high <= top), 0.0)
-        low, high = (0.0, top) if top else (low, high)
-        scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-30))
-        scaled = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
-        grey = np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    if isinstance(key, int):
-        grey = np.where(values == key, 255, grey).astype(np.uint8)
+        low, high = _range(values, (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0))
+    grey = np.empty(values.shape, np.uint8)
+    rows = max(1, _STRIP // values.shape[1])
+    for first in range(0, len(values), rows):  # what is computed with takes eight times the space
+        part = values[first : first + rows]
+        scaled = (part.astype(np.float64) - low) * (255 / max(high - low, 1e-30))
+        scaled = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)
+        grey[first : first + rows] = np.rint(scaled)
+        if isinstance(key, int):
+            grey[first : first + rows][part == key] = 255
     return Image.fromarray(grey).convert("RGB")
+
+
+def _range(values: npt.NDArray[Any], tops: Sequence[float]) -> tuple[float, float]:
+    """What becomes black and white: 0 and the first of ``tops`` that none exceeds, or least and greatest."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("none of its values is a number")
+    low = float(values.min(where=finite, initial=values.flat[int(finite.argmax())]))
+    high = float(values.max(where=finite, initial=low))
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    return (low, high) if top is None else (0.0, top)
 
 
 # ------------------------------------------------------------------------------------- resizing, cropping

@@ -191,6 +191,20 @@ def test_what_is_not_a_number_is_black():
         decode(saved(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF"), "a")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "CMYK", "P"])
+def test_a_large_image_takes_a_moderate_amount_of_memory(mode):
+    script = (
+        "import io, resource; from PIL import Image; from evlgen.data.images import decode\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        f"image, content = Image.new({mode!r}, (9000, 9000)), io.BytesIO()\n"
+        "image.save(content, 'TIFF', compression='tiff_deflate'); before = peak(); image.close(); del image\n"
+        "decode(content.getvalue(), 'a'); print(peak() - before)"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(said.stdout) < 1800  # MiB
+
+
 # --------------------------------------------------------------------------------------- transparency
 
 
