@@ -46,6 +46,7 @@ class Arguments:
     device: str = ""
     dry_run: bool = False
     everything: bool = False
+    thorough: bool = False
     cluster: str = ""
     partition: str | None = None
     account: str | None = None
@@ -232,6 +233,14 @@ def _everything(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _thorough(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="also decode every image of the evaluation sets, and count pools of millions of pairs",
+    )
+
+
 def _cluster(title: str) -> _Flags:
     """Flags for a cluster's profile, under a title."""
 
@@ -308,6 +317,20 @@ COMMANDS: dict[str, Command] = {
         (scale_flag, _seeds, _rows_and_set, _everything),
         "Of the complete runs in the run store; their table is written anew.",
     ),
+    "check-data": Command(
+        _EXPERIMENTS,
+        "what data is there, what is missing and where to get it, with a page of samples",
+        (scale_flag, _rows_and_set, _thorough),
+        "At the paper's scale, or with --set data.world=... at any. Exit code 2 if something is missing.",
+        optional=True,
+    ),
+    "describe-data": Command(
+        _EXPERIMENTS,
+        "lengths of captions, questions and answers, sizes of images, most frequent words",
+        (scale_flag, _rows_and_set),
+        "Of each set that the experiments read.",
+        optional=True,
+    ),
     "adopt": Command(
         _EXPERIMENTS,
         "give records with ids of an earlier form those of today",
@@ -336,7 +359,7 @@ def parse(words: Sequence[str]) -> Arguments:
     if words[0] in COMMANDS:
         name = words[0]
         command = COMMANDS[name]
-        elsewhere = [*_sweep_parser()._option_string_actions, "--everything"]
+        elsewhere = [*_sweep_parser()._option_string_actions, "--everything", "--thorough"]
         found = _parser(name, command).parse(words[1:], elsewhere)
         target = _target(name, command.takes, found.pop("words", []))
         if not target and command.takes and not command.optional:

@@ -13,6 +13,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import archive
 from evlgen.runs import folder as files
@@ -101,6 +102,8 @@ def _dispatch(arguments: Arguments) -> int:
         raise UserError(f"logs {target}: give the id of a run; `status {target}` lists them")
     if command == "adopt":
         return adopt(arguments)
+    if command in ("check-data", "describe-data"):
+        return look_at_data(arguments)
     # Planned before any is executed: a mistake in a flag must not show after an hour.
     sweeps = [_sweep(name, arguments) for name in _names(arguments)]
     codes = [_carry_out(sweep, arguments) for sweep in sweeps]
@@ -111,6 +114,26 @@ def _dispatch(arguments: Arguments) -> int:
         judge(sweeps[0].scale, arguments.seeds, changed=bool(arguments.set or arguments.rows))
     # 1, some runs failed, says more than 3, some are queued
     return 1 if 1 in codes else max(codes)
+
+
+def look_at_data(arguments: Arguments) -> int:
+    """Say what is there of the data that experiments need, or what it is like; 2 if something is missing."""
+    from sweeps.check_data import check, describe  # imports numpy and PIL
+
+    names = (arguments.target,) if arguments.target not in ("", ALL) else EXPERIMENTS
+    is_other_world = any(change.startswith("data.world=") for change in arguments.set)
+    configs: dict[RunConfig, None] = {}
+    for name in names:
+        experiment = load(name)
+        if arguments.target in ("", ALL) and (experiment.count is not None or not experiment.in_all):
+            continue
+        scale = arguments.scale or (experiment.default_scale if is_other_world else "paper")
+        for row in load(name, scale, arguments.set, arguments.rows).rows:
+            first = row.config.init_from
+            configs |= dict.fromkeys([row.config] if first is None else [first, row.config])
+    if arguments.command == "describe-data":
+        return describe(list(configs))
+    return check(list(configs), arguments.target or ALL, arguments.thorough)
 
 
 def _names(arguments: Arguments) -> tuple[str, ...]:

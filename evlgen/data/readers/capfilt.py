@@ -189,6 +189,13 @@ def read(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
     raise UserError(f"{pool}: {_NOTHING}; see docs/DATA.md")
 
 
+def sample(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
+    """As `read`, of shards the first alone: a look at a pool must not wait for its index."""
+    if pool.is_dir() and (shards := sorted(pool.rglob("*.tar"))):
+        return Shards(pool, shards[:1], cache)
+    return read(pool, cache)
+
+
 _NOTHING = (
     "neither shards (*.tar) nor lists of pairs (*.json) nor images with a .txt or .json of the same name "
     "beside them"
