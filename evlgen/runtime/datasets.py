@@ -211,8 +211,8 @@ def _web(name: str, list_name: str, *others: str) -> Part:
 
 
 _WEB = {
-    "laion-115m": _web("laion-115m", "laion_synthetic_filtered_large", "laion115m", "laion_115m"),
-    "ccs-14m": _web("ccs-14m", "ccs_synthetic_filtered_large", "ccs14m", "ccs_14m", "capfilt14m"),
+    "laion-115m": _web("laion-115m", "laion_synthetic_filtered_large", "laion115m", "laion"),
+    "ccs-14m": _web("ccs-14m", "ccs_synthetic_filtered_large", "ccs14m", "ccs", "capfilt14m"),
 }
 WEB_POOLS = tuple(_WEB)
 

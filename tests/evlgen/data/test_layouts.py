@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from evlgen.data import worlds
 from evlgen.data.images import decode
 from evlgen.data.readers import capfilt
 from evlgen.errors import UserError
-from evlgen.runtime import datasets, sources
+from evlgen.runtime import datasets, paths, sources
 from tests.evlgen import real_sets as true_files
 
 POOLS = ("coco", "coco_val", "coco_test", "nocaps_in", "nocaps_near", "nocaps_out", "flickr")
@@ -190,6 +191,50 @@ def test_ids_do_not_ask_where_files_lie(root):
     assert {k: v for k, v in after.items() if k != "ccs-14m"} == {
         k: v for k, v in before.items() if k != "ccs-14m"
     }
+
+
+# --------------------------------------------------------------------------------------------- the docs
+
+DOCS = (paths.ROOT / "docs/DATA.md").read_text()
+
+
+def plant(tree: str, root: Path) -> None:
+    """Make the files and folders of a tree, whose indents are of two spaces."""
+    above: list[str] = []
+    for line in tree.splitlines():
+        name = line.strip()
+        above = [*above[: (len(line) - len(line.lstrip())) // 2], name]
+        path = root.joinpath(*above)
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            true_files.save(path, b"")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_trees_of_the_docs_have_all_that_is_needed_and_nothing_else(root, number):
+    tree = re.findall(r"```text\n(.*?)```", DOCS, re.DOTALL)[number]
+    plant(tree, root)
+    used = set()
+    for pool in POOLS:
+        for need in (*datasets.lists_of(pool), *datasets.images_of(pool)):
+            found = datasets.find(need)
+            assert found is not None, (pool, need[0].name)
+            used.add(found.path)
+    files = {path for path in root.rglob("*") if path.is_file()}
+    leaves = {path for path in root.rglob("*") if path.is_dir() and not any(path.iterdir())}
+    assert used == files | leaves
+
+
+def test_the_data_toml_of_the_docs_has_every_key(root):
+    content = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)[0]
+    true_files.save(root / "data.toml", content.encode())
+    given = datasets.settings()
+    known = {part.key for part in datasets._parts() if not part.key.startswith("pools.")}
+    alternatives = {"coco.train", "coco.val", "coco.test", "flickr30k.test"}
+    missing = known - {*given.parts} - alternatives
+    assert all("test" in key for key in missing), missing  # test sets without answers
+    assert given.pools["cc3m"] == Path.home() / "cc3m"
 
 
 # ------------------------------------------------------------------------------------------ data.toml
