@@ -32,11 +32,14 @@ class Arguments:
     Attributes:
         command: one of `COMMANDS`, or `RUN`.
         target: an experiment, `ALL`, or the beginning of a run's id; empty: everything (of ``status``).
+        second: what follows it: another run (of ``diff``), or an evaluation set (of ``submit``).
         typed: names of the flags that were given; the others have their defaults.
     """
 
     command: str
     target: str = ""
+    second: str = ""
+    out: str = ""
     scale: str = ""
     seeds: int | None = None
     rows: str = ""
@@ -79,6 +82,7 @@ class Command:
     Attributes:
         takes: what may follow it: ``experiments`` (one or all), ``run`` (its id) or both.
         optional: whether it may be left out.
+        second: what must follow it.
         help: one line.
         details: further lines of its own help.
         flags: each adds flags to its parser.
@@ -89,6 +93,7 @@ class Command:
     flags: tuple[_Flags, ...] = ()
     details: str = ""
     optional: bool = False
+    second: str = ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -241,6 +246,10 @@ def _thorough(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FILE", help="where to write it; the default is said at the end")
+
+
 def _cluster(title: str) -> _Flags:
     """Flags for a cluster's profile, under a title."""
 
@@ -331,6 +340,21 @@ COMMANDS: dict[str, Command] = {
         "Of each set that the experiments read.",
         optional=True,
     ),
+    "diff": Command(
+        _ONE_RUN,
+        "where the captions and answers of two runs differ, as a page with images",
+        (_out,),
+        "From the predictions that are kept in the run store or in the archives beside the tables.",
+        second="RUN_B",
+    ),
+    "submit": Command(
+        _ONE_RUN,
+        "write a run's predictions as the makers of a data set want them",
+        (_out,),
+        "Sets: nocaps, nocaps_test, vqav2_testdev, vqav2_test, or any that runs are evaluated on. What was "
+        "not kept is decoded first, with the run's weights.",
+        second="SET",
+    ),
     "adopt": Command(
         _EXPERIMENTS,
         "give records with ids of an earlier form those of today",
@@ -361,10 +385,18 @@ def parse(words: Sequence[str]) -> Arguments:
         command = COMMANDS[name]
         elsewhere = [*_sweep_parser()._option_string_actions, "--everything", "--thorough"]
         found = _parser(name, command).parse(words[1:], elsewhere)
-        target = _target(name, command.takes, found.pop("words", []))
+        typed_words: list[str] = found.pop("words", [])
+        if command.second:
+            if len(typed_words) > 2:
+                raise UserError(f"{name} {' '.join(typed_words)}: takes one run and one {command.second}")
+            found["second"] = typed_words[1] if len(typed_words) == 2 else ""
+            typed_words = typed_words[:1]
+        target = _target(name, command.takes, typed_words)
         if not target and command.takes and not command.optional:
             what = "a run's id" if command.takes == _ONE_RUN else f"one of {', '.join((*EXPERIMENTS, ALL))}"
             raise UserError(f"{name}: of what? Give {what}")
+        if command.second and not found["second"]:
+            raise UserError(f"{name} {target}: needs a {command.second} behind the run")
     else:
         name = RUN
         found = _sweep_parser().parse(words)
@@ -372,7 +404,7 @@ def parse(words: Sequence[str]) -> Arguments:
         if not target:
             raise UserError("give an experiment or a command; sweeps/run.py --help lists them")
     found["set"] = tuple(found.get("set", ()))
-    typed = frozenset(name for name, value in found.items() if value != ())
+    typed = frozenset(name for name, value in found.items() if value != () and name != "second")
     arguments = Arguments(command=name, target=target, typed=typed, **found)
     _refuse_ignored(arguments)
     return arguments
@@ -382,6 +414,8 @@ def _parser(name: str, command: Command) -> Parser:
     kinds = {"experiments": f"EXPERIMENT|{ALL}", "run": "RUN"}
     target = "|".join(kinds[kind] for kind in command.takes)
     target = f"[{target}]" if command.optional else target
+    if command.second:
+        target = f"{'RUN_A' if command.second == 'RUN_B' else target} {command.second}"
     usage = " ".join(filter(None, ("sweeps/run.py", name, target, "[FLAGS]" if command.flags else "")))
     details = [_wrapped(f"{command.help[0].upper()}{command.help[1:]}.", ""), _wrapped(command.details, "")]
     if "run" in command.takes:
@@ -458,7 +492,7 @@ def _refuse_ignored(arguments: Arguments) -> None:
                     f"{flag}: asks a cluster for something; add --executor slurm, or leave it out"
                 )
     of_a_run = arguments.target and arguments.target not in (*EXPERIMENTS, ALL)
-    if of_a_run and arguments.typed:
+    if of_a_run and arguments.typed and not COMMANDS[arguments.command].second:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(arguments.typed))
         raise UserError(
             f"{arguments.command} {arguments.target}: {flags}: is for experiments, not for one run"

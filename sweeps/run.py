@@ -15,7 +15,7 @@ if __package__ in (None, ""):
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
-from evlgen.runs import archive
+from evlgen.runs import archive, results
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
@@ -98,6 +98,8 @@ def _dispatch(arguments: Arguments) -> int:
     if command in of_a_run and target not in (*EXPERIMENTS, ALL):
         of_a_run[command](target)
         return 0
+    if command in ("diff", "submit"):
+        return diff(arguments) if command == "diff" else submit(arguments)
     if command == "logs":
         raise UserError(f"logs {target}: give the id of a run; `status {target}` lists them")
     if command == "adopt":
@@ -349,6 +351,31 @@ def count(sweep: Sweep, arguments: Arguments) -> None:
     write_cost_tables(counted, folder, () if measured is None else (measured,))
     show.show_table(sweep.table, sweep.scale)
     console.print(f"table in {os.path.relpath(folder)}/")
+
+
+def diff(arguments: Arguments) -> int:
+    """Write the page of what two runs say differently, and its summary."""
+    from analysis import compare  # imports numpy and what scores
+
+    found = (results.with_id(arguments.target), results.with_id(arguments.second))
+    if found[0].folder == found[1].folder:
+        raise UserError(f"diff {arguments.target} {arguments.second}: both are the run {found[0].id}")
+    differences = compare.compare(*found)
+    print("\n".join(compare.summary(found, differences)))
+    path = compare.write(found, differences, Path(arguments.out).expanduser() if arguments.out else None)
+    print(f"page: {os.path.relpath(path)}")
+    return 0
+
+
+def submit(arguments: Arguments) -> int:
+    """Write a run's predictions as the makers of a data set want them."""
+    from sweeps.submit import submit as write  # imports numpy
+
+    path = write(
+        arguments.target, arguments.second, Path(arguments.out).expanduser() if arguments.out else None
+    )
+    print(f"file: {os.path.relpath(path)}")
+    return 0
 
 
 def build_foundation(arguments: Arguments) -> int:

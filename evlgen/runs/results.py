@@ -114,6 +114,34 @@ def find(config: RunConfig, archives: bool = True) -> Record | None:
     return min(earlier, key=lambda record: (len(record.changed), -_pictures(record.folder)), default=None)
 
 
+def with_id(prefix: str) -> Record:
+    """The complete run whose id begins with ``prefix``, from the run store or else from the archives.
+
+    Args:
+        prefix: may also be the path of a run's folder.
+
+    Raises:
+        UserError: there is none, or more than one; the record is damaged.
+    """
+    wanted = prefix.rstrip("/").rpartition("/")[2]
+    places: dict[str, list[tuple[Path, str]]] = {}
+    for root, source in [(runs_folder(), str(runs_folder())), *_extracted_archives()]:
+        for names in _runs_by_config(root, _stamp(root)).values():
+            for name in names:
+                if name.startswith(wanted) and (root / name / files.RESULT).exists():
+                    places.setdefault(name, []).append((root / name, source))
+    if len(places) != 1 or not wanted:
+        what = f"{len(places)} complete runs begin so" if places else "no complete run begins so"
+        raise UserError(f"{prefix}: {what}, in the run store or in an archive beside a table")
+    (found,) = places.values()
+    folder, source = max(found, key=lambda place: (place[0].parent == runs_folder(), _pictures(place[0])))
+    config = files.read_config(folder)
+    record = None if config is None else _read(folder, config, source)
+    if record is None:
+        raise UserError(f"{folder}: its record cannot be read")
+    return record
+
+
 def _pictures(folder: Path) -> int:
     """How much is kept of what pictures are drawn from: the archives of two tables may have the same run, one
     with and one without."""
