@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import difflib
 import io
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from PIL import Image
 
 from evlgen.data import worlds
 from evlgen.data.base import EvalSet, World
+from evlgen.data.images import UnreadableImage
 from evlgen.errors import UserError
 from evlgen.evaluation.answer_scores import ACCURACY
 from evlgen.runs.results import Record
@@ -146,7 +148,9 @@ def _on_set(
 ) -> SetDifference:
     common = [place for place in texts[0] if place in texts[1]]
     different = [place for place in common if texts[0][place] != texts[1][place]]
-    accuracy = ACCURACY[eval_set.scorers[0]] if eval_set.kind == "question" and eval_set.scorers else None
+    has_files = _has_files(world, eval_set)
+    is_scored = eval_set.kind == "question" and bool(eval_set.scorers) and has_files
+    accuracy = ACCURACY[eval_set.scorers[0]] if is_scored else None
     scores: dict[str, tuple[float, float]] = {}
     if accuracy is not None:
         for place in different:
@@ -173,10 +177,27 @@ def _on_set(
         better if accuracy is not None else None,
         (_text(values[0]), _text(values[1])),
         tuple(
-            _example(world, eval_set, int(place), (texts[0][place], texts[1][place]), scores.get(place), ids)
+            _example(
+                world if has_files else None,
+                eval_set,
+                int(place),
+                (texts[0][place], texts[1][place]),
+                scores.get(place),
+                ids,
+            )
             for place in shown
         ),
     )
+
+
+def _has_files(world: World, eval_set: EvalSet) -> bool:
+    """Whether the set can be read; if not, which is said, its texts are compared all the same."""
+    try:
+        world.count(eval_set.pool)
+    except UserError as error:
+        print(f"{eval_set.name}: texts alone are compared: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _text(value: object) -> str:
@@ -184,15 +205,17 @@ def _text(value: object) -> str:
 
 
 def _example(
-    world: World,
+    world: World | None,
     eval_set: EvalSet,
     place: int,
     texts: tuple[str, str],
     scores: tuple[float, float] | None,
     ids: Mapping[str, Sequence[Any]] | None,
 ) -> Example:
-    question, people = "", list(world.references(eval_set.pool, place)) if eval_set.kind == "caption" else []
-    if eval_set.kind == "question":
+    question, people = "", []
+    if world is not None and eval_set.kind == "caption":
+        people = list(world.references(eval_set.pool, place))
+    elif world is not None:
         asked = world.question(eval_set.name, place)
         question = asked.text
         people = [
@@ -200,14 +223,15 @@ def _example(
         ]
     called = [f"{name.removesuffix('_id')} {ids[name][place]}" for name in ids] if ids else []
     name = " · ".join([str(place), *called])
-    return Example(name, question, people, texts, scores, _image(world, eval_set.pool, place))
+    image = "" if world is None else _image(world, eval_set.pool, place)
+    return Example(name, question, people, texts, scores, image)
 
 
 def _image(world: World, pool: str, index: int) -> str:
     """A small image as a data URI; empty if it cannot be read here."""
     try:
         image = Image.fromarray(world.image(pool, index))
-    except (UserError, ValueError):  # the texts differ all the same
+    except (UserError, UnreadableImage):  # the texts differ all the same
         return ""
     is_small = max(image.size) <= _SIDE
     image.thumbnail((_SIDE, _SIDE))

@@ -350,7 +350,7 @@ COMMANDS: dict[str, Command] = {
     "submit": Command(
         _ONE_RUN,
         "write a run's predictions as the makers of a data set want them",
-        (_out,),
+        (_out, _device),
         "Sets: nocaps, nocaps_test, vqav2_testdev, vqav2_test, or any that runs are evaluated on. What was "
         "not kept is decoded first, with the run's weights.",
         second="SET",
