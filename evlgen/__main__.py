@@ -37,6 +37,10 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes are one line."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
+        if unknown:
+            near = nearest(unknown[1].partition("=")[0], self._option_string_actions)
+            raise UserError(f"{unknown[1]}: no such flag{near}; see {self.prog} --help")
         raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message) + f"; see {self.prog} --help")
 
 
@@ -79,7 +83,9 @@ def _parser(command: str) -> _Parser:
         "--json", action="store_true", help="JSON lines; this is the default where stdout is no terminal"
     )
     form.add_argument("--plain", action="store_true", help="lines PATH: TEXT; the default on a terminal")
-    parser.add_argument("--device", default="", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    parser.add_argument(
+        "--device", default="", help="cpu, cuda, cuda:1, mps or auto; default: a GPU if there is one"
+    )
     parser.add_argument(
         "--batch", type=_positive("--batch"), default=32, metavar="N", help="images at once; default: 32"
     )
@@ -98,7 +104,7 @@ def _positive(flag: str) -> Callable[[str], int]:
 
 DETAILS = {
     "caption": "Write a caption for each image.",
-    "ask": 'Answer a question about each image: python -m evlgen ask picture.png "What colour is the ball?"',
+    "ask": 'Answer a question about each image: python -m evlgen ask picture.png "What color is the ball?"',
     "draw": "Draw images of the miniworld, which the miniature's runs are trained on.",
 }
 
@@ -114,14 +120,11 @@ class Item:
     below: Path
 
 
-def find_images(words: Sequence[str], hint: str = "") -> tuple[list[Item], list[str]]:
+def find_images(words: Sequence[str]) -> tuple[list[Item], list[str]]:
     """The images that the words mean, folders searched with all that is in them, and a line for each fault.
 
     Hidden files, pictures that ``--explain`` has drawn, and files that are no images are left out; the last
     are counted on stderr.
-
-    Args:
-        hint: for the end of a fault about a path that is not there.
 
     Raises:
         UserError: nothing that was typed exists, or there is no image in it.
@@ -129,26 +132,36 @@ def find_images(words: Sequence[str], hint: str = "") -> tuple[list[Item], list[
     items: list[Item] = []
     faults: list[str] = []
     for word in words:
-        path = Path(word).expanduser()
-        if path.is_dir():
-            found, others = _in_folder(path)
+        path = Path(word) if os.path.exists(word) else _expanded(word)  # a name may begin with ~
+        if os.path.isdir(path):
+            found, others, unread = _in_folder(path)
+            faults += unread
             if others:
-                print(f"{word}: {others} files that are no images are left out", file=sys.stderr)
+                _say(f"{word}: left out, since they are no images: {others} files")
             if not found:
                 faults.append(f"{word}: no images in this folder ({', '.join(SUFFIXES)})")
             items += found
-        elif path.exists():
+        elif os.path.exists(path):
             items.append(Item(path, Path(path.name)))
         else:
-            faults.append(f"{word}: no such file or folder{hint}")
+            faults.append(f"{word}: no such file or folder")
     if not items:
         raise UserError("; ".join(faults))
     return items, faults
 
 
-def _in_folder(folder: Path) -> tuple[list[Item], int]:
+def _expanded(word: str) -> Path:
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:  # ~ of somebody unknown
+        return Path(word)
+
+
+def _in_folder(folder: Path) -> tuple[list[Item], int, list[str]]:
+    """Its images, how many other files there are, and a line for each folder that cannot be read."""
     found, others = [], 0
-    for place, inner, names in os.walk(folder):
+    faults: list[OSError] = []
+    for place, inner, names in os.walk(folder, onerror=faults.append):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
@@ -158,7 +171,7 @@ def _in_folder(folder: Path) -> tuple[list[Item], int]:
                 found.append(Item(path, path.relative_to(folder)))
             else:
                 others += 1
-    return found, others
+    return found, others, [f"{fault.filename}: {fault.strerror or fault}" for fault in faults]
 
 
 # --------------------------------------------------------------------------------------------- commands
@@ -171,11 +184,14 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
         question = words.pop().strip()
         if not words or not question:
             raise UserError('ask takes images and then a question: ask picture.png "What colour is it?"')
-        if Path(question).expanduser().exists():
+        if os.path.exists(question):
             raise UserError(f"{question}: is a file; the question comes last, behind the images")
+        for word in words:
+            if not os.path.exists(_expanded(word)) and not re.search(r"[./\\~]", word):
+                raise UserError(f"{word}: no such file; put the whole question into quotes")
     if arguments.out and not arguments.explain:
         raise UserError("--out: is for the pictures of --explain; add it")
-    items, faults = find_images(words, "; the question comes last, in quotes" if command == "ask" else "")
+    items, faults = find_images(words)
     if arguments.run:
         chosen = choice.named(arguments.run)
     else:

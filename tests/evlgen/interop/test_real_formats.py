@@ -96,7 +96,7 @@ def test_from_run_says_what_the_run_says(
     )
     folder = finished(tmp_path / "run", config)
     model, processor, _ = from_run(folder)
-    describer = load(folder, "cpu")
+    describer = load(folder)
     images = np.random.default_rng(0).integers(0, 256, (3, describer.side, describer.side, 3), dtype=np.uint8)
     features = describer.features(images)
     captions = describer.captions(features)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,34 +18,6 @@ from evlgen.interop.convert import checkpoint_names
 from evlgen.interop.convert import main as convert
 from evlgen.interop.run_folders import read_run_config
 from evlgen.runs.folder import CONFIG, CONNECTOR, OUTCOME, write_json
-
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of EVLGen's run of table 2, two updates long."""
-    place = tmp_path_factory.mktemp("made")
-    changes = ("evaluation.sets=[]", "optim.steps=2", "optim.warmup_steps=1")
-    subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "sweeps" / "run.py"), "table2", "--scale", "smoke", "--seeds", "1"),
-            *("--rows", "EVLGen, OPT-2.7B"),
-            *(argument for change in changes for argument in ("--set", change)),
-        ],
-        env={**os.environ, "EVLGEN_RUNS": str(place / "runs"), "EVLGEN_RESULTS": str(place / "results")},
-        cwd=place,
-        check=True,
-        timeout=300,
-    )
-    (outcome,) = (place / "runs").glob(f"*/{OUTCOME}")
-    return outcome.parent
-
-
-@pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
-    """A copy under another name, to be damaged."""
-    return Path(shutil.copytree(made, tmp_path / "copied"))
 
 
 def test_a_run_captions_an_image(made: Path) -> None:
