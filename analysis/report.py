@@ -283,13 +283,13 @@ def _html(table: Table, table_id: str, ids: Ids) -> Markup:
 
 def search_command(name: str, scale: str) -> str:
     """What makes a search again, from the name of its folder; what ``--set`` changed is not in that."""
-    own = name.removesuffix("-changed")
+    own, is_changed, _ = name.partition("-changed")
     if own.startswith("learning-rate-"):
         flags = f"--search learning-rate --experiment {own.removeprefix('learning-rate-')}"
     else:
         flags = f"--space {own.removesuffix('-val_loss')}"
         flags += " --objectives val_loss" if own.endswith("-val_loss") else ""
-    changed = " --set KEY=VALUE" if own != name else ""
+    changed = " --set KEY=VALUE" if is_changed else ""
     return f"python sweeps/merge_search.py {flags} --scale {scale}{changed}"
 
 

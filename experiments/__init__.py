@@ -6,8 +6,9 @@ import dataclasses
 import importlib
 
 from evlgen.errors import UserError, nearest
-from experiments.base import Experiment
+from experiments.base import Experiment, Row
 from experiments.changes import STAGE1, changed
+from experiments.overrides import labelled
 
 # In the order in which they are listed, run and reported.
 EXPERIMENTS = (
@@ -52,10 +53,8 @@ def load(name: str, scale: str = "", changes: tuple[str, ...] = (), rows: str = 
     if not kept:
         labels = "; ".join(row.label for row in experiment.rows)
         raise UserError(f"--rows {rows}: no row's label contains this; there are: {labels}")
-    experiment = dataclasses.replace(
-        experiment,
-        rows=tuple(dataclasses.replace(row, config=changed(row.config, changes)) for row in kept),
-    )
+    before = dataclasses.replace(experiment, rows=kept)
+    experiment = dataclasses.replace(before, rows=tuple(_changed(row, changes, kept) for row in kept))
     keys = {change.partition("=")[0] for change in changes}
     if all(row.config.init_from is None for row in experiment.rows):
         for key in sorted(keys):
@@ -65,4 +64,28 @@ def load(name: str, scale: str = "", changes: tuple[str, ...] = (), rows: str = 
         from experiments import other_worlds  # imports numpy, which a list of experiments does not need
 
         experiment = other_worlds.adapt(experiment, keep_sets="evaluation.sets" in keys)
-    return experiment
+    return labelled(before, experiment, changes)
+
+
+def _changed(row: Row, changes: tuple[str, ...], rows: tuple[Row, ...]) -> Row:
+    """A row with the changes made.
+
+    Raises:
+        UserError: one of them is wrong; of a key that other rows have, with the names of both rows.
+    """
+    try:
+        return dataclasses.replace(row, config=changed(row.config, changes))
+    except UserError as error:
+        for other in rows:
+            if other is not row:
+                try:
+                    changed(other.config, changes)
+                except UserError:
+                    continue
+                text = str(error).replace(
+                    ": no such key;",
+                    f": no such key in the row {row.label!r}, only in others such as {other.label!r}: choose "
+                    "them with --rows;",
+                )
+                raise UserError(text) from None
+        raise

@@ -31,13 +31,13 @@ class Arguments:
 
     Attributes:
         command: one of `COMMANDS`, or `RUN`.
-        target: an experiment, `ALL`, or the beginning of a run's id; empty: everything (of ``status``).
+        targets: experiments, `ALL`, or the beginnings of runs' ids; none: everything (of ``status``).
         second: what follows it: another run (of ``diff``), or an evaluation set (of ``submit``).
         typed: names of the flags that were given; the others have their defaults.
     """
 
     command: str
-    target: str = ""
+    targets: tuple[str, ...] = ()
     second: str = ""
     out: str = ""
     scale: str = ""
@@ -60,6 +60,11 @@ class Arguments:
     gpus: int | None = None
     nodes: int | None = None
     typed: frozenset[str] = frozenset()
+
+    @property
+    def target(self) -> str:
+        """The one experiment or run, or the first of several; empty: none was given."""
+        return self.targets[0] if self.targets else ""
 
     @property
     def asks_a_cluster(self) -> bool:
@@ -122,6 +127,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: an unknown flag, or a value that cannot be one.
         """
+        self._refuse_twice(words)
         found, unknown = self.parse_known_intermixed_args(list(words))
         for word in unknown:
             flag = word.partition("=")[0]
@@ -131,6 +137,27 @@ class Parser(argparse.ArgumentParser):
                 near = nearest(flag.replace("_", "-"), self._option_string_actions)
                 raise UserError(f"{flag}: no such flag{near or f'; {self.prog} --help lists them'}")
         return vars(found)
+
+    def _refuse_twice(self, words: Sequence[str]) -> None:
+        """Refuse a flag that is typed twice, of which only the last would count."""
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        for flag in flags:
+            action = self._option_string_actions.get(flag)
+            takes_one = action is not None and not isinstance(action, argparse._AppendAction)
+            if takes_one and flags.count(flag) > 1:
+                raise UserError(f"{flag}: given {flags.count(flag)} times; give it once")
+
+
+def refuse_twice(changes: Sequence[str]) -> None:
+    """Refuse a key that ``--set`` was given twice: only the last would count.
+
+    Raises:
+        UserError: the first such key.
+    """
+    keys = [change.partition("=")[0] for change in changes]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"--set {key}: given {keys.count(key)} times; give it once")
 
 
 def one_of(flag: str, kind: str, known: Collection[str]) -> Callable[[str], str]:
@@ -146,22 +173,34 @@ def one_of(flag: str, kind: str, known: Collection[str]) -> Callable[[str], str]
     return checked
 
 
-def whole_number(flag: str, least: int) -> Callable[[str], int]:
-    """Type of a flag's value: a whole number, not below the least."""
+def whole_number(flag: str, least: int, most: int = 1_000_000) -> Callable[[str], int]:
+    """Type of a flag's value: a whole number, not below the least, nor above the most."""
 
     def checked(word: str) -> int:
-        try:
-            number = int(word)
-        except ValueError:
-            raise UserError(f"{flag} {word}: must be a whole number") from None
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", word):
+            raise UserError(f"{flag} {word}: must be a whole number")
+        number = int(word)
         if number < least:
             raise UserError(f"{flag} {word}: at least {least} is needed")
+        if number > most:
+            raise UserError(f"{flag} {word}: at most {most:,} can be asked for")
         return number
 
     return checked
 
 
 # ---------------------------------------------------------------------------------------------- flags
+
+
+def some_text(flag: str) -> Callable[[str], str]:
+    """Type of a flag's value: not empty, which would be the same as leaving the flag out."""
+
+    def checked(word: str) -> str:
+        if not word.strip():
+            raise UserError(f"{flag}: is empty; give something, or leave it out")
+        return word
+
+    return checked
 
 
 def scale_flag(parser: argparse.ArgumentParser) -> None:
@@ -186,14 +225,16 @@ def set_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _rows_and_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", metavar="TEXT", help="only the rows whose label contains this")
+    parser.add_argument(
+        "--rows", type=some_text("--rows"), metavar="TEXT", help="only the rows whose label contains this"
+    )
     set_flag(parser)
 
 
 def _seeds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
-        type=whole_number("--seeds", 1),
+        type=whole_number("--seeds", 1, 10_000),
         metavar="N",
         help="seeds of every row; default: those of the scale (all: more for the rows that claims rest on)",
     )
@@ -256,7 +297,10 @@ def _cluster(title: str) -> _Flags:
     def add(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(title)
         group.add_argument(
-            "--cluster", metavar="FILE", help="TOML profile, see clusters/example.toml; flags override it"
+            "--cluster",
+            type=some_text("--cluster"),
+            metavar="FILE",
+            help="TOML profile, see clusters/example.toml; flags override it",
         )
         for name in ("partition", "account", "qos", "constraint"):
             group.add_argument(f"--{name}", metavar="NAME", help="as for sbatch")
@@ -284,7 +328,8 @@ COMMANDS: dict[str, Command] = {
     "show": Command(
         _EITHER,
         "the table of an experiment, or a run's configuration, scores, provenance and log",
-        (scale_flag,),
+        (scale_flag, _rows_and_set),
+        "With --rows and --set the table that they gave.",
     ),
     "captions": Command(
         _EITHER,
@@ -391,21 +436,25 @@ def parse(words: Sequence[str]) -> Arguments:
                 raise UserError(f"{name} {' '.join(typed_words)}: takes one run and one {command.second}")
             found["second"] = typed_words[1] if len(typed_words) == 2 else ""
             typed_words = typed_words[:1]
-        target = _target(name, command.takes, typed_words)
-        if not target and command.takes and not command.optional:
+        targets = _targets(name, command.takes, typed_words)
+        if not targets and command.takes and not command.optional:
             what = "a run's id" if command.takes == _ONE_RUN else f"one of {', '.join((*EXPERIMENTS, ALL))}"
             raise UserError(f"{name}: of what? Give {what}")
         if command.second and not found["second"]:
-            raise UserError(f"{name} {target}: needs a {command.second} behind the run")
+            raise UserError(f"{name} {targets[0]}: needs a {command.second} behind the run")
     else:
         name = RUN
         found = _sweep_parser().parse(words)
-        target = _target("", _EXPERIMENTS, found.pop("words", []))
-        if not target:
+        targets = _targets("", _EXPERIMENTS, found.pop("words", []))
+        if not targets:
             raise UserError("give an experiment or a command; sweeps/run.py --help lists them")
     found["set"] = tuple(found.get("set", ()))
+    refuse_twice(found["set"])
+    for change in found["set"]:
+        if change.partition("=")[0].rpartition(".")[2] == "seed":
+            raise UserError(f"--set {change}: changes nothing: seeds are 0, 1, ..., as many as --seeds says")
     typed = frozenset(name for name, value in found.items() if value != () and name != "second")
-    arguments = Arguments(command=name, target=target, typed=typed, **found)
+    arguments = Arguments(command=name, targets=targets, typed=typed, **found)
     _refuse_ignored(arguments)
     return arguments
 
@@ -458,8 +507,8 @@ def _filled(parser: Parser, flags: Sequence[_Flags]) -> Parser:
     return parser
 
 
-def _target(command: str, takes: tuple[str, ...], words: list[str]) -> str:
-    """The one experiment or run that was given."""
+def _targets(command: str, takes: tuple[str, ...], words: list[str]) -> tuple[str, ...]:
+    """The experiments or runs that were given, in order."""
     if not takes and words:
         raise UserError(f"{command} {words[0]}: {command} takes no argument")
     known = (*EXPERIMENTS, ALL)
@@ -472,10 +521,12 @@ def _target(command: str, takes: tuple[str, ...], words: list[str]) -> str:
                     f"experiment {word!r}: no such experiment; there are: {', '.join(known)}"
                     f"{nearest(word, others) or hint}"
                 )
-    if len(words) > 1:
-        rest = f"; {ALL} takes those of the paper" if "experiments" in takes else ""
-        raise UserError(f"{' '.join(words)}: one at a time{rest}")
-    return words[0] if words else ""
+    for word in words:
+        if words.count(word) > 1:
+            raise UserError(f"{' '.join(words)}: {word} is given {words.count(word)} times; give it once")
+        if word == ALL and len(words) > 1:
+            raise UserError(f"{' '.join(words)}: {ALL} takes every experiment; give it alone")
+    return tuple(words)
 
 
 def _refuse_ignored(arguments: Arguments) -> None:
@@ -491,9 +542,8 @@ def _refuse_ignored(arguments: Arguments) -> None:
                 raise UserError(
                     f"{flag}: asks a cluster for something; add --executor slurm, or leave it out"
                 )
-    of_a_run = arguments.target and arguments.target not in (*EXPERIMENTS, ALL)
-    if of_a_run and arguments.typed and not COMMANDS[arguments.command].second:
+    of_runs = [word for word in arguments.targets if word not in (*EXPERIMENTS, ALL)]
+    is_refused = arguments.typed - ({"scale"} if of_runs and "-changed" in of_runs[0] else set())
+    if of_runs and is_refused and not COMMANDS[arguments.command].second:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(arguments.typed))
-        raise UserError(
-            f"{arguments.command} {arguments.target}: {flags}: is for experiments, not for one run"
-        )
+        raise UserError(f"{arguments.command} {of_runs[0]}: {flags}: is for experiments, not for one run")

@@ -31,12 +31,14 @@ class Sweep:
 
     Attributes:
         changed: by ``--set`` or ``--rows``: its table must not take the place of the experiment's own.
+        variant: how, from `experiments.overrides.name_of`: nor that of the table of other changes.
     """
 
     experiment: Experiment
     scale: str
     seeds: int
     changed: bool = False
+    variant: str = ""
 
     @functools.cached_property
     def runs(self) -> dict[str, RunConfig]:
@@ -61,12 +63,17 @@ class Sweep:
     @property
     def table(self) -> str:
         """Name of the folder of its table in the results."""
-        return self.experiment.name + ("-changed" if self.changed else "")
+        return folder_of(self.experiment.name, self.changed, self.variant)
 
     @property
     def name(self) -> str:
         """Under which its jobs go in the queue."""
         return f"{self.table}-{self.scale}"
+
+
+def folder_of(name: str, changed: bool, variant: str) -> str:
+    """Name of the folder of an experiment's table, or of a search's: of its own, or with what was changed."""
+    return "-".join([name, *(["changed"] if changed else []), *([variant] if changed and variant else [])])
 
 
 def _common(labels: list[str]) -> str:

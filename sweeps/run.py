@@ -19,6 +19,7 @@ from evlgen.runs import archive, results
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS, load
+from experiments.overrides import name_of
 from experiments.scales import get
 from sweeps import records, requirements, room, show, states
 from sweeps.arguments import ALL, RUN, Arguments, parse
@@ -86,7 +87,7 @@ def _is_without_reader(output: int) -> bool:
 
 
 def _dispatch(arguments: Arguments) -> int:
-    command, target = arguments.command, arguments.target
+    command, targets = arguments.command, arguments.targets
     if arguments.device:
         os.environ["EVLGEN_DEVICE"] = arguments.device  # for the processes and jobs that compute
     if command == "list":
@@ -95,21 +96,30 @@ def _dispatch(arguments: Arguments) -> int:
     if command == "foundation":
         return build_foundation(arguments)
     of_a_run = {"logs": show.show_logs, "show": show.show_run, "captions": show.show_captions}
-    if command in of_a_run and target not in (*EXPERIMENTS, ALL):
-        of_a_run[command](target)
+    runs = [word for word in targets if word not in (*EXPERIMENTS, ALL)]
+    if command == "logs" and len(runs) < len(targets):
+        name = next(word for word in targets if word not in runs)
+        raise UserError(f"logs {name}: give the id of a run; `status {name}` lists them")
+    if command in of_a_run and runs:
+        if len(runs) < len(targets):
+            raise UserError(f"{command} {' '.join(targets)}: give runs or experiments, not both")
+        for run in runs:
+            if command == "show" and "-changed" in run and not run.endswith("-changed"):
+                show.show_table(run, arguments.scale or default_scale(run.partition("-changed")[0]))
+            else:
+                of_a_run[command](run)
         return 0
     if command in ("diff", "submit"):
         return diff(arguments) if command == "diff" else submit(arguments)
-    if command == "logs":
-        raise UserError(f"logs {target}: give the id of a run; `status {target}` lists them")
     if command == "adopt":
         return adopt(arguments)
     if command in ("check-data", "describe-data"):
         return look_at_data(arguments)
     # Planned before any is executed: a mistake in a flag must not show after an hour.
     sweeps = [_sweep(name, arguments) for name in _names(arguments)]
-    codes = [_carry_out(sweep, arguments) for sweep in sweeps]
-    is_over = target == ALL and command in (RUN, "wait")
+    profiles = [_asked_profile(sweep, arguments) for sweep in sweeps]
+    codes = [_carry_out(sweep, arguments, one) for sweep, one in zip(sweeps, profiles, strict=True)]
+    is_over = targets == (ALL,) and command in (RUN, "wait")
     if is_over and not arguments.dry_run and QUEUED not in codes:
         from sweeps.conclude import judge
 
@@ -122,7 +132,7 @@ def look_at_data(arguments: Arguments) -> int:
     """Say what is there of the data that experiments need, or what it is like; 2 if something is missing."""
     from sweeps.check_data import check, describe  # imports numpy and PIL
 
-    names = (arguments.target,) if arguments.target not in ("", ALL) else EXPERIMENTS
+    names = arguments.targets if arguments.target not in ("", ALL) else EXPERIMENTS
     is_other_world = any(change.startswith("data.world=") for change in arguments.set)
     configs: dict[RunConfig, None] = {}
     for name in names:
@@ -135,26 +145,31 @@ def look_at_data(arguments: Arguments) -> int:
             configs |= dict.fromkeys([row.config] if first is None else [first, row.config])
     if arguments.command == "describe-data":
         return describe(list(configs))
-    return check(list(configs), arguments.target or ALL, arguments.thorough)
+    return check(list(configs), " ".join(arguments.targets) or ALL, arguments.thorough)
 
 
 def _names(arguments: Arguments) -> tuple[str, ...]:
     """The experiments that are meant."""
-    if arguments.target == ALL:
+    if arguments.targets == (ALL,):
         return tuple(name for name in EXPERIMENTS if load(name).in_all)
-    if arguments.target:
-        return (arguments.target,)
+    if arguments.targets:
+        return arguments.targets
     # table2 has no rows at this scale, and says so
     return tuple(name for name in EXPERIMENTS if (name, arguments.scale) != ("table2", "bridge"))
+
+
+def default_scale(name: str) -> str:
+    """The scale of an experiment where none is named; ``mini`` for what is no experiment."""
+    return load(name).default_scale if name in EXPERIMENTS else "mini"
 
 
 def _sweep(name: str, arguments: Arguments) -> Sweep:
     scale = arguments.scale or load(name).default_scale
     experiment = load(name, scale, arguments.set, arguments.rows)
     seeds = arguments.seeds or experiment.seeds
-    if arguments.target == ALL and experiment.claimed and not arguments.seeds:
+    if arguments.targets == (ALL,) and experiment.claimed and not arguments.seeds:
         seeds = get(scale).claim_seeds
-    if experiment.count is not None and arguments.target != ALL:
+    if experiment.count is not None and arguments.targets == (name,):
         if arguments.command == "captions":
             raise UserError(
                 f"captions {name}: {name} trains nothing, so there are no captions; try show {name}"
@@ -162,11 +177,15 @@ def _sweep(name: str, arguments: Arguments) -> Sweep:
         for flag in ("seeds", "executor", "workers", "device"):
             if flag in arguments.typed:
                 raise UserError(f"--{flag}: {name} trains nothing, so this changes nothing; leave it out")
-    return Sweep(experiment, scale, seeds, bool(arguments.set or arguments.rows))
+    is_changed = bool(arguments.set or arguments.rows)
+    return Sweep(experiment, scale, seeds, is_changed, name_of(arguments.set, arguments.rows))
 
 
-def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
+def _carry_out(sweep: Sweep, arguments: Arguments, profile: Profile | None) -> int:
     """Do with one experiment what the command says; exit code.
+
+    Args:
+        profile: what to ask the cluster for, where jobs may be queued.
 
     Raises:
         ValueError: the command says nothing about an experiment.
@@ -183,24 +202,25 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     elif command == "pack":
         return pack(sweep)
     elif command == "unpack":
-        return unpack(sweep, is_one_of_all=arguments.target == ALL)
+        return unpack(sweep, is_one_of_all=arguments.targets == (ALL,))
     elif command == "rescore":
         return rescore(sweep, arguments.everything)
     elif command == "wait":
         from sweeps.slurm.launch import wait
 
-        return wait(sweep, _profile(sweep, arguments) if arguments.asks_a_cluster else None)
+        return wait(sweep, profile)
     elif command == "cancel":
         number = queue.cancel(sweep.name, sweep.runs.keys() if arguments.seeds else None)
         print(f"{number} jobs cancelled; the same command queues what is not done")
     elif command not in (RUN, "retry"):  # below it trains, which must never be what is left over
         raise ValueError(f"{command}: not a command for an experiment")
     elif arguments.dry_run:
-        return dry_run(sweep, arguments)
+        return dry_run(sweep, arguments, profile)
     elif arguments.executor == "slurm":
         from sweeps.slurm.launch import run_queued
 
-        return run_queued(sweep, _profile(sweep, arguments), failed_only=command == "retry")
+        assert profile is not None
+        return run_queued(sweep, profile, failed_only=command == "retry")
     else:
         from sweeps.conclude import conclude
         from sweeps.execute import run_here
@@ -210,8 +230,10 @@ def _carry_out(sweep: Sweep, arguments: Arguments) -> int:
     return 0
 
 
-def _profile(sweep: Sweep, arguments: Arguments) -> Profile:
+def _asked_profile(sweep: Sweep, arguments: Arguments) -> Profile | None:
     """What to ask the cluster for: values of the file or of the jobs before, replaced by those of flags."""
+    if arguments.executor != "slurm" and not arguments.asks_a_cluster:
+        return None
     if arguments.cluster or arguments.command == RUN:
         return read_profile(arguments.cluster, arguments.profile_changes)
     before = profile_of(queue.batches(sweep.name).values())
@@ -294,9 +316,10 @@ def adopt(arguments: Arguments) -> int:
     """Give records with earlier ids those of today; 1 if some could not be adopted."""
     refused = 0
     # All are those that have an archive: also of experiments that `run.py all` leaves out.
-    for name in EXPERIMENTS if arguments.target == ALL else (arguments.target,):
+    is_all = arguments.targets == (ALL,)
+    for name in EXPERIMENTS if is_all else arguments.targets:
         path = archive.path_of(name, arguments.scale or load(name).default_scale)
-        if path.exists() or arguments.target != ALL:
+        if path.exists() or not is_all:
             done = records.adopt_archive(path)
             records.report(done, os.path.relpath(path))
             refused += len(done.refused)
@@ -305,7 +328,7 @@ def adopt(arguments: Arguments) -> int:
     return 1 if refused or done.refused else 0
 
 
-def dry_run(sweep: Sweep, arguments: Arguments) -> int:
+def dry_run(sweep: Sweep, arguments: Arguments, profile: Profile | None) -> int:
     """Say what a sweep would do, and what is missing for it; with SLURM also in how many jobs.
 
     Returns:
@@ -326,7 +349,7 @@ def dry_run(sweep: Sweep, arguments: Arguments) -> int:
         from sweeps.slurm.launch import plan_phases
         from sweeps.slurm.submit import pack as pack_tasks
 
-        profile = _profile(sweep, arguments)
+        assert profile is not None
         phases, seconds = plan_phases({run: sweep.runs[run] for run in missing})
         jobs = [len(pack_tasks(phase, seconds, profile)) for phase in phases]
         of_runs = " + ".join(map(str, jobs[1:])) or 0

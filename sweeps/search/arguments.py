@@ -11,8 +11,10 @@ from typing import Any
 from evlgen.errors import UserError, nearest
 from evlgen.runtime import paths
 from experiments import EXPERIMENTS
+from experiments.overrides import name_of
 from experiments.scales import NAMES as SCALES
-from sweeps.arguments import EXECUTORS, Parser, one_of, set_flag, whole_number
+from sweeps.arguments import EXECUTORS, Parser, one_of, refuse_twice, set_flag, whole_number
+from sweeps.plan import folder_of
 
 SEARCHES = {
     "merge": "a TomeFormer's merge schedule",
@@ -93,7 +95,8 @@ class Arguments:
             if self.search == "merge"
             else f"peak learning rates of {self.experiment}"
         )
-        return f"Search of {what} (scale {self.scale}, seed {self.seed}, pruner {self.pruner})"
+        changes = f", with {', '.join(self.set)}" if self.set else ""
+        return f"Search of {what}{changes} (scale {self.scale}, seed {self.seed}, pruner {self.pruner})"
 
     @property
     def folder(self) -> Path:
@@ -108,7 +111,7 @@ class Arguments:
     @property
     def results(self) -> Path:
         """Where the tables go; a search with ``--set`` must not take the place of the one without."""
-        name = self.name + ("-changed" if self.set else "")
+        name = folder_of(self.name, bool(self.set), name_of(self.set, ""))
         return paths.results_folder() / "merge_search" / name / self.scale
 
 
@@ -122,6 +125,7 @@ def parse(words: Sequence[str]) -> Arguments:
     for word in found.pop("words", []):
         raise UserError(f"{word}: a search takes flags only; --experiment {word}?")
     found["set"] = tuple(found.get("set", ()))
+    refuse_twice(found["set"])
     arguments = Arguments(**found)
     if arguments.pruner == "hyperband" and len(arguments.minimised) > 1:
         raise UserError("--pruner hyperband: prunes for one objective only; add --objectives val_loss")

@@ -100,7 +100,8 @@ class Box:
         )
 
     def results(self, name: str) -> Path:
-        return self.folder / "results" / "merge_search" / name / "smoke"
+        (found,) = (self.folder / "results" / "merge_search").glob(f"{name}*/smoke")
+        return found
 
     def table(self, name: str, file: str = "trials.csv") -> list[dict[str, str]]:
         return list(csv.DictReader((self.results(name) / file).read_text().splitlines()))

@@ -95,7 +95,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Sandbo
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     progress = [line for line in outcome.stdout.splitlines() if line.startswith("[0")]
     for label in ("EVLGen, OPT-2.7B", "EVLGen, Vicuna-7B", "BLIP-2, Vicuna-7B", "stage 1 of BLIP-2"):
-        done = [line for line in progress if f"] {label}, seed 0: done (sweep: " in line]
+        done = [line for line in progress if f"] {label}" in line and "seed 0: done (sweep: " in line]
         assert len(done) == 1, progress
         assert " left)" in done[0] or "time left unknown)" in done[0]
     assert "about 0 s left" in progress[-1]
@@ -108,8 +108,11 @@ pytestmark = pytest.mark.xdist_group("sweeps")
 
 def test_sweep_is_complete_and_not_repeated(undisturbed: Sandbox) -> None:
     assert len(undisturbed.metrics()) == 5  # two of EVLGen, two stages 2, one stage 1 for both
-    table = (undisturbed.folder / "results" / "table2-changed" / "smoke" / "table.csv").read_text()
+    (folder,) = (undisturbed.folder / "results").glob("table2-changed-*/smoke")
+    table = (folder / "table.csv").read_text()
     assert table.startswith("row,metric,mean,ci_low,ci_high,n_seeds,paper\n")
+    assert '"EVLGen, OPT-2.7B (evaluation.sets=[], optim.steps=12' in table
+    assert "--set 'optim.steps=12'" in (folder / "table.md").read_text()
     again = undisturbed.run(*SMALL)
     assert again.returncode == 0
     assert "5 runs, 5 complete" in again.stdout
@@ -204,7 +207,7 @@ def test_failed_run_is_reported_and_others_finish(sandbox: Sandbox) -> None:
     for path in (sandbox.folder / "runs").glob("*/error.json"):  # row, seed and id, and where to read more
         assert f"seed 0 ({path.parent.name}) failed: " in outcome.stdout
         assert f": see {path.with_name('log.txt')}" in outcome.stdout
-    assert "EVLGen, Vicuna-7B, seed 0 (" in outcome.stdout
+    assert "EVLGen, Vicuna-7B (" in outcome.stdout
     assert "lower optim.lr" in outcome.stdout
     assert "0 of 2 runs complete" in outcome.stdout
     errors = list((sandbox.folder / "runs").glob("*/error.json"))
