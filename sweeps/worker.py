@@ -137,6 +137,8 @@ def _train(
     if os.environ.get("RANK", "0") == "0":
         for pool in worlds.pools_of(config):  # a damaged file shall not show after days of training
             worlds.of(config.data).count(pool)
+        if config.stage == "caption" and not (folder / files.METRICS).exists():
+            worlds.check_images(config)
     if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint

@@ -6,10 +6,16 @@ part of a published set does not compare with the whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from evlgen.data.base import World
+from evlgen.data.images import UnreadableImage
 from evlgen.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def problems(world: World, sets: Sequence[tuple[str, int]], validation: int) -> list[str]:
@@ -38,3 +44,38 @@ def problems(world: World, sets: Sequence[tuple[str, int]], validation: int) -> 
                 f"{what}: {size} are asked for, {pool!r} has {count}; get all of it, or ask for {count}"
             )
     return list(dict.fromkeys(lines))
+
+
+def check_images(world: World, pools: Iterable[tuple[str, int]]) -> None:
+    """Decode the images that a run will be evaluated on, each once (paper: some 50,000).
+
+    Args:
+        pools: and how many examples of each, from the first one on.
+
+    Raises:
+        UserError: an image is missing or damaged. After the training it would have been too late.
+    """
+    if world.name == "miniworld":
+        return
+    for pool, size in pools:
+        indices: dict[object, int] = {}  # several questions are on one image
+        for index in range(min(size, world.count(pool))):
+            indices.setdefault(world.ids(pool, index)["image_id"] if world.ids else index, index)
+        log.info("%s: looking at all of its %d images before the training", pool, len(indices))
+        with ThreadPoolExecutor(8) as threads:  # decoding gives the interpreter free
+            damaged = [
+                line
+                for line in threads.map(functools.partial(_damage, world, pool), indices.values())
+                if line
+            ]
+        if damaged:
+            others = f", and {len(damaged) - 1} more of {pool}" if len(damaged) > 1 else ""
+            raise UserError(f"{damaged[0]}{others}; fetch what is damaged again: nothing is trained yet")
+
+
+def _damage(world: World, pool: str, index: int) -> str:
+    try:
+        world.image(pool, index)
+    except UnreadableImage as error:
+        return str(error)
+    return ""

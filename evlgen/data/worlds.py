@@ -100,6 +100,14 @@ def pools_of(config: RunConfig) -> list[str]:
     return [*trained, world.validation, *sets]
 
 
+def check_images(config: RunConfig) -> None:
+    """Decode what a run will be evaluated on; raises as `evlgen.data.integrity.check_images`."""
+    world = of(config.data)
+    integrity.check_images(
+        world, [(world.pool_of(name), size) for name, size in config.evaluation.sets if size]
+    )
+
+
 def left_out(config: RunConfig) -> dict[str, dict[str, int]]:
     """What the files have that is in none of the pools that a run reads: pool -> reason -> number."""
     world = of(config.data)
