@@ -55,14 +55,14 @@ def write(
     return root
 
 
-def eva(path: Path) -> Path:
+def eva(path: Path, config: EvaConfig = EVA) -> Path:
     """LAVIS's ``eva_vit_g.pth``: all blocks, the last of which is not used, and a head; half precision."""
     torch.manual_seed(0)
-    model = _opinionated(EvaViT(EVA), 0.2)
+    model = _opinionated(EvaViT(config), 0.2)
     state = model.state_dict() | {
-        "norm.weight": torch.ones(EVA.width),
-        "norm.bias": torch.zeros(EVA.width),
-        "head.weight": torch.zeros(8, EVA.width),
+        "norm.weight": torch.ones(config.width),
+        "norm.bias": torch.zeros(config.width),
+        "head.weight": torch.zeros(8, config.width),
         "head.bias": torch.zeros(8),
     }
     torch.save({key: value.half() for key, value in state.items()}, path)

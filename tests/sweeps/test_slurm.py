@@ -23,7 +23,7 @@ from evlgen.runs import folder as files
 from evlgen.runs.identity import run_id
 from experiments.scales import evlgen
 from sweeps import states
-from sweeps.local import Task, execute
+from sweeps.local import STOP_SIGNALS, Task, execute
 from sweeps.slurm import job as slurm_job
 from sweeps.slurm import queue, submit
 from sweeps.slurm.profile import Profile, make_profile, read_profile
@@ -58,6 +58,18 @@ def runs(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.syspath_prepend(str(HERE))
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def a_job_s_process() -> Iterator[None]:
+    """This process may be a job's for a while: its variables and what it does at signals are put back."""
+    variables = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 def command(*arguments: str) -> list[str]:
@@ -195,7 +207,7 @@ def test_small_tasks_are_packed_and_unknown_ones_are_not() -> None:
 
 
 def test_runs_that_are_others_by_now_and_too_many_requeues_are_refused(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, a_job_s_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run whose id the checkout no longer gives is refused; the others of its job are done."""
     folder = files.prepare(evlgen("smoke"))
@@ -210,8 +222,6 @@ def test_runs_that_are_others_by_now_and_too_many_requeues_are_refused(
         "environment": {},
     }
     files.write_json(batch, record)
-    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
-    monkeypatch.setenv("EVLGEN_DECODERS", "0")
     with pytest.raises(UserError, match=f"1 of 2 tasks failed: {other.name}"):
         slurm_job.Chunk(str(batch), 0)()
     assert (tmp_path / "good").read_text() == "done"
@@ -227,7 +237,9 @@ def test_runs_that_are_others_by_now_and_too_many_requeues_are_refused(
     assert "requeued 3 times" in error["error"]
 
 
-def test_only_restarts_without_progress_are_counted(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_restarts_without_progress_are_counted(
+    runs: Path, a_job_s_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = files.prepare(evlgen("smoke"))
     path = runs / ".slurm" / "0123abcd.json"
     batch = {
@@ -239,8 +251,6 @@ def test_only_restarts_without_progress_are_counted(runs: Path, monkeypatch: pyt
     }
     files.write_json(path, batch)
     monkeypatch.setattr(slurm_job.local, "execute", lambda *_: {folder.name: "done"})
-    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
-    monkeypatch.setenv("EVLGEN_DECODERS", "0")
 
     def start(restarts: int) -> None:
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
