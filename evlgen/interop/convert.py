@@ -1,13 +1,15 @@
-"""Published checkpoints as ours: ``python -m evlgen.interop.convert CHECKPOINT OUT``; see ``--help``.
+"""Published checkpoints as ours, and back: ``python -m evlgen.interop.convert CHECKPOINT OUT``.
 
 Understood are the authors' EVLGen (as their fork of LAVIS saves it), BLIP-2 of both stages as LAVIS saves it,
 and BLIP-2 as `transformers` saves it. What is frozen in these models is not part of the outcome: it is what
-the run's ``vision`` and ``language`` name.
+the run's ``vision`` and ``language`` name. With a run's folder in the place of CHECKPOINT it goes the other
+way: OUT is then a file, .pth or .safetensors, with the names of the authors' code (of a Q-Former: LAVIS's).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import re
@@ -28,7 +30,7 @@ from evlgen.bert import Names, cross_attention_names, linear_names
 from evlgen.config import ConnectorConfig, QFormerConfig, RunConfig, TomeFormerConfig, to_json
 from evlgen.connectors import build_connector
 from evlgen.errors import UserError, exit_code
-from evlgen.interop.run_folders import read_run_config
+from evlgen.interop.run_folders import read_run_config, trained_weights
 from evlgen.runs.folder import CONFIG, CONNECTOR, write_json, write_outcome
 from evlgen.runtime.files import sha256_of, write_atomic
 
@@ -260,6 +262,71 @@ def _check_generation_head(
     return found
 
 
+# ---------------------------------------------------------------------------------------- the other way
+
+
+def export(folder: Path, out: Path) -> Layout:
+    """Write a run's trained parts as the authors' code, or LAVIS's for a Q-Former, saves them.
+
+    Args:
+        folder: of the run, of either stage.
+        out: a ``.pth``, as ``{"model": tensors}``, or a ``.safetensors``.
+
+    Returns:
+        Whose names they have.
+
+    Raises:
+        UserError: the run has no weights or they are damaged, there is no published form of its connector,
+            or the file has another ending or cannot be written.
+    """
+    if out.suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{out}: a run is written into a file that ends in .pth or .safetensors")
+    config = read_run_config(folder / CONFIG)
+    if not isinstance(config.connector, TomeFormerConfig | QFormerConfig):
+        raise UserError(
+            f"{folder}: the connector {config.connector.kind!r} has no published form; "
+            "tomeformer and qformer have"
+        )
+    tensors = read_state(trained_weights(folder))
+    connector = config.connector
+    layout: Layout = "evlgen" if isinstance(connector, TomeFormerConfig) else "lavis"
+    if isinstance(connector, QFormerConfig) and "connector.words.weight" in tensors:
+        connector = dataclasses.replace(connector, vocab_size=len(tensors["connector.words.weight"]))
+    names = checkpoint_names(connector, layout, _projection_of(config.language))
+    state: dict[str, Tensor] = {}
+    for ours, tensor in tensors.items():
+        keys, whole = names[ours], _as_theirs(ours, tensor)
+        state |= zip(keys, whole.chunk(len(keys)) if len(keys) > 1 else [whole], strict=True)
+    if layout == "lavis" and "Qformer.cls.predictions.bias" in state:  # their head repeats what it is tied to
+        state["Qformer.cls.predictions.decoder.weight"] = state[
+            "Qformer.bert.embeddings.word_embeddings.weight"
+        ]
+        state["Qformer.cls.predictions.decoder.bias"] = state["Qformer.cls.predictions.bias"]
+    state = {key: tensor.clone() for key, tensor in state.items()}
+    if out.suffix == ".safetensors":
+        write_atomic(out, save(_contiguous(state.items())))
+    else:
+        content = io.BytesIO()
+        torch.save({"model": state}, content)
+        write_atomic(out, content.getvalue())
+    return layout
+
+
+def _projection_of(language: str) -> str:
+    """What the authors call the projection to a language model."""
+    name = Path(language).name.lower()
+    return "opt_proj" if "opt" in name else "t5_proj" if "t5" in name else "llm_proj"
+
+
+def _as_theirs(ours: str, tensor: Tensor) -> Tensor:
+    """The inverse of `_as_ours`."""
+    if ours == "connector.queries":
+        return tensor[None]
+    if ours == "connector.token_type":
+        return torch.cat([tensor, torch.zeros_like(tensor)])
+    return tensor.exp() if ours == "connector.log_temperature" else tensor
+
+
 # -------------------------------------------------------------------------------------------- command
 
 
@@ -268,9 +335,9 @@ class Arguments:
     """Convert a published checkpoint into a folder of the form of a run's."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """the authors' or LAVIS's .pth, or .safetensors, or a folder of a transformers model"""
+    """the authors' or LAVIS's .pth, .safetensors, or a folder of a transformers model; or a run's folder"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """folder for connector.safetensors and config.json"""
+    """folder for connector.safetensors and config.json; of a run: the file, .pth or .safetensors"""
     config: Path | None = None
     """a run's config.json that the checkpoint must fit; default: the paper's"""
     vision: str = "eva-clip-g"
@@ -296,7 +363,9 @@ def convert_to_folder(arguments: Arguments) -> RunConfig:
         if converted.stage == "caption" and not language:
             width = len(converted.tensors["projection.bias"])
             raise UserError(f"{arguments.checkpoint}: which LLM has width {width}? name it with --language")
-        wanted = RunConfig(converted.connector, arguments.vision, language, stage=converted.stage)
+        wanted = RunConfig(  # theirs: it would say other things if it were asked otherwise
+            converted.connector, arguments.vision, language, stage=converted.stage, conventions="authors"
+        )
     if wanted.stage != converted.stage:
         raise UserError(
             f"{arguments.config}: stage {wanted.stage!r}, but the checkpoint is of {converted.stage!r}"
@@ -320,12 +389,27 @@ def _contiguous(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors}
 
 
+_WHOSE: dict[Layout, str] = {"evlgen": "the authors' EVLGen", "lavis": "LAVIS's BLIP-2"}
+
+
+def _refuse_unused(arguments: Arguments) -> None:
+    defaults = Arguments(arguments.checkpoint, arguments.out)
+    for flag in ("config", "vision", "language"):
+        if getattr(arguments, flag) != getattr(defaults, flag):
+            raise UserError(f"--{flag}: not used where a run's folder is converted")
+
+
 def main(argv: list[str]) -> int:
     """Exit code: 0 done, 2 a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     arguments = tyro.cli(Arguments, args=argv, prog="python -m evlgen.interop.convert", description=__doc__)
 
     def act() -> None:
+        if (arguments.checkpoint / CONNECTOR).is_file():
+            _refuse_unused(arguments)
+            layout = export(arguments.checkpoint, arguments.out)
+            print(f"{arguments.out}: the trained parts under the names of {_WHOSE[layout]}")
+            return
         config = convert_to_folder(arguments)
         print(
             f"{arguments.out}: {config.connector.kind}, stage {config.stage}, {config.language or 'no LLM'}"
