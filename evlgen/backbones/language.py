@@ -38,6 +38,7 @@ from evlgen.errors import UserError
 from evlgen.runs.identity import MINI_BERT
 from evlgen.runtime.device import chosen
 from evlgen.runtime.sources import PIP_MODELS, SOURCES, find_weights, names, shipped_file
+from evlgen.runtime.text import has_mark
 
 BosPosition = Literal["first", "after_prompt", "none"]
 
@@ -420,6 +421,9 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Any, int]:
 
 
 def _read_tokenizer(path: Path, config: Any) -> Any:
+    for name in ("vocab.txt", "merges.txt"):  # the mark would become part of the first token
+        if (file := path / name).is_file() and has_mark(file):
+            raise UserError(f"{file}: begins with a byte order mark; save it as UTF-8 without one")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, config=config, local_files_only=True, trust_remote_code=False

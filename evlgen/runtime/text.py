@@ -41,6 +41,13 @@ def decode_text(content: bytes, where: str | Path) -> str:
     return text
 
 
+def has_mark(path: Path) -> bool:
+    """Whether a file begins with a byte order mark."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return any(start.startswith(mark) for mark, _ in _MARKS)
+
+
 def read_text(path: Path) -> str:
     """Content of a text file, as `decode_text`; ends of lines are ``\\n``.
 

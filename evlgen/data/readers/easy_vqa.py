@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,9 @@ from evlgen.data.images import Pixels, UnreadableImage
 from evlgen.data.readers.json_lists import read_image
 from evlgen.data.sampling import SHUFFLE, hashed
 from evlgen.errors import UserError
+from evlgen.runtime.annotations import number_field
+from evlgen.runtime.annotations import text as checked
+from evlgen.runtime.text import parse_json
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -84,9 +86,7 @@ def read(pool: str) -> Pool:
     folder = _folder() / ("train" if pool in ("easy_train", "easy_val") else "test")
     content = (folder / "questions.json").read_bytes()
     version = hashlib.sha256(content).hexdigest()[:16]
-    questions: list[tuple[str, str, int]] = [
-        (text, answer, image) for text, answer, image in json.loads(content)
-    ]
+    questions = _questions(content, folder / "questions.json")
     if pool == "easy_questions":  # neighbours are on the same image: so the first ones are a fair sample
         order = np.argsort(hashed(SHUFFLE, 0, np.arange(len(questions), dtype=np.uint64)), kind="stable")
         chosen = [questions[i] for i in order]
@@ -103,6 +103,18 @@ def read(pool: str) -> Pool:
         kept = kept[:-_HELD_OUT] if pool == "easy_train" else kept[-_HELD_OUT:]
     files = tuple(folder / "images" / f"{image}.png" for image in kept)
     return Pool(version, files, tuple(captions[image] for image in kept))
+
+
+def _questions(content: bytes, path: Path) -> list[tuple[str, str, int]]:
+    """Text, answer and image of each question."""
+    found: list[tuple[str, str, int]] = []
+    for place, entry in enumerate(parse_json(content, path)):
+        where = f"{path}, entry {place}"
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise UserError(f"{where}: not a question, its answer and its image; install easy-vqa again")
+        asked, answer = (checked(one, where) for one in entry[:2])
+        found.append((asked, answer, number_field({"image": entry[2]}, "image", where)))
+    return found
 
 
 def described(questions: Sequence[tuple[str, str, int]]) -> dict[int, str]:

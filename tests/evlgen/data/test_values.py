@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig
 
+from evlgen.backbones.language import load_tokenizer
 from evlgen.config import DataConfig
 from evlgen.data import worlds
 from evlgen.data.images import UnreadableImage
@@ -327,3 +329,17 @@ def test_links_lead_nowhere_else_but_a_link_to_the_data_itself_works() -> None:
             if folder_of != "coco/val2014":
                 with pytest.raises(UnreadableImage, match="a link leads out of"):
                     world.image(pool, 0)
+
+
+# -------------------------------------------------------------------------------------------- vocabularies
+
+
+def test_a_vocabulary_with_a_mark_is_refused(tmp_path: Path) -> None:
+    real_sets.bert(tmp_path / "bert")
+    config = BertConfig.from_pretrained(tmp_path / "bert")
+    (tmp_path / "bert/tokenizer.json").unlink(missing_ok=True)
+    assert load_tokenizer(tmp_path / "bert", config)[0].pad_token_id == 0
+    path = tmp_path / "bert/vocab.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(UserError, match=r"vocab\.txt: begins with a byte order mark"):
+        load_tokenizer(tmp_path / "bert", config)
