@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evlgen.config import RunConfig, to_json
+from evlgen.config import RunConfig, from_json, to_json
 from evlgen.data.batches import TrainingData
 from evlgen.errors import UserError
 from evlgen.model import Model, save_trained
@@ -66,7 +66,7 @@ class Checkpoints:
     """Checkpoints and final weights of a run. Rank 0 writes; all ranks read, and save together."""
 
     def __init__(self, folder: Path, config: RunConfig, data: TrainingData, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
+        self.folder, self.ranks, self.config = folder, ranks, config
         self.identity = {"config": json.dumps(to_json(config), sort_keys=True), "data": data.fingerprint}
 
     def resume(self, state: TrainingState, watch: Stopwatch, device: torch.device) -> list[Tensor]:
@@ -81,7 +81,7 @@ class Checkpoints:
         saved = self._newest()
         if saved is None:
             return []
-        if any(saved[key] != value for key, value in self.identity.items()):
+        if not self._is_of_this_run(saved):
             raise UserError(
                 f"{self.folder}: has a checkpoint of another run or of other data; use an empty folder"
             )
@@ -100,6 +100,14 @@ class Checkpoints:
                     *(self.folder, before, state.step, self.ranks.size),
                 )
         return [loss.to(device) * self.ranks.is_first for loss in saved.get("losses", ())]
+
+    def _is_of_this_run(self, saved: dict[str, Any]) -> bool:
+        """Whether a checkpoint is of this config and data; a field that is new since then has its default."""
+        try:
+            config = from_json(json.loads(saved["config"]))
+        except UserError:  # a field or a value that does not exist
+            return False
+        return config == self.config and bool(saved["data"] == self.identity["data"])
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest whole checkpoint, on every rank; rank 0 first removes what a kill has left."""
@@ -179,6 +187,7 @@ class History:
         losses: list[Tensor],
     ) -> None:
         self.path, self.optim, self.watch, self.ranks = path, config.optim, watch, ranks
+        self.conventions = config.conventions
         self.utilisation, self.losses = utilisation, losses
         self.loss: float | None = None
         self.pace = 0.0
@@ -200,7 +209,7 @@ class History:
         line = {
             "step": state.step,
             "loss": self.loss,
-            "lr": learning_rate(state.step - 1, optim),
+            "lr": learning_rate(state.step - 1, optim, self.conventions),
             "grad_norm": float(norm),
             "samples_per_second": self.pace,
         }

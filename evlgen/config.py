@@ -39,6 +39,8 @@ class TomeFormerConfig:
         class_token: position 0 is a class token and is never merged.
         dropout: of hidden states and attention weights, as in BERT.
         init: initial weights: ``random``, or the name of a BERT (paper: ``bert-base-uncased``).
+        similarity: precision of the similarities that decide what is merged: ``single``, ``half``, which is
+            that of mixed precision where it is on, or ``auto``: by the run's conventions.
     """
 
     kind: Literal["tomeformer"] = "tomeformer"
@@ -55,6 +57,7 @@ class TomeFormerConfig:
     class_token: bool = True
     dropout: float = 0.1
     init: str = "random"
+    similarity: Literal["auto", "single", "half"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ here, in one table, and whoever trains or decodes reads it from there.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from evlgen.config import Conventions
+from evlgen.config import ConnectorConfig, Conventions, RunConfig, TomeFormerConfig
 
 Family = Literal["opt", "decoder", "encoder-decoder", "bert"]
 Task = Literal["caption", "answer"]
@@ -90,3 +91,12 @@ def clean_question(question: str, how: Manners) -> str:
 def prompt_of(question: str, how: Manners) -> str:
     """The text behind the soft prompt when a question is asked (PAPER)."""
     return PROMPT.format(clean_question(question, how))
+
+
+def connector_of(config: RunConfig) -> ConnectorConfig:
+    """The connector of a run, with what its conventions decide."""
+    connector = config.connector
+    if isinstance(connector, TomeFormerConfig) and connector.similarity == "auto":
+        half = config.conventions == "authors"  # as it is under their mixed precision
+        return dataclasses.replace(connector, similarity="half" if half else "single")
+    return connector

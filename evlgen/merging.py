@@ -87,16 +87,20 @@ class Matching:
         return (self.destination + first[:, None]).flatten()
 
 
-def bipartite_soft_matching(metric: Tensor, r: int, class_token: bool = True) -> Matching:
+def bipartite_soft_matching(
+    metric: Tensor, r: int, class_token: bool = True, dtype: torch.dtype | None = None
+) -> Matching:
     """Link each even token to the odd token with the highest cosine similarity and merge the r best links.
 
     Deterministic: of equal similarities the token at the lower position wins. A zero vector has similarity 0
     to every other. No gradient flows into ``metric``.
 
     Args:
-        metric: (B, N, C), any floating dtype; similarities are computed in float32 at least.
+        metric: (B, N, C), any floating dtype.
         r: number of tokens that disappear; 0 is the identity.
         class_token: position 0 is a class token: it is never merged, and nothing is merged into it.
+        dtype: of the similarities; None is float32 at least. In half precision, which the authors' code
+            has under autocast, the unit vectors are computed in float32, and many similarities are equal.
 
     Raises:
         UserError: r is negative or more than `merge_limit` allows.
@@ -108,6 +112,7 @@ def bipartite_soft_matching(metric: Tensor, r: int, class_token: bool = True) ->
     device = "cpu" if metric.is_meta else metric.device.type  # autocast knows no meta device
     with torch.no_grad(), torch.autocast(device, enabled=False):
         metric = F.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
+        metric = metric if dtype is None else metric.to(dtype)
         even, odd = metric[:, 2 * class_token :: 2], metric[:, 1::2]  # the class token is no candidate
         return _match(even @ odd.transpose(1, 2), r, tokens)
 

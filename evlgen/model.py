@@ -36,7 +36,7 @@ from evlgen.config import (
 )
 from evlgen.connector_base import Connector
 from evlgen.connectors import build_connector
-from evlgen.conventions import Task, prompt_of
+from evlgen.conventions import Task, connector_of, prompt_of
 from evlgen.errors import UserError
 from evlgen.qformer import QFormer
 from evlgen.runs.identity import text_reader
@@ -297,10 +297,10 @@ def build_model(config: RunConfig) -> Model:
     Raises:
         UserError: the stage does not fit the connector, or something has a name that does not exist.
     """
-    encoder = ImageEncoder(config.vision)
+    encoder = ImageEncoder(config.vision, config.conventions)
     if config.stage == "caption":
         language = build_language(config.language, config.conventions)
-        return CaptionModel(encoder, build_connector(config.connector), language)
+        return CaptionModel(encoder, build_connector(connector_of(config)), language)
     if not isinstance(config.connector, QFormerConfig):
         raise UserError("stage 'represent': it is a stage of the Q-Former; set connector.kind to qformer")
     tokenizer, _ = text_tokenizer(text_reader(config))

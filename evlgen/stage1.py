@@ -236,15 +236,16 @@ def image_text_similarity(image: Tensor, text: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hard_negatives(similarity: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """For each row of (B, B) similarities another column, sampled in proportion to softmax + 1e-4.
+    """For each row of (B, B) similarities another column, sampled in proportion to the softmax of the others.
 
-    The diagonal, the true pair, is never sampled.
+    The diagonal, the true pair, is taken out before the softmax (BLIP-2's code). If it were taken out
+    afterwards, the others would share what little it leaves: with the 1e-4 of older code they would be drawn
+    uniformly as soon as the true pair is found at all.
 
     Returns:
         (B,) int64.
     """
-    weights = similarity.float().softmax(1) + 1e-4
-    weights.fill_diagonal_(0)
+    weights = similarity.float().clone().fill_diagonal_(-10_000).softmax(1)
     # torch.multinomial, to the bit, without its checks, which a GPU is waited for
     return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(1)
 

@@ -110,7 +110,16 @@ class TomeFormerLayer(nn.Module):
         if self.config.metric == "position":
             return position_matching(x, r, class_token)
         metric = key.detach().mean(1) if self.config.metric == "keys" else x.detach()  # (B, N, C)
-        return bipartite_soft_matching(metric, r, class_token)
+        dtype = half_precision(metric) if self.config.similarity == "half" else None
+        return bipartite_soft_matching(metric, r, class_token, dtype)
+
+
+def half_precision(x: Tensor) -> torch.dtype | None:
+    """The dtype of autocast on the device of ``x``, or its own if that is a half one; None: neither."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype if x.dtype in (torch.float16, torch.bfloat16) else None
 
 
 class TomeFormer(Connector):

@@ -362,7 +362,7 @@ def _update(
     """
     optim = config.optim
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, optim)
+        group["lr"] = learning_rate(state.step, optim, config.conventions)
     state.optimizer.zero_grad(set_to_none=True)
     total = None
     for part, batch in enumerate(batches.parts):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from evlgen.config import RunConfig
+from evlgen.config import Conventions, RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
 from evlgen.runs.identity import run_folder, run_id
@@ -136,7 +136,7 @@ def first_stages(runs: Mapping[str, RunConfig]) -> dict[str, str]:
 
 # ---------------------------------------------------------------------------------------------- tasks
 
-Need = tuple[str, int, str, int, str]
+Need = tuple[str, int, str, int, str, Conventions]
 
 
 def feature_needs(config: RunConfig) -> list[Need]:
@@ -144,16 +144,15 @@ def feature_needs(config: RunConfig) -> list[Need]:
     from evlgen.data import worlds  # imports numpy, which a look at the state does not need
 
     world = worlds.of(config.data)
-    held_out = (world.validation, config.evaluation.validation, config.vision, 1, world.name)
+    rest = (world.name, config.conventions)
+    held_out = (world.validation, config.evaluation.validation, config.vision, 1, *rest)
     if not config.data.cache:
         return [held_out]
     pools = [
-        (pool, size, config.vision, config.data.views, world.name) for pool, size in config.data.pools if size
+        (pool, size, config.vision, config.data.views, *rest) for pool, size in config.data.pools if size
     ]
     sets = [
-        (world.pool_of(name), size, config.vision, 1, world.name)
-        for name, size in config.evaluation.sets
-        if size
+        (world.pool_of(name), size, config.vision, 1, *rest) for name, size in config.evaluation.sets if size
     ]
     return [*pools, held_out, *sets]
 

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from evlgen import training
 from evlgen.collapse import classify
-from evlgen.config import RunConfig
+from evlgen.config import Conventions, RunConfig
 from evlgen.data import features, worlds
 from evlgen.data.batches import load_training_data
 from evlgen.errors import UserError
@@ -38,11 +38,13 @@ Tell = Callable[[Any], None]
 _MEASURED = "measured.json"  # of the attempts that were stopped
 
 
-def cache_features(tell: Tell, pool: str, size: int, vision: str, views: int, world: str) -> None:
+def cache_features(
+    tell: Tell, pool: str, size: int, vision: str, views: int, world: str, conventions: Conventions
+) -> None:
     """Make sure that the features of a pool's first images are in the cache."""
     prepare_worker()
     _take_gpu()
-    features.ensure(pool, size, vision, views, world)
+    features.ensure(pool, size, vision, views, world, conventions)
 
 
 def execute_run(tell: Tell, folder_name: str, init_folder: str | None) -> None:

@@ -33,6 +33,9 @@ class EvaConfig:
 class EvaViT(nn.Module):
     """Pixels -> features of the second-to-last block. Parameters are called as in `eva_vit_g.pth`.
 
+    Linear layers and convolution may be in half precision and the rest in float32
+    (`evlgen.backbones.vision.halve_products`): then so is what blocks add to.
+
     Raises:
         UserError: the image size is no multiple of the patch.
     """
@@ -56,11 +59,17 @@ class EvaViT(nn.Module):
             UserError: images of another size than the configuration's.
         """
         check_size(pixels, self.config.image_size)
-        patches = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)  # (B, patches, width)
+        patches = (
+            self.patch_embed["proj"](pixels.to(_dtype(self.patch_embed["proj"]))).flatten(2).transpose(1, 2)
+        )  # (B, patches, width)
         x = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], 1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def check_size(pixels: Tensor, size: int) -> None:
@@ -84,7 +93,7 @@ class EvaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
+        hidden = F.gelu(self.mlp["fc1"](self.norm2(x).to(_dtype(self.mlp["fc1"]))))
         return x + self.mlp["fc2"](hidden)
 
 
@@ -100,6 +109,7 @@ class EvaAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.qkv.weight.dtype)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         parts = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in parts)

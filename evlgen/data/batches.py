@@ -175,8 +175,10 @@ def evaluation_images(config: RunConfig, pool: str, size: int) -> PoolImages:
     """
     world = worlds.of(config.data)
     if config.data.cache:
-        return CachedImages(features.load(features.ensure(pool, size, config.vision, 1, world.name))[0])
-    return DecodedImages(world, pool, build_vision(config.vision).image_size)
+        return CachedImages(
+            features.load(features.ensure(pool, size, config.vision, 1, world.name, config.conventions))[0]
+        )
+    return DecodedImages(world, pool, build_vision(config.vision, config.conventions).image_size)
 
 
 # ------------------------------------------------------------------------------------------- loading
@@ -227,12 +229,12 @@ def _load(
             raise UserError(worlds.too_few(name, size, count))
     texts = _texts(reader, conventions, data.max_text_tokens)
     if data.cache:
-        pools = tuple(_cached_pairs(world, *pool, vision, data.views, texts) for pool in wanted)
-        held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts)
+        pools = tuple(_cached_pairs(world, *pool, vision, data.views, texts, conventions) for pool in wanted)
+        held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts, conventions)
         return TrainingData(CachedBatches(pools), held_out, _fingerprint((*pools, held_out)))
-    encoder = build_vision(vision)
+    encoder = build_vision(vision, conventions)
     stream = Stream(world, wanted, encoder.image_size, encoder.fingerprint, texts)
-    held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts)
+    held_out = _cached_pairs(world, world.validation, validation, vision, 1, texts, conventions)
     return TrainingData(StreamedBatches(stream), held_out, _fingerprint((held_out,), stream.fingerprint))
 
 
@@ -245,12 +247,14 @@ def _texts(reader: str, conventions: Conventions, max_tokens: int) -> Texts:
     return Texts(tokenizer, end_id, max_tokens, start_id, how.keeps_end)
 
 
-def _cached_pairs(world: World, name: str, size: int, vision: str, views: int, texts: Texts) -> PairPool:
+def _cached_pairs(
+    world: World, name: str, size: int, vision: str, views: int, texts: Texts, conventions: Conventions
+) -> PairPool:
     """The first images of a pool, or all if there are fewer.
 
     Each has as many captions as the one with most: an image with fewer has its own more than once.
     """
-    stored = features.load(features.ensure(name, size, vision, views, world.name))
+    stored = features.load(features.ensure(name, size, vision, views, world.name, conventions))
     size = stored.shape[1]
     captions = [world.captions(name, i) for i in range(size)]
     each = max(map(len, captions))

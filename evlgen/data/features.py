@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 
 from evlgen.backbones.vision import FrozenVision, build_vision
+from evlgen.config import Conventions
 from evlgen.data import worlds
 from evlgen.data.base import World
 from evlgen.data.images import CROP_RATIO, CROP_SCALE, UnreadableImage, augmented, resized, uniform
@@ -40,7 +41,14 @@ log = logging.getLogger(__name__)
 _BATCH = 64  # fixed, since the bits of a feature may depend on it
 
 
-def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "miniworld") -> Path:
+def ensure(
+    pool: str,
+    size: int,
+    vision: str,
+    views: int = 1,
+    world: str = "miniworld",
+    conventions: Conventions = "plain",
+) -> Path:
     """The cache file with the features of the first ``size`` images of a pool, or of all if there are fewer.
 
     It is made if it is missing, and made again, with a line in the log, if it does not match its checksum.
@@ -52,6 +60,7 @@ def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "mini
         vision: name of the frozen image encoder.
         views: versions of each image, the plain one among them.
         world: name of the data world.
+        conventions: of the run, which may decide the encoder's precision.
 
     Returns:
         Path of an ``.npy``, (views, images, tokens, width) float16. Its name has everything that decides its
@@ -63,7 +72,7 @@ def ensure(pool: str, size: int, vision: str, views: int = 1, world: str = "mini
     """
     if size < 1 or views < 1:
         raise UserError(f"pool {pool!r}: {size} images in {views} views; there must be at least one of each")
-    encoder = build_vision(vision)
+    encoder = build_vision(vision, conventions)
     source = worlds.get(world)
     count = min(size, source.count(pool))
     prefix = worlds.cache_prefix(pool, size, vision, views)

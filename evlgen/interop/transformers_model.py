@@ -521,7 +521,10 @@ def from_run(
         raise UserError(
             f"{folder}: a run of the stage {run.stage!r} has no language model; take one that captions"
         )
-    vision, language = build_vision(run.vision), build_language(run.language, run.conventions)
+    vision, language = (
+        build_vision(run.vision, run.conventions),
+        build_language(run.language, run.conventions),
+    )
     if run.connector.input_width != vision.width:
         raise UserError(
             f"{folder}: connector: takes image features of width {run.connector.input_width}, "

@@ -34,7 +34,7 @@ COMPONENTS: dict[str, int] = {
     "pool": 1,
     "perceiver": 1,
     # What is trained and measured
-    "stage1": 1,  # ITC, ITM and image-grounded LM
+    "stage1": 2,  # ITC, ITM and image-grounded LM; 2: the true pair leaves ITM's negatives before the softmax
     "captioner": 1,  # soft prompt, frozen language model, loss on the text
     "training": 1,  # initial weights, optimiser, schedule, precision, order of updates
     "diagnostics": 1,  # validation losses and measures of collapse

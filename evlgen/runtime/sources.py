@@ -52,7 +52,7 @@ SOURCES = {
     "clip-vit-l": Source("vision", "clip-vit-large-patch14", "the folder of openai/clip-vit-large-patch14"),
     "opt-2.7b": Source("language", "opt-2.7b", "the folder of facebook/opt-2.7b"),
     "opt-6.7b": Source("language", "opt-6.7b", "the folder of facebook/opt-6.7b"),
-    "vicuna-7b": Source("language", "vicuna-7b-v1.1", "the folder of lmsys/vicuna-7b-v1.1"),
+    "vicuna-7b": Source("language", "vicuna-7b-v1.3", "the folder of lmsys/vicuna-7b-v1.3"),
     "vicuna-13b": Source("language", "vicuna-13b-v1.1", "the folder of lmsys/vicuna-13b-v1.1"),
     "flan-t5-xl": Source("language", "flan-t5-xl", "the folder of google/flan-t5-xl"),
 }

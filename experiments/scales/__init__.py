@@ -151,6 +151,9 @@ def _run(scale: Scale, make: Make, language: Language | None, pairs: Pairs, step
         config = dataclasses.replace(config, language=language.name)
         if language.pools:
             config = _with_pools(config, language.pools)
+        if language.batch_size:
+            optim = dataclasses.replace(config.optim, batch_size=language.batch_size)
+            config = dataclasses.replace(config, optim=optim)
         if language.warmup_steps:
             warmup = max(1, min(language.warmup_steps, config.optim.steps // 2))
             config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_steps=warmup))

@@ -22,6 +22,7 @@ class Language:
         steps: EVLGen's longer training with it, in thousands of the paper's updates.
         warmup_steps: updates of every warm-up, at most half of the run; 0: the warm-up of the scale.
         pools: in the role of the paper's 104M pairs; empty: those of the scale.
+        batch_size: pairs in an update that trains through it; 0: those of the scale.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Language:
     steps: float = 250
     warmup_steps: int = 0
     pools: Pools = ()
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)

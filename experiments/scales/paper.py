@@ -25,6 +25,7 @@ LANGUAGES = (
         steps=60,
         warmup_steps=2000,
         pools=(("ccs-14m", 23_400_000), ("coco", 2_600_000)),  # 45 : 5; what counts is the proportion
+        batch_size=160,  # 20 a GPU
     ),
 )
 PAIRS = DataConfig(  # the 104M, 15 : 4 : 1
