@@ -249,7 +249,7 @@ class CaptionModel(nn.Module):
         """Beam search from embeddings (B, P, D_llm) and their mask (B, P), with padding in front."""
         llm, tokenizer = self.language.model, self.language.tokenizer
         settings = generation_config(self.language, evaluation, task)
-        options: dict[str, Any] = decoding_options(self.language, settings, task)
+        options = decoding_options(self.language, settings, task)
         if not self.language.is_encoder_decoder:
             cache = options["past_key_values"] = DynamicCache(config=llm.config)
             if prompt.shape[1] > 1:
@@ -264,7 +264,7 @@ class CaptionModel(nn.Module):
                 )
                 cache.batch_repeat_interleave(evaluation.beams)
         generated = llm.generate(  # with embeddings as the prompt, only new tokens are returned
-            inputs_embeds=prompt, attention_mask=mask, generation_config=settings, **options
+            inputs_embeds=prompt, attention_mask=mask, **options
         )
         if self.language.is_encoder_decoder:
             generated = generated[:, 1:]  # the token that its decoder starts from

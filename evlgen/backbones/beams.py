@@ -7,11 +7,18 @@ holds for it. Today's `transformers` has no such token: what differs stands here
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from evlgen.backbones.language import FrozenLanguage
 from evlgen.config import EvalConfig
@@ -47,17 +54,23 @@ def generation_config(language: FrozenLanguage, evaluation: EvalConfig, task: Ta
 
 
 def decoding_options(language: FrozenLanguage, settings: GenerationConfig, task: Task) -> dict[str, Any]:
-    """Arguments of ``generate`` beside ``settings`` (`generation_config`)."""
+    """Arguments of ``generate`` that make it write as a run of the language's conventions does.
+
+    Args:
+        settings: from `generation_config`.
+    """
     if task not in language.manners.counts_start:
-        return {}
+        return {"generation_config": settings}
     options: dict[str, Any] = {}
+    if (penalty := settings.repetition_penalty) not in (None, 1.0):
+        # the model's own token, whatever its tokenizer begins with
+        start = getattr(language.model.config, "bos_token_id", None)
+        options["logits_processor"] = LogitsProcessorList([_Penalty(start, penalty)])
+        settings = copy.copy(settings)
+        settings.repetition_penalty = 1.0
     if settings.num_beams > 1:
         options["custom_generate"] = beam_search
-    start = language.model.config.bos_token_id  # the model's own, whatever its tokenizer begins with
-    if settings.repetition_penalty not in (None, 1.0) and isinstance(start, int):
-        penalty = _StartPenalty(start, settings.repetition_penalty)
-        options["logits_processor"] = LogitsProcessorList([penalty])
-    return options
+    return {"generation_config": settings, **options}
 
 
 def beam_search(model: Any, input_ids: Any, generation_config: GenerationConfig, **options: Any) -> Any:
@@ -107,21 +120,18 @@ class _Counting:
         return self._model._check_early_stop_heuristic(running_beam_scores=best, cur_len=cur_len + 1, **rest)
 
 
-class _StartPenalty(LogitsProcessor):
-    """The repetition penalty for the token in front, which the library does not see.
+class _Penalty(LogitsProcessor):
+    """The repetition penalty, also for the token in front, which the library does not see.
 
     Args:
-        start: its id.
+        start: its id; None: there is none.
     """
 
-    def __init__(self, start: int, penalty: float) -> None:
-        self.start, self.penalty = start, penalty
+    def __init__(self, start: int | None, penalty: float) -> None:
+        self.start, self.penalty = start, RepetitionPenaltyLogitsProcessor(penalty)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: Any) -> Any:
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
         """(B, L) ids and (B, V) scores -> (B, V) scores."""
-        score = scores[:, self.start]
-        punished = torch.where(score < 0, score * self.penalty, score / self.penalty)
-        is_new = (input_ids != self.start).all(1)  # else the library has punished it
-        scores = scores.clone()
-        scores[:, self.start] = torch.where(is_new, punished, score)
-        return scores
+        if isinstance(self.start, int):
+            input_ids = torch.cat([input_ids.new_full((len(input_ids), 1), self.start), input_ids], 1)
+        return self.penalty(input_ids, scores) if input_ids.shape[1] else scores

@@ -151,6 +151,12 @@ def _changed(connector: ConnectorConfig, **changes: object) -> RunConfig:
     return caption(dataclasses.replace(connector, **changes))  # type: ignore[arg-type]
 
 
+def _authors(language: str) -> RunConfig:
+    """By the authors' conventions; some captions are too long."""
+    config = dataclasses.replace(caption(TOMEFORMER), language=language, conventions="authors")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, max_text_tokens=12))
+
+
 def _runs() -> dict[str, Case]:
     found: dict[str, RunConfig] = {}
     for world in WORLDS:
@@ -191,6 +197,12 @@ def _runs() -> dict[str, Case]:
         "OPT": dataclasses.replace(base, language="opt-2.7b"),
         "Vicuna": dataclasses.replace(base, language="vicuna-7b"),
         "Flan-T5": dataclasses.replace(base, language="flan-t5-xl"),
+        "authors, OPT": _authors("opt-2.7b"),
+        "authors, Vicuna": _authors("vicuna-7b"),
+        "authors, Flan-T5": _authors("flan-t5-xl"),
+        "authors, after stage 1": dataclasses.replace(
+            after(dataclasses.replace(represent(), conventions="authors")), language="mini-llama"
+        ),
         "CLIP": dataclasses.replace(
             base,
             vision="clip-vit-l",  # 17 tokens of width 24

@@ -34,7 +34,7 @@ def write_files(root: Path) -> dict[str, str]:
     real_sets.own_folder(root / "data" / "own", 24)
     real_sets.bert(root / "weights" / "bert-base-uncased")
     real_sets.clip(root / "weights" / "clip-vit-large-patch14")
-    for family, folder in (("opt", "opt-2.7b"), ("llama", "vicuna-7b-v1.1"), ("flan-t5", "flan-t5-xl")):
+    for family, folder in (("opt", "opt-2.7b"), ("llama", "vicuna-7b-v1.3"), ("flan-t5", "flan-t5-xl")):
         (root / "weights" / folder).mkdir()
         folders.write(family, root / "weights" / folder)
     return {
