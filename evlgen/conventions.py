@@ -82,9 +82,12 @@ def manners(conventions: Conventions, family: Family) -> Manners:
 
 
 def clean_question(question: str, how: Manners) -> str:
-    """The question as it is asked: for the authors in lower case, without ``.!"()*#:;~`` (BLIP)."""
-    if not how.cleans_questions:
-        return question
+    """The question as it is asked, by the authors' conventions as BLIP's processor leaves it."""
+    return blip_question(question) if how.cleans_questions else question
+
+
+def blip_question(question: str) -> str:
+    """The question as BLIP's processor leaves it: in lower case, without ``.!"()*#:;~``."""
     return re.sub(r'[.!"()*#:;~]', "", question.lower()).rstrip(" ")
 
 

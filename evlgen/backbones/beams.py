@@ -84,7 +84,8 @@ class _Counting:
 
     - Ended beams: the library divides by the generated tokens with the closing one, the authors' version by
       those without it and the one in front: the same number.
-    - Beams that are cut at the longest length have no closing token: they are divided by one more.
+    - Beams that are cut at the longest length have no closing token: they are divided by one more. The best
+      that go on are cut, even where closed ones are likelier.
     - The early stop asks what the best candidate of this step, a closed one among them, could still reach, at
       one token more.
     """
@@ -100,18 +101,31 @@ class _Counting:
         return self._model(*args, **kwargs)
 
     def _update_finished_beams(
-        self, *, topk_log_probs: Tensor, topk_running_sequences: Tensor, cur_len: int, **rest: Any
+        self,
+        *,
+        topk_log_probs: Tensor,
+        topk_running_sequences: Tensor,
+        top_num_beam_mask: Tensor,
+        next_token_hits_stopping_criteria: Tensor,
+        cur_len: int,
+        num_beams: int,
+        **rest: Any,
     ) -> Any:
         self._best = topk_log_probs[:, :1]
+        closed = topk_running_sequences[:, :, cur_len] == self._settings.eos_token_id  # (B, candidates)
+        ends = closed & top_num_beam_mask
         if cur_len + 1 == self._settings.max_length:
+            ends |= ~closed & ((~closed).cumsum(1) <= num_beams)
             length = cur_len + 1 - rest["decoder_prompt_len"]
-            is_cut = topk_running_sequences[:, :, cur_len] != self._settings.eos_token_id
             share = (length / (length + 1)) ** rest["length_penalty"]
-            topk_log_probs = torch.where(is_cut, topk_log_probs * share, topk_log_probs)
+            topk_log_probs = torch.where(closed, topk_log_probs, topk_log_probs * share)
         return self._model._update_finished_beams(
             topk_log_probs=topk_log_probs,
             topk_running_sequences=topk_running_sequences,
+            top_num_beam_mask=torch.ones_like(top_num_beam_mask),
+            next_token_hits_stopping_criteria=ends,
             cur_len=cur_len,
+            num_beams=num_beams,
             **rest,
         )
 

@@ -111,7 +111,7 @@ class EvaAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.qkv.weight.dtype)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        parts = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        parts = F.linear(x, self.qkv.weight, bias.to(x.dtype)).chunk(3, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in parts)
         out: Tensor = self.proj(join_heads(F.scaled_dot_product_attention(query, key, value)))
         return out

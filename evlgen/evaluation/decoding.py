@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from evlgen.config import RunConfig
+from evlgen.conventions import blip_question
 from evlgen.data import features, worlds
 from evlgen.data.base import SHUFFLED, World
 from evlgen.data.batches import PoolImages, evaluation_images
@@ -156,8 +157,11 @@ def answer_all(
 ) -> list[str]:
     """Answers to the questions, the i-th on ``images[order[i]]``; ``advance`` as in `caption_all`.
 
-    Questions of similar length share a batch, so that little of it is padding.
+    Questions are asked by the conventions of the run. Those of similar length share a batch, so that little
+    of it is padding.
     """
+    if config.conventions == "authors":
+        questions = [blip_question(question) for question in questions]
     by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].split()))
     found = [""] * len(questions)
     for start in range(0, len(by_length), config.evaluation.batch_size):

@@ -19,7 +19,7 @@ COMPONENTS: dict[str, int] = {
     "miniworld": 1,
     "easy-vqa": 1,
     "folder": 1,
-    "capfilt": 1,
+    "capfilt": 2,  # 2: questions are cleaned as BLIP's
     "sampling": 1,
     "features": 1,  # images to features: resizing, crops, precision of the cache
     "streaming": 1,  # images decoded, cropped and encoded anew in every update

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from evlgen.conventions import blip_question
 from evlgen.data import presence
 from evlgen.data.base import PAPER_SETS, TEST_SETS, Question, World
 from evlgen.data.readers import capfilt, gqa, karpathy, nocaps, vqa
@@ -75,10 +77,11 @@ def _pool(name: str, found: tuple[Path, ...], root: Path | None) -> Reader:
 
 
 def question(name: str, index: int) -> Question:
-    """The question ``index`` of a question set."""
+    """The question ``index`` of a question set, cleaned as BLIP's are, whose captions are, too."""
     found = pool(name)
     assert isinstance(found, ImageList)
-    return found.questions[index]
+    asked = found.questions[index]
+    return dataclasses.replace(asked, text=blip_question(asked.text))
 
 
 def ids(name: str, index: int) -> dict[str, int | str]:
