@@ -422,4 +422,6 @@ def _kind(option: Any) -> str | None:
 
 
 def _type_name(hint: Any) -> str:
+    if hint in (int, float):
+        return "whole number" if hint is int else "number"
     return getattr(hint, "__name__", str(hint)).replace("typing.", "")

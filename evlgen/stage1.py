@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evlgen import limits
 from evlgen.backbones.vision import ImageEncoder
 from evlgen.config import Objective
 from evlgen.errors import UserError
@@ -54,14 +55,10 @@ def check_objectives(objectives: Sequence[Objective]) -> None:
     Raises:
         UserError: the list is empty, or a loss is unknown or repeated.
     """
-    known = ", ".join(OBJECTIVES)
-    if not objectives:
-        raise UserError(f"objectives: is empty; stage 1 needs at least one of {known}")
+    limits.objectives(objectives)
     for name in objectives:
         if name not in OBJECTIVES:
-            raise UserError(f"objectives: {name!r} is not one of {known}")
-        if objectives.count(name) > 1:
-            raise UserError(f"objectives: {name} is listed more than once")
+            raise UserError(f"objectives: {name!r} is not one of {', '.join(OBJECTIVES)}")
 
 
 def stage1_losses(

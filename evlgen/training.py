@@ -12,6 +12,7 @@ Part m of rank k is a run of its rows, m * size + k in order, so the ranks' part
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from evlgen import limits
 from evlgen.backbones.language import forget_languages
 from evlgen.backbones.vision import forget_encoders
 from evlgen.bookkeeping import Checkpoints, History, Stopwatch, TrainingState, Utilisation
@@ -47,7 +49,7 @@ from evlgen.runs.folder import CONNECTOR, METRICS
 from evlgen.runtime.device import chosen, enough_memory
 from evlgen.runtime.distributed import Ranks, joined, shard, transformer_layers
 from evlgen.runtime.progress import Progress, Stop
-from evlgen.stage1 import Stage1Model, add_present, check_objectives
+from evlgen.stage1 import Stage1Model, add_present
 from evlgen.throughput import peak_flops
 
 log = logging.getLogger(__name__)
@@ -227,9 +229,7 @@ def _check(
     config: RunConfig, data: TrainingData, device: torch.device, init_folder: Path | None, ranks: Ranks
 ) -> None:
     optim = config.optim
-    for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "accumulate"):
-        if getattr(optim, name) < 1:
-            raise UserError(f"optim.{name} is {getattr(optim, name)}: it must be 1 or more")
+    limits.check(dataclasses.replace(config, init_from=None), data.validation.features.shape[-2])
     if optim.batch_size % (optim.accumulate * ranks.size):
         raise UserError(
             f"optim.batch_size {optim.batch_size}: cannot be split evenly over {ranks.size} processes and "
@@ -237,12 +237,8 @@ def _check(
         )
     if optim.precision == "fp16" and device.type == "cpu":
         raise UserError("optim.precision fp16: needs a GPU; use bf16 or fp32")
-    if optim.compile and (optim.gradient_checkpointing or optim.llm_placement == "shard"):
-        other = "gradient_checkpointing" if optim.gradient_checkpointing else "llm_placement=shard"
-        raise UserError(f"optim.compile: not together with optim.{other}; leave one of them out")
     if optim.compile and not hasattr(torch.compiler, "set_stance"):
         raise UserError(f"optim.compile: needs PyTorch 2.6 or later, this is {torch.__version__}")
-    check_objectives(config.objectives)
     wanted, width = config.connector.input_width, data.validation.features.shape[-1]
     if wanted != width:
         raise UserError(f"connector: takes image features of width {wanted}, {config.vision} gives {width}")

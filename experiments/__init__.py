@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 
+from evlgen import limits
 from evlgen.errors import UserError, nearest
 from experiments.base import Experiment, Row
 from experiments.changes import STAGE1, changed
@@ -64,6 +65,8 @@ def load(name: str, scale: str = "", changes: tuple[str, ...] = (), rows: str = 
         from experiments import other_worlds  # imports numpy, which a list of experiments does not need
 
         experiment = other_worlds.adapt(experiment, keep_sets="evaluation.sets" in keys)
+    for row in experiment.rows:
+        _check(row)
     return labelled(before, experiment, changes)
 
 
@@ -89,3 +92,15 @@ def _changed(row: Row, changes: tuple[str, ...], rows: tuple[Row, ...]) -> Row:
                 )
                 raise UserError(text) from None
         raise
+
+
+def _check(row: Row) -> None:
+    """Refuse a row that could not be trained.
+
+    Raises:
+        UserError: see `evlgen.limits.check`; the message names the row, too.
+    """
+    try:
+        limits.check(row.config)
+    except UserError as error:
+        raise UserError(f"{error} (row {row.label!r})") from None

@@ -90,7 +90,7 @@ SEEDS = {
     "qformer after stage 1, capfilt, streamed": 4,
     "tomeformer, weighted": 4,
     "mini-llama": 4,
-    "stage 1, capfilt, streamed": 6,
+    "stage 1, capfilt, streamed": 8,
 }
 OPTIM = OptimConfig(
     steps=2,

@@ -220,7 +220,7 @@ def test_failed_run_is_reported_and_others_finish(sandbox: Sandbox) -> None:
         (["table9"], "experiment 'table9': no such experiment; there are: table1, table2"),
         (["table2", "--scale", "big"], "--scale big: no such scale; there are: smoke, mini, bridge, paper"),
         (["table2", "--set", "optim.speed=1"], "--set optim.speed: no such key; there are: "),
-        (["table2", "--set", "optim.lr=fast"], "--set optim.lr: 'fast' is not a float"),
+        (["table2", "--set", "optim.lr=fast"], "--set optim.lr: 'fast' is not a number"),
         (["table2", "--set", "optim.lr"], "--set optim.lr: give key=value"),
         (["table2", "--set", "connector.r=4"], "--set connector.r: no such key"),
         (["table2", "--seeds", "0"], "--seeds 0: at least 1"),

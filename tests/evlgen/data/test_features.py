@@ -25,7 +25,7 @@ def encoder(fingerprint: str = "tiny", seed: int = 0) -> FrozenVision:
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("EVLGEN_CACHE", str(tmp_path))
     frozen = encoder()
-    monkeypatch.setattr(subject, "build_vision", lambda _: frozen)
+    monkeypatch.setattr(subject, "build_vision", lambda *_: frozen)
     subject._matches.cache_clear()
     return tmp_path
 
@@ -63,7 +63,7 @@ def test_everything_that_decides_the_content_is_in_the_name(monkeypatch):
     }
     names.add(subject.ensure("coco", 2, "v", views=2))
     other = encoder("other", seed=1)
-    monkeypatch.setattr(subject, "build_vision", lambda _: other)
+    monkeypatch.setattr(subject, "build_vision", lambda *_: other)
     names.add(subject.ensure("coco", 2, "v"))
     monkeypatch.setattr(miniworld, "version", lambda: "another world")
     names.add(subject.ensure("coco", 2, "v"))
@@ -122,7 +122,7 @@ def build_and_count(folder: str, queue: object) -> None:
     os.environ["EVLGEN_CACHE"] = folder
     torch.set_num_threads(1)
     frozen = encoder()
-    subject.build_vision = lambda _: frozen  # type: ignore[assignment]
+    subject.build_vision = lambda *_: frozen  # type: ignore[assignment]
     calls: list[int] = []
     encode = FrozenVision.encode
     FrozenVision.encode = lambda self, x: (calls.append(len(x)), encode(self, x))[1]  # type: ignore[method-assign]

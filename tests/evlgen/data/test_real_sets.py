@@ -82,7 +82,7 @@ def test_questions_go_with_their_images_and_answers(world):
         number = 6 + index // 2
         for name, verb in (("vqav2", "is"), ("okvqa", "was")):
             asked = world.question(name, index)
-            assert asked.text == f"What colour {verb} ball {index % 2}?"
+            assert asked.text == f"what colour {verb} ball {index % 2}?"  # as BLIP asks
             assert asked.answers == (true_files.colour_of(number),) * 10
             assert np.array_equal(world.image(name, index), decode(true_files.jpeg(number), ""))
     assert world.question("gqa", 2).answers == ("ball",)

@@ -173,8 +173,8 @@ def vision(tmp_path, monkeypatch):
     monkeypatch.setenv("EVLGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EVLGEN_DECODERS", "0")
     frozen = encoder()
-    monkeypatch.setattr("evlgen.data.features.build_vision", lambda _: frozen)
-    monkeypatch.setattr("evlgen.backbones.vision.build_vision", lambda _: frozen)
+    monkeypatch.setattr("evlgen.data.features.build_vision", lambda *_: frozen)
+    monkeypatch.setattr("evlgen.backbones.vision.build_vision", lambda *_: frozen)
 
 
 def data() -> TrainingData:

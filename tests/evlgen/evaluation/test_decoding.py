@@ -32,7 +32,7 @@ def vision(tmp_path, monkeypatch):
     shape = MiniViTConfig(stem_width=4, width=tiny.WIDTH, num_layers=1, num_heads=2, intermediate=16)
     frozen = FrozenVision(MiniViT(shape).eval().requires_grad_(False), tiny.WIDTH, 65, "tiny")
     for module in ("evlgen.data.features", "evlgen.data.batches", "evlgen.backbones.vision"):
-        monkeypatch.setattr(f"{module}.build_vision", lambda _: frozen)
+        monkeypatch.setattr(f"{module}.build_vision", lambda *_: frozen)
 
 
 def captioner() -> CaptionModel:
