@@ -209,7 +209,7 @@ def works(tasks: Iterable[Task], runs: Mapping[str, RunConfig], labels: Mapping[
             seconds = expected_seconds(config, rates)
             found[task.key] = Work(labels[task.key], samples(config), seconds, training, task.needs)
         else:
-            pool, size, vision, views, _ = task.arguments
+            pool, size, vision, views, *_ = task.arguments
             seconds = feature_seconds(vision, size, views)
             found[task.key] = Work(f"features of {size:,} images of {pool}", float(size * views), seconds)
     return found

@@ -30,7 +30,7 @@ def features(runs: Iterable[RunConfig]) -> tuple[str, str]:
     return said, ""
 
 
-def _size(pool: str, images: int, vision: str, views: int, world_name: str) -> int:
+def _size(pool: str, images: int, vision: str, views: int, world_name: str, _conventions: str) -> int:
     if is_shipped(vision):
         return 0
     from evlgen.backbones.vision import feature_tokens, feature_width  # imports torch

@@ -115,7 +115,7 @@ def plan_phases(runs: Mapping[str, RunConfig]) -> tuple[list[list[Task]], dict[s
     seconds: dict[str, float] = {}
     features = missing_features(feature_tasks(runs.values()))
     for task in features:
-        _, size, vision, views, _ = task.arguments
+        _, size, vision, views, *_ = task.arguments
         expected = feature_seconds(vision, size, views)
         if expected is not None:
             seconds[task.key] = expected

@@ -81,7 +81,7 @@ def question(name: str, index: int) -> Question:
     found = pool(name)
     assert isinstance(found, ImageList)
     asked = found.questions[index]
-    return dataclasses.replace(asked, text=blip_question(asked.text))
+    return dataclasses.replace(asked, text=blip_question(asked.text) or asked.text)
 
 
 def ids(name: str, index: int) -> dict[str, int | str]:
