@@ -125,7 +125,7 @@ KEPT: dict[str, Callable[[Path], None]] = {
         "evlgen/runs/behaviour.py", '    "captions": 1', '    "captions": 2'
     ),
     "a component that no run uses gets another number": replaced(
-        "evlgen/runs/behaviour.py", '    "capfilt": 1', '    "capfilt": 2'
+        "evlgen/runs/behaviour.py", '    "capfilt": 2', '    "capfilt": 3'
     ),
     "a default changes that every run of the miniature states": replaced(
         "evlgen/config.py", "    batch_size: int = 1600", "    batch_size: int = 800"
