@@ -11,9 +11,11 @@ from evlgen.data import worlds
 from evlgen.data.readers import folder
 from evlgen.errors import UserError
 from evlgen.runtime import own_images, sources
+from tests.evlgen import own_forms
 from tests.evlgen import real_sets as true_files
 
-SIZE = 10
+FORMS = list(own_forms.FORMS.values())
+SIZE = own_forms.SIZE
 
 
 @pytest.fixture
@@ -23,49 +25,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def images(place: Path, size: int = SIZE) -> None:
-    for number in range(size):
-        true_files.save(place / f"{number}.png", true_files.jpeg(number, "PNG"))
-
-
-def as_lines(place: Path) -> None:
-    images(place)
-    true_files.lines(
-        place / "captions.jsonl",
-        [{"file": f"{n}.png", "caption": true_files.caption(n)} for n in range(SIZE)],
-    )
-
-
-def as_csv(place: Path) -> None:
-    """As a spreadsheet of Windows writes it."""
-    images(place)
-    rows = [f'{n}.png,"{true_files.caption(n)}"' for n in range(SIZE)]
-    true_files.save(place / "captions.csv", ("\ufeff" + "\r\n".join(["Filename,Caption", *rows])).encode())
-
-
-def as_semicolons(place: Path) -> None:
-    images(place)
-    rows = [f"1;{n}.png;{true_files.caption(n)}" for n in range(SIZE)]
-    true_files.save(place / "table.csv", "\n".join(["id;image;text", *rows, ""]).encode("utf-16"))
-
-
-def as_texts(place: Path) -> None:
-    images(place / "deep/er")
-    for number in range(SIZE):
-        true_files.save(place / f"deep/er/{number}.txt", f"{true_files.caption(number)}\r\n\r\n".encode())
-
-
-def as_coco(place: Path) -> None:
-    images(place / "images")
-    content = {
-        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(SIZE)],
-        "annotations": [{"id": n, "image_id": n, "caption": true_files.caption(n)} for n in range(SIZE)],
-    }
-    true_files.dump(place / "annotations/all.json", content)
-    true_files.dump(place / "annotations/other.json", {"categories": []})
-
-
-@pytest.mark.parametrize("form", [as_lines, as_csv, as_semicolons, as_texts, as_coco])
+@pytest.mark.parametrize("form", FORMS)
 def test_each_form_gives_images_with_their_captions(root, form):
     form(root / "mine")
     world = worlds.of(DataConfig(world="folder", pools=(("mine", 6),)))
@@ -87,7 +47,7 @@ def test_each_form_gives_images_with_their_captions(root, form):
     assert sources.fingerprint_of_data("folder", ["mine"]) != before
 
 
-@pytest.mark.parametrize("form", [as_lines, as_csv, as_semicolons, as_texts, as_coco])
+@pytest.mark.parametrize("form", FORMS)
 def test_another_caption_gives_another_id(root, form):
     form(root / "mine")
     before = sources.fingerprint_of_data("folder", ["mine"])
@@ -102,7 +62,7 @@ def test_another_caption_gives_another_id(root, form):
 
 
 def test_splits_are_told_by_columns_names_of_files_and_folders(root):
-    images(root / "a")
+    own_forms.images(root / "a")
     rows = [f"{n}.png,A ball,{('train', 'val', 'test', '')[n % 4]}" for n in range(SIZE)]
     true_files.save(root / "a/captions.csv", "\n".join(["file,caption,split", *rows]).encode())
     for number, split in enumerate(("train", "val", "test")):
@@ -155,7 +115,7 @@ def test_splits_are_told_by_columns_names_of_files_and_folders(root):
     ],
 )
 def test_a_mistake_is_named_with_file_and_place(root, file, content, message):
-    images(root / "mine", 3)
+    own_forms.images(root / "mine", 3)
     true_files.save(root / "mine" / file, content.encode())
     (line,) = folder.missing(["mine"])
     assert str(root / "mine" / file) in line
@@ -163,7 +123,7 @@ def test_a_mistake_is_named_with_file_and_place(root, file, content, message):
 
 
 def test_an_image_that_is_not_there_is_told_before_the_run(root):
-    as_lines(root / "mine")
+    own_forms.as_lines(root / "mine")
     (root / "mine/3.png").unlink()
     pools = ["mine", "mine/val", "mine/test"]
     (line,) = folder.missing(pools)
@@ -171,7 +131,7 @@ def test_an_image_that_is_not_there_is_told_before_the_run(root):
 
 
 def test_a_folder_without_captions_says_what_it_may_have(root):
-    images(root / "mine", 3)
+    own_forms.images(root / "mine", 3)
     with pytest.raises(
         UserError, match=r"no captions there; it needs captions\.jsonl, captions\.csv, a JSON of"
     ):
@@ -179,7 +139,7 @@ def test_a_folder_without_captions_says_what_it_may_have(root):
 
 
 def test_one_image_in_two_splits_is_refused(root):
-    images(root / "mine", 3)
+    own_forms.images(root / "mine", 3)
     said = [{"file": "0.png", "caption": "a", "split": split} for split in ("train", "test")]
     true_files.lines(root / "mine/captions.jsonl", said)
     with pytest.raises(UserError, match=r"line 2: 0\.png is in the split 'test', in another line in 'train'"):
@@ -187,7 +147,7 @@ def test_one_image_in_two_splits_is_refused(root):
 
 
 def test_questions_may_be_a_table(root):
-    as_csv(root / "mine")
+    own_forms.as_csv(root / "mine")
     rows = [f"{n}.png,What is it?,ball" for n in range(4)]
     true_files.save(root / "mine/questions.csv", "\n".join(["file,question,answer", *rows]).encode())
     world = worlds.of(DataConfig(world="folder", pools=(("mine", 6),)))

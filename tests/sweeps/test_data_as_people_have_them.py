@@ -1,0 +1,64 @@
+"""From each layout, and each form of own images: checked, planned, and trained on for a few updates."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evlgen.runs.identity import forget_fingerprints
+from evlgen.runtime import own_images
+from sweeps import run
+from tests.evlgen import layouts, own_forms, real_sets
+from tests.sweeps.test_paper_scale import arguments
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RUNS", "RESULTS", "CACHE"):
+        monkeypatch.setenv(f"EVLGEN_{name}", f"~/{name.lower()} of mine/")
+    monkeypatch.setenv("EVLGEN_DATA", "my data")
+    forget_fingerprints()  # of data of the tests before; a user's command is a process of its own
+    return tmp_path
+
+
+def lavis(root: Path) -> None:
+    """LAVIS's files, and images as img2dataset's default leaves them."""
+    layouts.lavis(root)
+    shutil.rmtree(root / "ccs_synthetic_filtered_large")
+    layouts.files(root / "ccs_synthetic_filtered_large")
+
+
+@pytest.mark.parametrize("layout", [lavis, layouts.elsewhere])
+def test_a_layout_is_checked_planned_and_trained_on(place, capfd, layout):
+    layout(real_sets.write(place / "my data"))
+    words = ["table1", "--scale", "paper", "--rows", "EVLGen, 104M, 250K", *arguments(place)]
+    planned = [word for word in words if word not in ("--scale", "paper")]
+    assert run.main(["check-data", *planned]) == 0
+    said = capfd.readouterr().out
+    assert "problems: 0" in said
+    assert "vqav2, evaluation: 24 questions, 4 asked for, 214,354 published" in said
+    assert run.main([*words, "--dry-run"]) == 0
+    assert run.main([*words, "--workers", "1"]) == 0
+    assert "1 of 1 runs complete" in capfd.readouterr().out
+    assert len(list((place / "runs of mine").glob("*/result.json"))) == 1
+
+
+@pytest.mark.parametrize("form", ["csv", "texts", "coco"])
+def test_own_images_are_trained_on_and_again_when_they_have_changed(place, capfd, form):
+    own_forms.FORMS[form](place / "my data/mine")
+    sets = ["--rows", "EVLGen, 104M, 150K", "--set", "data.world=folder", "--set", 'data.pools=[["mine", 6]]']
+    sets += ["--set", "evaluation.min_length=1", "--set", "optim.steps=4"]
+    words = ["table1", *sets, "--scale", "smoke", "--seeds", "1", "--workers", "1"]
+    assert run.main(["check-data", "table1", *sets]) == 0
+    assert run.main(words) == 0
+    assert run.main([*words, "--dry-run"]) == 0
+    assert "0 of 1 runs to execute" in capfd.readouterr().out
+    path = own_images.caption_files(place / "my data/mine")[0]
+    path.write_bytes(path.read_bytes().replace(b"b\0a\0l\0l", b"b\0o\0x\0s").replace(b"ball", b"box"))
+    forget_fingerprints()
+    assert run.main([*words, "--dry-run"]) == 0
+    assert "1 of 1 runs to execute" in capfd.readouterr().out  # the finished one has read other captions
