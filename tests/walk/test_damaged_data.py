@@ -42,16 +42,3 @@ def test_what_was_damaged_is_in_log_result_and_notes(place: Checkout) -> None:
     note = f"{metrics['damaged_pairs']} of {metrics['samples']} training pairs were damaged and replaced"
     assert note in table.read_text()
     assert "2 things in the data's files are in no pair" in table.read_text()
-
-
-def test_a_damaged_image_of_an_evaluation_set_shows_before_the_training(place: Checkout) -> None:
-    data = real_sets.write(place.path.parent / "damaged evaluation")
-    image = data / "nocaps/images/0000.jpg"
-    image.write_bytes(image.read_bytes()[:100])
-    words = ("table1", "--scale", "paper", "--rows", "EVLGen, 104M, 250K", *settings())
-    runs = place.path / "runs of damaged images"
-    said = place.run(*words, expect=1, EVLGEN_DATA=str(data), EVLGEN_RUNS=str(runs))
-    assert f"{image.name}: " in said
-    assert "nothing is trained yet" in said
-    assert "Traceback" not in said
-    assert not list(runs.glob("*/metrics.jsonl"))

@@ -14,6 +14,7 @@ from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.data import integrity, worlds
 from evlgen.data.base import World
 from evlgen.data.readers import folder, real
+from evlgen.errors import UserError
 from sweeps import run
 from tests.evlgen import real_sets
 
@@ -194,3 +195,19 @@ def test_a_sweep_refuses_them_before_anything_is_done(root: Path, capsys: pytest
     run.main([*command, "--dry-run"])
     said = capsys.readouterr()
     assert "evaluation.sets: coco: 5000 are asked for" in said.out + said.err
+
+
+def test_damaged_images_of_evaluation_sets_show_before_a_training(root: Path) -> None:
+    config = RunConfig(
+        data=CAPFILT, evaluation=EvalConfig(sets=(("nocaps_in", 2), ("vqav2", 24), ("coco", 4)))
+    )
+    worlds.check_images(config)
+    image = root / "nocaps/images/0001.jpg"
+    image.write_bytes(image.read_bytes()[:100])
+    for number in (12, 15, 17):
+        (root / f"coco/val2014/COCO_val2014_{number:012d}.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"0001\.jpg: .*fetch what is damaged again: nothing is trained yet"):
+        worlds.check_images(config)
+    image.write_bytes((root / "nocaps/images/0000.jpg").read_bytes())
+    with pytest.raises(UserError, match=r"000000012\.jpg: .*, and 2 more of vqav2; fetch"):
+        worlds.check_images(config)

@@ -211,7 +211,7 @@ def test_what_is_no_archive_costs_no_other_shard(pool):
 PAIRS = 6
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_of_a_damaged_shard_every_pair_is_read_or_something_is_said(data):
     with tempfile.TemporaryDirectory() as place:

@@ -119,7 +119,7 @@ def changed(content: Any, path: tuple[Any, ...], change: Callable[[Any, Any], No
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_may_be_anything(whole: Path, name: str, data: st.DataObject) -> None:
     content = content_of(whole / name)
