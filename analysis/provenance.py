@@ -98,7 +98,7 @@ def read(scale: str) -> Provenance:
     """
     path = summary_path(scale)
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text("utf-8"))
         found = Provenance(value["environments"], value["runs"])
         for facts in found.runs.values():
             _ = found.environments[facts["environment"]], facts["experiments"].items(), facts["seed"]

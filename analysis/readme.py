@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
 
     def act() -> None:
         for path in pages():
-            old = path.read_text()
+            old = path.read_text("utf-8")
             new = with_results(old, path.parent)
             if new != old:
                 write_atomic(path, new.encode())

@@ -120,11 +120,11 @@ def build(scale: str, origin: provenance.Provenance) -> tuple[str, list[Record]]
     ]
     pictures = [_picture(path, ids) for path in _pngs(results, scale)]
     claims = claims_files.read(claims_files.results_file(scale))
-    script = SCRIPT.read_text()
+    script = SCRIPT.read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         scale=scale,
         is_default=scale == "mini",
         claims=claims,
@@ -329,7 +329,7 @@ def _picture(path: Path, ids: Ids) -> Picture:
 def _about(path: Path) -> dict[str, Any]:
     """What a figure's JSON file says of it; if damaged, it is named on stderr and says nothing."""
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text("utf-8"))
         _ = (
             [(run["id"], run["row"], run["seed"]) for run in about["runs"]],
             [str(one) for one in about["missing"]],
@@ -348,7 +348,7 @@ def _shows(name: str) -> list[str]:
     for end in range(len(parts), 0, -1):
         path = FIGURE_SCRIPTS / f"{'_'.join(parts[:end])}.py"
         if path.exists():
-            words = ast.get_docstring(ast.parse(path.read_text())) or ""
+            words = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
             return [" ".join(part.split()).replace("`", "") for part in words.split("\n\n") if part]
     return []
 

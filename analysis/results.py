@@ -360,7 +360,7 @@ def step_operations(scale: str) -> Mapping[tuple[object, ...], float]:
 
 @functools.lru_cache(maxsize=16)
 def _step_operations(path: Path, mtime_ns: int, scale: str) -> Mapping[tuple[object, ...], float]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         steps = {line["row"]: line["mean"] for line in csv.DictReader(file) if line["metric"] == "step_flop"}
     return {
         shape(row.config): float(steps[row.label])

@@ -84,7 +84,7 @@ def fill(runs: dict[str, RunConfig]) -> None:
 
 def store_quickly(path: Path, value: dict[str, Any]) -> None:
     """As `store.write_json`, without waiting for the disk."""
-    path.write_text(json.dumps({**value, "sha256": files._checksum(value)}))
+    path.write_text(json.dumps({**value, "sha256": files._checksum(value)}), encoding="utf-8")
 
 
 def command(*arguments: str) -> float:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import io
 import sys
 from collections.abc import Callable, Iterable
+
+# A disk that is full, a place that may not be written to or read.
+_OF_THE_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
@@ -22,9 +27,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
-    """A command's exit code: that of the action, None being 0; 2 after a `UserError`, printed on stderr."""
+    """A command's exit code: that of the action, None being 0; 2 after a `UserError`, printed on stderr.
+
+    What the locale cannot write, such as a dash in ISO 8859-1, is written as a question mark.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return action() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # elsewhere than where `evlgen.runtime.files.disk_errors` names it
+        if error.errno not in _OF_THE_PLACE:
+            raise
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}; finished work is kept", file=sys.stderr
+        )
         return 2

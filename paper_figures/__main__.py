@@ -85,7 +85,7 @@ def about_figure(path: Path) -> dict[str, Any]:
     about = path.with_suffix(".json")
     if path.suffix != ".pdf" or not about.exists():
         return {}
-    facts: dict[str, Any] = json.loads(about.read_text())
+    facts: dict[str, Any] = json.loads(about.read_text("utf-8"))
     return facts
 
 

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
+from analysis.terminal import console
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
@@ -17,7 +20,6 @@ from evlgen.runs import folder as files
 from evlgen.runs.identity import run_folder
 from evlgen.runtime import paths
 from experiments.scales import get
-from sweeps.display import console
 from sweeps.plan import Sweep, is_complete
 from sweeps.show import show_examples, show_table
 
@@ -37,7 +39,18 @@ def conclude(sweep: Sweep, problems: Mapping[str, str] | None = None) -> int:
         where = f"table in {os.path.relpath(folder)}/"
     for key, problem in (problems or {}).items():
         _show_problem(sweep, key, problem)
-    console.print(f"{complete} of {len(sweep.runs)} runs complete; {where}")
+    console.print(f"{complete} of {len(sweep.runs)} runs complete; {where}", soft_wrap=True)
+    return 0 if complete == len(sweep.runs) else 1
+
+
+def nothing_failed(sweep: Sweep) -> int:
+    """Say that there is nothing to try again; 0 if every run is complete."""
+    complete = sum(files.is_complete(paths.runs_folder() / run) for run in sweep.runs)
+    console.print(
+        f"{complete} of {len(sweep.runs)} runs complete; none has failed, nothing to try again, "
+        "no table written",
+        soft_wrap=True,
+    )
     return 0 if complete == len(sweep.runs) else 1
 
 
@@ -46,7 +59,7 @@ def _show_problem(sweep: Sweep, key: str, problem: str) -> None:
     name, more = key, ""
     if key in sweep.runs:
         name, more = f"{sweep.labels[key]} ({key})", f": see {paths.runs_folder() / key / files.LOG}"
-    console.print(f"[red]{name} {problem}[/]{more}", soft_wrap=True, highlight=False)
+    console.print(f"[red]{escape(f'{name} {problem}')}[/]{escape(more)}", soft_wrap=True, highlight=False)
 
 
 # ---------------------------------------------------------------------------------------------- scores
@@ -107,7 +120,7 @@ def read_predictions(folder: Path, config: RunConfig) -> RunPredictions:
     if config.stage != "caption" or not config.evaluation.sets:
         return RunPredictions()
     try:
-        value = json.loads(files.verified(folder, files.PREDICTIONS).read_text())
+        value = json.loads(files.verified(folder, files.PREDICTIONS).read_text("utf-8"))
         captions, answers = ({name: dict(texts) for name, texts in value[kind].items()} for kind in _KINDS)
     except FileNotFoundError:
         raise ValueError("is gone") from None

@@ -6,17 +6,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from analysis.terminal import console
 from sweeps.forecast import Forecast, Work
-
-console = Console()
 
 _PHASES = {"train": "training", "validate": "validating", "evaluate": "evaluating"}
 _QUIET_SECONDS = 10.0  # between two lines on the same task, where there is no terminal
+_NARROW = 70  # columns, below which nothing is on one line
 _SWEEP_SECONDS = 0.5  # between two estimates of the time left, on a terminal
 
 
@@ -37,7 +36,8 @@ class Display:
         self.forecast = Forecast(works, workers, unnamed, each)
         self._shown: dict[str, float] = {}  # when a line was last printed on each
         self._bars: dict[str, TaskID] = {}
-        fixed = Column(no_wrap=True)
+        # The label gives way first; on a terminal that is narrower still, these wrap between words.
+        fixed = Column(no_wrap=console.width >= _NARROW, overflow="fold")
         self._progress = Progress(
             TextColumn("{task.description}", table_column=Column(overflow="fold")),
             BarColumn(8),

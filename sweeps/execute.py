@@ -8,32 +8,37 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
+
+from analysis.terminal import console
 from evlgen.config import RunConfig
 from evlgen.evaluation.caption_scores import CaptionScorer
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import local, requirements, room
 from sweeps.conclude import score_trained
-from sweeps.display import Display, console
+from sweeps.display import Display
 from sweeps.plan import Sweep, feature_tasks, first_stages, run_task, unfinished, works
 
 
-def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> dict[str, str]:
-    """Train, evaluate and score what is missing; returns what went wrong, by run.
+def run_here(sweep: Sweep, workers: int, failed_only: bool = False) -> dict[str, str] | None:
+    """Train, evaluate and score what is missing; returns what went wrong, by run; None: none has failed.
 
     Args:
         failed_only: only the runs that have failed, and what they need or have blocked.
     """
     missing = unfinished(sweep.runs)
     announce(sweep, len(missing))
+    if failed_only:
+        missing = _failed(missing)
+        if not missing:
+            return None
     configs = list(missing.values())
     said, no_room = room.features(configs)
     more = [*requirements.of_this_machine(configs), *([no_room] if no_room else [])]
     requirements.check(configs, sweep.scale, more)
     if said:
         console.print(said, soft_wrap=True)
-    if failed_only:
-        missing = _failed(missing)
     return _execute(missing, sweep.labels, workers) if missing else {}
 
 
@@ -41,7 +46,8 @@ def announce(sweep: Sweep, missing: int) -> None:
     """A line on what is about to be done."""
     total = len(sweep.runs)
     console.print(
-        f"[bold]{sweep.experiment.title}[/] at scale {sweep.scale}: {total} runs, {total - missing} complete",
+        f"[bold]{escape(sweep.experiment.title)}[/] at scale {sweep.scale}: {total} runs, "
+        f"{total - missing} complete",
         soft_wrap=True,
     )
 

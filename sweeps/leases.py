@@ -82,7 +82,7 @@ class Claim:
         path = self.folder / f"beat-{self.number}.json"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError):  # a full disk must not end the run; a beat missed is soon made up
-            temporary.write_text(json.dumps(value))
+            temporary.write_bytes(json.dumps(value).encode())
             os.replace(temporary, path)
 
 
@@ -100,7 +100,7 @@ def claim(folder: Path, devices: int = 1) -> Claim | None:
     # nor to be counted as a link that was made.
     temporary.unlink(missing_ok=True)
     try:
-        temporary.write_text(json.dumps(_me()))
+        temporary.write_text(json.dumps(_me()), "utf-8")
         try:
             os.link(temporary, folder / f"claim-{number + 1}.json")
         except FileExistsError:
@@ -146,7 +146,7 @@ def last_claim(names: list[str]) -> int:
 def read_beat(folder: Path | str, number: int) -> dict[str, Any] | None:
     """The latest beat of a claim; None if there is none yet."""
     try:
-        with open(f"{folder}/beat-{number}.json") as file:
+        with open(f"{folder}/beat-{number}.json", encoding="utf-8") as file:
             value = json.load(file)
         return value if isinstance(value, dict) else None
     except (OSError, ValueError):
@@ -181,7 +181,7 @@ _watched: dict[
 def owner_lives(folder: Path | str, number: int) -> bool | None:
     """Whether a claim's process runs; None where that cannot be seen from here (another node, container)."""
     try:
-        with open(f"{folder}/claim-{number}.json") as file:
+        with open(f"{folder}/claim-{number}.json", encoding="utf-8") as file:
             owner = json.load(file)
         if owner["place"] != _place():
             return None
@@ -223,7 +223,7 @@ def _me() -> dict[str, Any]:
 def _started(pid: int) -> float:
     """When a process began, in a measure that no change of the clock touches."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
     except OSError:  # not Linux, or it is gone
         return round(psutil.Process(pid).create_time())
     return float(stat.rpartition(")")[2].split()[19])  # ticks since boot, the 22nd field
@@ -233,7 +233,7 @@ def _place() -> str:
     """Where process ids mean the same: this boot of this machine, and this container of it."""
     parts = [socket.gethostname()]
     for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip(),
         lambda: os.readlink("/proc/self/ns/pid"),
     ):
         with contextlib.suppress(OSError):

@@ -8,7 +8,6 @@ interleave: which trial each of them gets then depends on which trials had ended
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -16,16 +15,17 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evlgen.errors import UserError
-from sweeps.run import answered
+from sweeps.run import answered, stop_at_signals
 from sweeps.search.arguments import Arguments, parse
+from sweeps.search.secrets import hide_typed
 from sweeps.surroundings import forget_ranks
 
 
 def main(argv: list[str]) -> int:
     """Exit code: 0 all trials ended, 1 some did not, 2 a user's mistake, 3 queued, 130 interrupted."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
+    stop_at_signals()
     forget_ranks()
-    return answered(lambda: _dispatch(parse(argv)), "trials")
+    return answered(lambda: _dispatch(parse(hide_typed(argv))), "trials")
 
 
 def _dispatch(arguments: Arguments) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from analysis.terminal import console
 from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import archive, results
@@ -23,7 +24,7 @@ from experiments.overrides import name_of
 from experiments.scales import get
 from sweeps import records, requirements, room, show, states
 from sweeps.arguments import ALL, RUN, Arguments, parse
-from sweeps.display import Display, console
+from sweeps.display import Display
 from sweeps.plan import Sweep, unique_runs
 from sweeps.slurm import queue
 from sweeps.slurm.profile import Profile, changed_profile, profile_of, read_profile
@@ -36,10 +37,30 @@ from sweeps.surroundings import forget_ranks
 EXAMPLES = 8  # images whose captions are shown
 
 
-def main(argv: list[str]) -> int:
-    """Exit code: 0 all complete, 1 runs failed, 2 a user's mistake, 3 queued in SLURM, 130 interrupted."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, or SIGHUP of a terminal that was closed: end as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_at_signals() -> None:
+    """Ctrl-C, SIGTERM and SIGHUP end this process as an exception does, so that its workers end with it."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated(number)
+
     # A shell that starts a command in the background has it ignore Ctrl-C; this one can always be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, terminate)
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0 all complete, 1 runs failed, 2 a user's mistake, 3 queued in SLURM, 130 interrupted."""
+    stop_at_signals()
     forget_ranks()
     return answered(lambda: _dispatch(parse(argv)), "runs")
 
@@ -74,6 +95,9 @@ def answered(action: Callable[[], int], kept: str) -> int:
             file=sys.stderr,
         )
         return 2
+    except Terminated as error:
+        print(f"terminated; finished {kept} are kept, the same command goes on", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print(f"interrupted; finished {kept} are kept, the same command goes on", file=sys.stderr)
         return 130
@@ -222,11 +246,12 @@ def _carry_out(sweep: Sweep, arguments: Arguments, profile: Profile | None) -> i
         assert profile is not None
         return run_queued(sweep, profile, failed_only=command == "retry")
     else:
-        from sweeps.conclude import conclude
+        from sweeps.conclude import conclude, nothing_failed
         from sweeps.execute import run_here
 
         workers = arguments.workers or os.cpu_count() or 1
-        return conclude(sweep, run_here(sweep, workers, failed_only=command == "retry"))
+        done = run_here(sweep, workers, failed_only=command == "retry")
+        return nothing_failed(sweep) if done is None else conclude(sweep, done)
     return 0
 
 

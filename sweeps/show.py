@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.table import Column, Table
-
+from analysis.terminal import console, show_page, show_rows
 from evlgen.config import RunConfig
 from evlgen.errors import UserError, nearest
 from evlgen.runs import folder as files
@@ -18,7 +17,7 @@ from experiments import EXPERIMENTS, load
 from experiments.base import Experiment
 from experiments.scales import NAMES
 from sweeps import states
-from sweeps.display import console, in_words
+from sweeps.display import in_words
 from sweeps.plan import Sweep, expected_seconds, measured_rates, samples, stages_without_weights
 from sweeps.slurm import queue
 
@@ -28,11 +27,9 @@ _EXAMPLES = 12  # images whose captions are shown of one run
 
 def show_experiments() -> None:
     """Name, title and number of rows of each experiment, and the scales."""
-    table = Table(_whole("experiment"), "title", _number("rows"))
-    for name in EXPERIMENTS:
-        experiment = load(name)
-        table.add_row(name, experiment.title, str(len(experiment.rows)))
-    console.print(table)
+    loaded = [(name, load(name)) for name in EXPERIMENTS]
+    rows = [(name, one.title, str(len(one.rows))) for name, one in loaded]
+    show_rows("", ("experiment", "title", "rows"), rows, whole=(0,), right=(2,))
     console.print(f"scales: {', '.join(NAMES)}")
 
 
@@ -42,21 +39,10 @@ def show_table(name: str, scale: str) -> None:
     Args:
         name: of its folder in the results.
     """
-    from rich.markdown import Markdown
-
     path = paths.results_folder() / name / scale / "table.md"
     if not path.exists():
         raise UserError(f"{path}: not there; make it with `python sweeps/run.py {name} --scale {scale}`")
-    console.print(Markdown(path.read_text()))
-
-
-def _whole(name: str) -> Column:
-    """A column whose words are never cut, however narrow the terminal."""
-    return Column(name, no_wrap=True, overflow="fold")
-
-
-def _number(name: str) -> Column:
-    return Column(name, no_wrap=True, overflow="fold", justify="right")
+    show_page(path.read_text("utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------- states
@@ -65,8 +51,7 @@ def _number(name: str) -> Column:
 def show_status(sweep: Sweep, now: Mapping[str, states.State]) -> None:
     """State of each run of a sweep if they are few, and of all of them in a line."""
     if len(now) <= _MOST_ROWS:
-        title = f"{sweep.experiment.name}, {sweep.scale}"
-        table = Table("row", _number("seed"), _whole("state"), _whole("run"), title=title)
+        rows = []
         by_row: dict[str, list[str]] = {}
         for run in now:
             by_row.setdefault(sweep.labels[run].rpartition(", seed ")[0], []).append(run)
@@ -74,8 +59,9 @@ def show_status(sweep: Sweep, now: Mapping[str, states.State]) -> None:
             state = now[run]
             label, _, seed = sweep.labels[run].rpartition(", seed ")
             word = states.status(paths.runs_folder() / run) if state.name == "done" else state.name
-            table.add_row(label, seed, word, run)
-        console.print(table)
+            rows.append((label, seed, word, run))
+        title = f"{sweep.table}, {sweep.scale}"
+        show_rows(title, ("row", "seed", "state", "run"), rows, whole=(2, 3), right=(1,))
     console.print(summary(sweep.experiment.name, sweep.runs, now), soft_wrap=True)
     _explain_records(sweep, now)
 
@@ -148,12 +134,15 @@ def show_plan(sweep: Sweep) -> list[str]:
         label = f"{config.connector.kind}{stage}" if many else sweep.labels[run]
         updates, pairs = f"{config.optim.steps:,}", f"{samples(config):,}"
         lines[label, updates, pairs, words[run], "unknown" if seconds is None else f"{seconds:,.0f}"] += 1
-    columns = ("run", _number("updates"), _number("pairs"), _whole("state"), _number("seconds"))
-    table = Table(*([_number("runs")] if many else []), *columns)
-    table.title = f"{sweep.experiment.title}, {sweep.scale}"
-    for line, count in lines.items():
-        table.add_row(*([f"{count:,}"] if many else []), *line)
-    console.print(table)
+    header = [*(["runs"] if many else []), "run", "updates", "pairs", "state", "seconds"]
+    place = len(header) - 5
+    show_rows(
+        f"{sweep.experiment.title}, {sweep.scale}",
+        header,
+        [(*([f"{count:,}"] if many else []), *line) for line, count in lines.items()],
+        whole=(place + 3,),
+        right=(*range(place), place + 1, place + 2, place + 4),
+    )
     cost = f"about {in_words(total)} of one process where known" if total or not missing else "time unknown"
     console.print(f"{len(missing)} of {len(runs)} runs to execute; {cost}", soft_wrap=True)
     _explain_records(sweep, now)
@@ -194,20 +183,20 @@ def show_run(prefix: str) -> None:
     log = folder / files.LOG
     if log.exists():
         console.print(f"[bold]{files.LOG}[/]")
-        print("\n".join(log.read_text(errors="replace").splitlines()[-20:]))
+        print("\n".join(log.read_text("utf-8", errors="replace").splitlines()[-20:]))
 
 
 def show_logs(prefix: str) -> None:
     """The whole log of a run, what made it fail, and the ends of the logs of the SLURM jobs that had it."""
     folder = find_run("logs", prefix)
     log = folder / files.LOG
-    print(log.read_text(errors="replace").rstrip() if log.exists() else f"{log}: not there yet")
+    print(log.read_text("utf-8", errors="replace").rstrip() if log.exists() else f"{log}: not there yet")
     error = files.read_json(folder / files.ERROR)
     if error is not None:
         print(f"\nfailed: {str(error['error']).rstrip()}")
     for path in queue.logs_of(folder.name):
         print(f"\n{path}:")
-        print("\n".join(path.read_text(errors="replace").splitlines()[-30:]))
+        print("\n".join(path.read_text("utf-8", errors="replace").splitlines()[-30:]))
 
 
 # --------------------------------------------------------------------------------------------- captions
@@ -245,7 +234,7 @@ def show_captions(prefix: str) -> None:
     folder = find_run("captions", prefix)
     config = files.read_config(folder)
     try:
-        predictions = json.loads(files.verified(folder, files.PREDICTIONS).read_text())
+        predictions = json.loads(files.verified(folder, files.PREDICTIONS).read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder}: has no predictions yet; it is {states.status(folder)}") from None
     assert config is not None

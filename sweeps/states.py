@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -110,14 +111,20 @@ def with_records(runs: Mapping[str, RunConfig], found: Mapping[str, State]) -> d
 
 
 def server_time(root: Path) -> float:
-    """The time by the clock of the file server that holds ``root``: that of a file written this moment."""
-    root.mkdir(parents=True, exist_ok=True)
+    """The time by the clock of the file server that holds ``root``: that of a file written this moment.
+
+    Where none can be written, that of this machine.
+    """
     probe = root / f".now.{socket.gethostname()}.{os.getpid()}.tmp"
-    probe.write_bytes(b"")
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
         return probe.stat().st_mtime
+    except OSError:  # a store that may only be read, or a full disk: looking must work there
+        return time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def status(folder: Path) -> str:

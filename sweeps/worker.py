@@ -171,7 +171,11 @@ def _take_gpu() -> None:
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """What is printed and logged goes to a file, a failure's traceback as well."""
-    with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         handler = logging.StreamHandler(log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(handler)

@@ -7,12 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from analysis.claims.claim import REGIME, Claim
 from analysis.tables import LEVEL, count_text
+from analysis.terminal import console, show_rows
 from evlgen.errors import UserError
 from evlgen.runtime import paths
 from evlgen.runtime.files import write_atomic
@@ -51,7 +48,7 @@ def read(path: Path) -> list[Claim] | None:
     """
     try:
         claims = []
-        for entry in json.loads(path.read_text()):
+        for entry in json.loads(path.read_text("utf-8")):
             evidence = entry["evidence"]
             claims.append(
                 Claim(
@@ -102,18 +99,6 @@ def markdown(claims: Sequence[Claim], scale: str) -> str:
 
 def show(claims: Sequence[Claim], scale: str, path: Path) -> None:
     """Print the verdicts with what decided them."""
-    colours = {
-        "holds": "green",
-        "does not hold": "red",
-        "does not hold here": "red",
-        "undecided": "yellow",
-        "not testable yet": "yellow",
-        "not tested": "dim",
-    }
-    table = Table("", "claim", "verdict", "evidence", title=f"Claims of the paper, {scale}", show_lines=True)
-    for one in claims:
-        verdict = f"[{colours[one.verdict]}]{one.verdict}[/]"
-        table.add_row(one.id, escape(one.claim), verdict, escape(one.evidence[0]))
-    console = Console()
-    console.print(table)
+    rows = [(one.id, one.claim, one.verdict, one.evidence[0]) for one in claims]
+    show_rows(f"Claims of the paper, {scale}", ("id", "claim", "verdict", "evidence"), rows, whole=(0,))
     console.print(f"rules and all evidence: {path.with_suffix('.md')}", soft_wrap=True)

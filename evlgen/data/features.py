@@ -209,7 +209,7 @@ def _is_good(path: Path) -> bool:
 @functools.lru_cache(maxsize=256)
 def _matches(path: Path, mtime_ns: int, size: int) -> bool:
     try:
-        promised = _sidecar(path).read_text().split()[0]
+        promised = _sidecar(path).read_text("utf-8").split()[0]
     except (OSError, IndexError, UnicodeDecodeError):
         return False
     return sha256_of(path) == promised

@@ -318,7 +318,7 @@ def parse_metrics(text: str) -> list[dict[str, float]]:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of the ``metrics.jsonl`` of a run that may still be training; empty if there is none."""
     try:
-        return parse_metrics((folder / METRICS).read_text())
+        return parse_metrics((folder / METRICS).read_text("utf-8"))
     except FileNotFoundError:
         return []
 

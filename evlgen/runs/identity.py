@@ -30,7 +30,9 @@ from evlgen.runtime.sources import (
 
 # What a field meant when it was added. A field that has this value is left out, whatever its default is by
 # now: a default that changes must not give new runs the ids of old ones.
-_DEFAULTS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("defaults.json").read_text())
+_DEFAULTS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("defaults.json").read_text("utf-8")
+)
 _LOCAL = "(local)"  # in the place of a path of weights, whose contents have a fingerprint
 MINI_BERT, BERT = "mini-bert", "bert-base-uncased"
 

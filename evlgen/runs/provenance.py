@@ -130,7 +130,8 @@ def energy_counters() -> dict[str, tuple[float, float]]:
         if zone.name.count(":") == 1:  # a package; its parts are in it
             with contextlib.suppress(OSError, ValueError):
                 value, limit = (
-                    float((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj")
+                    float((zone / name).read_text("utf-8")) / 1e6
+                    for name in ("energy_uj", "max_energy_range_uj")
                 )
                 counters[f"cpu{zone.name.split(':')[1]}"] = (value, limit)
     return counters
@@ -174,7 +175,7 @@ def _difference() -> bytes:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()

@@ -64,12 +64,12 @@ class Record:
     def history(self) -> list[dict[str, float]]:
         """The lines of ``metrics.jsonl``; empty if there is none, or it is damaged (said on stderr)."""
         path = files.verified_if_there(self.folder, files.METRICS)
-        return [] if path is None else files.parse_metrics(path.read_text())
+        return [] if path is None else files.parse_metrics(path.read_text("utf-8"))
 
     def predictions(self) -> dict[str, dict[str, dict[str, str]]] | None:
         """Captions and answers, as `evlgen.evaluation.decoding` writes them; None if they were not kept."""
         path = files.verified_if_there(self.folder, files.PREDICTIONS)
-        return None if path is None else json.loads(path.read_text())
+        return None if path is None else json.loads(path.read_text("utf-8"))
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
         """Arrays of ``soft_prompts.npz`` or ``merge_maps.npz``; None if they were not kept."""

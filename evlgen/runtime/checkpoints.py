@@ -88,7 +88,7 @@ def _promote(folder: Path) -> None:
 def _known(folder: Path) -> dict[str, str]:
     """Name of a checkpoint -> its checksum, of those that are there or were about to be written."""
     try:
-        lines = (folder / CHECKSUMS).read_text().splitlines()
+        lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}

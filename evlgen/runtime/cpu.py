@@ -39,6 +39,6 @@ def peak_memory_mib() -> float:
     """The most memory that this process has held in its life."""
     status = Path("/proc/self/status")
     if status.exists():  # a child's ru_maxrss starts at what its parent had in memory: VmHWM is its own
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -49,7 +50,8 @@ def write_atomic(path: Path, pieces: bytes | Iterable[bytes]) -> str:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that may only be read has none
+            temporary.unlink(missing_ok=True)
     return digest.hexdigest()
 
 

@@ -59,7 +59,7 @@ def fingerprint(pool: Path) -> str:
     """
     kept_file = cache_folder() / "fingerprints" / f"pairs-{_hash(str(pool.absolute()))}.json"
     try:
-        kept = json.loads(kept_file.read_text())
+        kept = json.loads(kept_file.read_text("utf-8"))
     except (OSError, ValueError):
         kept = {}
     if not isinstance(kept, dict):

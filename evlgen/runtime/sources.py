@@ -176,7 +176,7 @@ def _checked(folder: Path, name: str) -> Path:
 @functools.cache
 def _listed_checksums(folder: Path) -> dict[str, str]:
     try:
-        lines = (folder / CHECKSUMS).read_text().splitlines()
+        lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{folder / CHECKSUMS}: cannot be read ({error.strerror or error})") from error
     return {name: digest for digest, name in (line.split("  ", 1) for line in lines if "  " in line)}
@@ -342,7 +342,7 @@ def _kept_digest(file: Path, size: int, mtime_ns: int) -> str:
     kept = cache_folder() / "fingerprints" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
     key = {"file": str(file), "size": size, "mtime_ns": mtime_ns}
     try:
-        value = json.loads(kept.read_text())
+        value = json.loads(kept.read_text("utf-8"))
         if {name: value[name] for name in key} == key:
             return str(value["sha256"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -14,14 +14,14 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.study import Study
-from rich.markdown import Markdown
 from rich.markup import escape
-from rich.table import Table
 
 from analysis.search import Outcome, write_search
-from sweeps import local, plan, requirements
-from sweeps.display import Display, console, in_words
+from analysis.terminal import console, show_page, show_rows
+from sweeps import leases, local, plan, requirements
+from sweeps.display import Display, in_words
 from sweeps.search.arguments import Arguments
+from sweeps.search.secrets import hidden
 from sweeps.search.spaces import Target, is_stage1
 from sweeps.search.study import (
     described_in_words,
@@ -36,7 +36,7 @@ from sweeps.search.study import (
 from sweeps.search.targets import study_name, targets
 from sweeps.search.worker import print_ended, work
 from sweeps.slurm import queue
-from sweeps.slurm.profile import read_profile
+from sweeps.slurm.profile import Profile, read_profile
 from sweeps.slurm.queue import QUEUED
 from sweeps.slurm.submit import submit
 
@@ -48,6 +48,7 @@ def run(arguments: Arguments) -> int:
     """Do what the command line says; exit code."""
     quiet()
     goals = targets(arguments)
+    profile = read_profile(arguments.cluster, {}) if arguments.executor == "slurm" else None
     if arguments.dry_run:
         show_plan(arguments, goals)
         lines = requirements.missing(target.base for target in goals)
@@ -55,11 +56,13 @@ def run(arguments: Arguments) -> int:
             print(f"missing: {line}")
         return 2 if lines else 0
     requirements.check((target.base for target in goals), arguments.scale)
+    with leases.turn(arguments.folder / "turn"):  # two must not make a database's tables at once
+        open_storage(arguments.place)
     if arguments.worker:
         _work_until_sigterm(arguments)
         return report(arguments, goals)
-    if arguments.executor == "slurm":
-        return queue_workers(arguments, goals)
+    if profile is not None:
+        return queue_workers(arguments, goals, profile)
     return search(arguments, goals)
 
 
@@ -103,6 +106,7 @@ def search(arguments: Arguments, goals: list[Target]) -> int:
                     console.print(escape(f"{trial}, {news}"), soft_wrap=True)
                 display.event(what, trial, news)
             elif kind == "failed":
+                detail = hidden(str(detail))
                 if "Traceback" in detail:  # no accident of one process: it would happen again
                     broken = str(detail).strip().splitlines()[-1]
                 console.print(
@@ -125,7 +129,7 @@ def search(arguments: Arguments, goals: list[Target]) -> int:
     return report(arguments, goals)
 
 
-def queue_workers(arguments: Arguments, goals: list[Target]) -> int:
+def queue_workers(arguments: Arguments, goals: list[Target], profile: Profile) -> int:
     """Workers in the SLURM queue, a job each, unless there are some; then what there is so far.
 
     A job that is preempted or out of time writes a checkpoint and comes back, and resumes the trial that was
@@ -134,7 +138,6 @@ def queue_workers(arguments: Arguments, goals: list[Target]) -> int:
     Returns:
         0 if all trials have ended, else `QUEUED`.
     """
-    profile = read_profile(arguments.cluster, {})
     found = studies(arguments, goals)
     missing = to_go(arguments.trials, found)
     name = f"search-{arguments.name}-{arguments.scale}"
@@ -163,7 +166,9 @@ def queue_workers(arguments: Arguments, goals: list[Target]) -> int:
 def studies(arguments: Arguments, goals: list[Target]) -> list[Study | None]:
     """The study of each target, None where there is none yet."""
     place = arguments.place
-    if "://" not in place and not Path(place).exists():
+    file = place.removeprefix("sqlite:///").partition("?")[0] if "://" in place else place
+    is_file = "://" not in place or (place.startswith("sqlite:///") and file not in ("", ":memory:"))
+    if is_file and not Path(file).exists():  # opening it would make it
         return [None for _ in goals]
     storage = open_storage(place)
     known = set(optuna.get_all_study_names(storage))
@@ -187,9 +192,13 @@ def report(arguments: Arguments, goals: list[Target]) -> int:
         lost = sum(map(is_lost, trials))
         outcomes.append(Outcome(target.part, list(target.space), ended(study), front, importance, lost))
     folder = arguments.results
-    write_search(arguments.title, _ranges(goals), arguments.minimised, outcomes, folder)
-    console.print(Markdown((folder / "trials.md").read_text()))
     missing, asked = to_go(arguments.trials, found), arguments.trials * len(goals)
+    known = sum(len(outcome.trials) for outcome in outcomes)
+    if not known:  # tables that are there, perhaps with the checkout, stay
+        console.print(f"0 of {asked} trials; no table written", soft_wrap=True)
+        return 0 if missing == 0 else 1
+    write_search(arguments.title, _ranges(goals), arguments.minimised, outcomes, folder)
+    show_page((folder / "trials.md").read_text("utf-8"))
     console.print(
         f"{asked - missing} of {asked} trials; tables in {os.path.relpath(folder)}/", soft_wrap=True
     )
@@ -198,16 +207,14 @@ def report(arguments: Arguments, goals: list[Target]) -> int:
 
 def show_plan(arguments: Arguments, goals: list[Target]) -> None:
     """What a search would do, and what it would cost by the rate of earlier runs; nothing is written."""
-    table = Table(
-        *("part", "parameters", "first trial", "trials", "to go", "seconds a trial"), title=arguments.title
-    )
+    rows = []
     rates = plan.measured_rates()
     total = 0.0
     for target, study in zip(goals, studies(arguments, goals), strict=True):
         missing = to_go(arguments.trials, [study])
         seconds = expected_seconds(target, rates)
         total += 0.0 if seconds is None else seconds * missing
-        table.add_row(
+        row = (
             target.part,
             "\n".join(f"{name}: {_range(axis)}" for name, axis in target.space.items()),
             "" if target.default is None else described_in_words(target.default, {}),
@@ -215,7 +222,9 @@ def show_plan(arguments: Arguments, goals: list[Target]) -> None:
             str(missing),
             "unknown" if seconds is None else f"{seconds:.0f}",
         )
-    console.print(table)
+        rows.append(row)
+    header = ("part", "parameters", "first trial", "trials", "to go", "seconds a trial")
+    show_rows(arguments.title, header, rows, right=(3, 4, 5))
     objectives, place = ", ".join(arguments.minimised), without_password(arguments.place)
     console.print(f"objectives: {objectives}; study: {place}", soft_wrap=True)
     console.print(

@@ -39,6 +39,7 @@ from evlgen.runs.identity import run_folder, run_id
 from evlgen.runtime import paths
 from sweeps import leases
 from sweeps.conclude import score_trained
+from sweeps.search.secrets import PASSWORD, hidden
 from sweeps.search.spaces import Target
 from sweeps.search.targets import image_tokens
 from sweeps.worker import execute_run
@@ -78,14 +79,17 @@ def open_storage(place: str) -> BaseStorage:
     """
     try:
         if "://" in place:
+            url = make_url(place)
+            if os.environ.get(PASSWORD) and url.host and url.password is None:
+                url = url.set(password=os.environ[PASSWORD])
             waits = {"connect_args": {"timeout": 60}} if place.startswith("sqlite") else None
-            return RDBStorage(place, engine_kwargs=waits)
+            return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=waits)
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         repair_journal(Path(place))
         return JournalStorage(JournalFileBackend(place))
     except Exception as error:  # of sqlalchemy, of a database's driver, of the operating system, of json
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--storage {without_password(place)}: cannot be opened ({first})") from error
+        raise UserError(f"--storage {without_password(place)}: cannot be opened ({hidden(first)})") from None
 
 
 def without_password(place: str) -> str:

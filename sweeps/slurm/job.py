@@ -24,6 +24,7 @@ from evlgen.errors import UserError
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps import local
+from sweeps.search.secrets import hidden
 from sweeps.slurm.profile import make_profile
 from sweeps.surroundings import forget_ranks
 
@@ -179,6 +180,7 @@ def _note(kind: str, key: str, detail: Any) -> None:
         return
     print(f"{time.strftime('%H:%M:%S')} {key}: {kind}", flush=True)
     if kind == "failed":
+        detail = hidden(str(detail))
         print(detail, file=sys.stderr, flush=True)
         if (paths.runs_folder() / key / files.CONFIG).exists():
             files.write_json(paths.runs_folder() / key / files.ERROR, {"error": str(detail)})

@@ -6,12 +6,12 @@ import secrets
 import time
 from collections.abc import Mapping
 
+from analysis.terminal import console
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
 from sweeps import requirements, room, states
-from sweeps.conclude import conclude
-from sweeps.display import console
+from sweeps.conclude import conclude, nothing_failed
 from sweeps.execute import announce
 from sweeps.local import Task
 from sweeps.plan import (
@@ -45,6 +45,10 @@ def run_queued(sweep: Sweep, profile: Profile, failed_only: bool = False) -> int
     """
     missing = unfinished(sweep.runs)
     announce(sweep, len(missing))
+    if failed_only:
+        now = queue.states_of(sweep.runs, queue.jobs())
+        if not any(state.name in ("failed", "lost") for state in now.values()):
+            return nothing_failed(sweep)
     said, no_room = room.features(missing.values())
     requirements.check(missing.values(), sweep.scale, [no_room] if no_room else [])
     if said:

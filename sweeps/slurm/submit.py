@@ -21,6 +21,7 @@ from evlgen.errors import UserError
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps.local import Task
+from sweeps.search.secrets import PASSWORD
 from sweeps.slurm import queue
 from sweeps.slurm.job import Chunk
 from sweeps.slurm.profile import Profile
@@ -28,7 +29,7 @@ from sweeps.surroundings import as_for_slurm, with_defaults
 
 _NEVER = 1_000_000  # time-outs after which submitit gives up: `sweeps.slurm.job` counts better
 _FOLDERS = ("EVLGEN_CACHE", "EVLGEN_DATA", "EVLGEN_RESULTS", "EVLGEN_WEIGHTS")  # jobs run in another one
-_SECRET = ("EVLGEN_STORAGE_PASSWORD",)  # jobs have it from sbatch; no file does
+_SECRET = (PASSWORD,)  # jobs have it from sbatch; no file does
 # Tasks that one process does: more of them would wait for it, or do the same again.
 _FOR_ONE = {"sweeps.worker:cache_features", "sweeps.conclude:score", "sweeps.search.worker:work"}
 

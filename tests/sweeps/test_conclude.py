@@ -85,7 +85,7 @@ def test_claims_are_judged_at_the_end_of_everything(
     asked: list[tuple[str, int | None]] = []
     monkeypatch.setattr(judging, "judge", lambda scale, seeds=None: asked.append((scale, seeds)) or [])
     monkeypatch.setattr(run, "_names", lambda arguments: ("table1", "budgets"))
-    monkeypatch.setattr(run, "_carry_out", lambda sweep, arguments: 0)
+    monkeypatch.setattr(run, "_carry_out", lambda sweep, arguments, profile: 0)
     assert run.main([*flags, "--scale", "smoke"]) == 0
     assert asked == judged
     assert ("claims not judged" in capsys.readouterr().out) == bool({"--rows", "--set"} & set(flags))

@@ -160,8 +160,8 @@ def build(scale: str, out: Path, workers: int = 2, report: Report | None = None)
             if report is not None:
                 report(*line)
         cards = {name: tasks[name].result() for name in NAMES}
-    (out / "card.json").write_text(json.dumps(cards, indent=2) + "\n")
-    (out / "CARD.md").write_text(card_page(cards))
+    (out / "card.json").write_text(json.dumps(cards, indent=2) + "\n", "utf-8")
+    (out / "CARD.md").write_text(card_page(cards), "utf-8")
     write_checksums(out)
     shipped = {name: SHIPPED_WEIGHTS / f"{name}.safetensors" for name in NAMES}
     return {
