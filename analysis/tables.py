@@ -30,6 +30,7 @@ from analysis.table import (
     to_latex,
 )
 from evlgen.collapse import CollapseThresholds
+from evlgen.conventions import CONVENTIONS_NOTE
 from evlgen.data import worlds
 from evlgen.evaluation.metrics import details, examples, metric
 from evlgen.runtime.files import write_atomic
@@ -355,6 +356,9 @@ def _notes(results: Results, has_paper: bool) -> list[str]:
         if has_paper
         else "No number of the paper is known for these rows."
     )
+    if theirs := [row.label for row in experiment.rows if row.config.conventions == "authors"]:
+        rows = "" if len(theirs) == len(experiment.rows) else f" ({'; '.join(theirs)})"
+        notes.append(f"{CONVENTIONS_NOTE}{rows}.")
     if missing := [label for label, runs in results.runs.items() if len(results.complete(label)) < len(runs)]:
         notes.append(f"Incomplete, some seeds missing: {'; '.join(missing)}.")
     if any(run.metric("ptb_tokenizer") == 0 for run in results.complete()):

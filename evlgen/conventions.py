@@ -21,6 +21,14 @@ Task = Literal["caption", "answer"]
 
 # Updates in which the authors' learning rate stays the same once it is warm: their cosine moves in steps.
 INNER_EPOCH = 5000
+# In the notes of tables.
+CONVENTIONS_NOTE = (
+    "By the conventions of the authors' code (docs/PAPER_SCALE.md): OPT's `</s>` has a loss; other decoders "
+    "begin and end with their end of sequence and write captions with a repetition penalty of 1.5; limits "
+    "of texts count a token in front; questions are cleaned as BLIP's; the language model's dropout is "
+    "active in training; the learning rate moves in steps of 5,000 updates; similarities of tokens are in "
+    "half precision where training is, and image encoders add in float32"
+)
 PROMPT = "Question: {} Short answer:"  # BLIP-2's
 
 

@@ -13,6 +13,7 @@ from analysis.table import COLUMNS, latex_escaped
 from analysis.tables import DIFFERENCES, write_tables
 from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.errors import UserError
+from experiments import load
 from experiments.base import Experiment, Row
 from tests.analysis.made_results import Metrics, results_of
 
@@ -344,3 +345,21 @@ def test_states_of_all_seeds(tmp_path: Path) -> None:
     }
     tables(tmp_path, same)
     assert "| used | " in markdown(tmp_path)
+
+
+def test_tables_say_by_which_conventions(tmp_path: Path) -> None:
+    """Of all rows, or of those that have them."""
+
+    def notes(experiment: Experiment) -> list[str]:
+        made = {row.label: [run(nocaps__CIDEr=100.0)] for row in experiment.rows}
+        tables(tmp_path, made, experiment=experiment)
+        lines = (tmp_path / "table.md").read_text().splitlines()
+        return [line for line in lines if "conventions of the authors" in line]
+
+    theirs = load("table2", "paper")
+    assert [line.endswith("in float32.") for line in notes(theirs)] == [True]
+    first, *others = theirs.rows
+    plain = dataclasses.replace(first, config=dataclasses.replace(first.config, conventions="plain"))
+    (line,) = notes(dataclasses.replace(theirs, rows=(plain, *others)))
+    assert line.endswith(f"in float32 ({'; '.join(row.label for row in others)}).")
+    assert notes(load("table2", "mini")) == []
