@@ -6,6 +6,7 @@
 #   make foundation                  pre-train the miniature's encoders and language models again
 #   make merge_search ARGS="--space free"  search merge schedules (whatever sweeps/merge_search.py takes)
 #   make figures                     all figures, from finished runs: results/figures/
+#   make gpu-check                   does it work on this GPU, and how fast (8 minutes): benchmarks/gpu/
 #   make report                      one page of all results: results/report.html
 #   make lint                        linters, types and layers
 #   make test                        lint, and all tests
@@ -35,11 +36,11 @@ PIP := $(BIN)/python -m pip install --no-compile --no-input --disable-pip-versio
 # Of all that pip says, what takes long; errors go their own way.
 BRIEF := sed -nE 's/^ *(Downloading) ([^ ]+) (\(.* MB\)).*/  downloading \2 \3/p; s/^Installing coll.*/  installing/p'
 
-.PHONY: help table1 table2 table5 foundation bridge merge_search figures report test lint format clean
+.PHONY: help table1 table2 table5 foundation bridge merge_search figures gpu-check report test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,13s/^# *//p' Makefile
+	@sed -n '2,14s/^# *//p' Makefile
 
 table1 table2 table5 foundation: $(BASE)
 	@$(BIN)/python sweeps/run.py $@ $(ARGS)
@@ -53,6 +54,9 @@ merge_search: $(SEARCH)
 
 figures: $(SEARCH)
 	@$(BIN)/python -m paper_figures $(ARGS)
+
+gpu-check: $(BASE)
+	@$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 report: $(BASE)
 	@$(BIN)/python -m analysis.report $(ARGS)

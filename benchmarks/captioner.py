@@ -30,7 +30,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks.machine import DTYPES, describe, peak_memory_mib
 from benchmarks.reference import ReferenceCaptioner
-from benchmarks.steps import pick_device, take_turns, training_step
+from benchmarks.steps import TINY, pick_device, take_turns, training_step
 from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.backbones.language import FrozenLanguage, closing_newline, mini_tokenizer
 from evlgen.backbones.vision import CLIP_MEAN, CLIP_STD, FrozenVision, ImageEncoder, normalised
@@ -54,6 +54,7 @@ BATCHES = {
     ("paper", "cuda"): 32,
 }
 TEXT_TOKENS = 32  # at most
+CPU = torch.device("cpu")
 Precision = Literal["fp32", "bf16", "fp16"]
 Name = Literal["qformer-cached", "qformer-streamed", "tomeformer-cached", "tomeformer-streamed", "blip2"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -95,7 +96,14 @@ def shapes(scale: str) -> Shapes:
     """``mini`` is the miniature, its image encoder a plain ViT of the same size; ``paper`` is the paper's.
 
     ``base`` is the paper's with a ViT-B/14 and OPT-125M: as many image tokens, and the same connectors.
+    ``tiny`` is for tests.
     """
+    if scale == "tiny":
+        qformer, tomeformer = TINY["qformer"], TINY["tomeformer"]
+        assert isinstance(qformer, QFormerConfig)
+        assert isinstance(tomeformer, TomeFormerConfig)
+        language = _opt(32, 2, 2, len(mini_tokenizer()))
+        return Shapes(EvaConfig(24, 8, 16, 2, 2, 32), language, qformer, tomeformer)
     sizes = get("mini" if scale == "mini" else "paper")
     vision, language = {
         "mini": (EvaConfig(64, 8, 96, 3, 4, 384), _opt(96, 4, 4, len(mini_tokenizer()))),
@@ -129,7 +137,7 @@ def _opt(width: int, layers: int, heads: int, words: int = 50_272) -> OPTConfig:
 class Case:
     """A scale and how it is run."""
 
-    scale: Literal["mini", "base", "paper"]
+    scale: Literal["tiny", "mini", "base", "paper"]
     batch: int
     precision: Precision
 
@@ -152,8 +160,9 @@ def build_frozen(case: Case, device: torch.device) -> tuple[FrozenVision, Frozen
     """Image encoder and language model."""
     sizes, dtype = shapes(case.scale), DTYPES[case.precision]
     vision, tokenizer = sizes.vision, mini_tokenizer()
-    encoder = EvaViT(vision).to(device, dtype).eval().requires_grad_(False)
-    language: Any = OPTForCausalLM(sizes.language)
+    with device:  # random numbers for billions of weights take a CPU minutes
+        encoder = EvaViT(vision).to(dtype).eval().requires_grad_(False)
+        language: Any = OPTForCausalLM(sizes.language)
     tokens = 1 + vision.grid**2
     return (
         FrozenVision(encoder, vision.width, tokens, "", CLIP_MEAN, CLIP_STD, vision.image_size),
@@ -176,12 +185,13 @@ def build_captioner(
     return model.to(language.model.device).train()
 
 
-def build_reference(case: Case) -> ReferenceCaptioner:
+def build_reference(case: Case, device: torch.device = CPU) -> ReferenceCaptioner:
     """In training mode, with weights of its own."""
     sizes = shapes(case.scale)
     image_id = mini_tokenizer().unk_token_id  # no text of the miniworld needs it
     dtype = DTYPES[case.precision]
-    return ReferenceCaptioner(sizes.vision, sizes.qformer, sizes.language, image_id, dtype).train()
+    with device:
+        return ReferenceCaptioner(sizes.vision, sizes.qformer, sizes.language, image_id, dtype).train()
 
 
 def cached_loss(model: CaptionModel, vision: FrozenVision, part: DecodedRows) -> Loss:
@@ -191,7 +201,7 @@ def cached_loss(model: CaptionModel, vision: FrozenVision, part: DecodedRows) ->
 
     def loss() -> Tensor:
         batch = plain_batch(cache, np.arange(len(cache))).to(model.norm.weight.device)
-        value: Tensor = model(batch.images, batch.text_ids, batch.text_mask)
+        value: Tensor = model(batch.images, batch.text_ids, batch.text_mask, batch.text_places)
         return value
 
     return loss
@@ -202,7 +212,7 @@ def streamed_loss(model: CaptionModel, vision: FrozenVision, part: DecodedRows) 
 
     def loss() -> Tensor:
         batch = part.batch().to(model.norm.weight.device)
-        value: Tensor = model(batch.images, batch.text_ids, batch.text_mask)
+        value: Tensor = model(batch.images, batch.text_ids, batch.text_mask, batch.text_places)
         return value
 
     return loss
@@ -262,7 +272,7 @@ def build_one(case: Case, device: torch.device, name: Name) -> tuple[nn.Module, 
     """One of `build_all`, and nothing else in memory."""
     part = pairs(case)
     if name == REFERENCE:
-        reference = build_reference(case).to(device)
+        reference = build_reference(case, device)
         return reference, reference_loss(reference, part)
     sizes = shapes(case.scale)
     vision, language = build_frozen(case, device)

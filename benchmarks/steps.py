@@ -33,13 +33,19 @@ from evlgen.connectors import build_connector
 from evlgen.cost import image_features, step_cost
 from evlgen.optimizer import build_optimizer
 from evlgen.runtime.cpu import prepare_worker
+from evlgen.runtime.device import device_called
 from evlgen.runtime.files import write_atomic
 from evlgen.training import autocast
 from experiments.scales import get
 
 ROOT = Path(__file__).resolve().parents[1]
-TOKENS = {"paper": 257, "mini": 65}
+TOKENS = {"paper": 257, "mini": 65, "tiny": 10}
 BATCHES = {("paper", "cpu"): 4, ("paper", "cuda"): 200, ("mini", "cpu"): 32, ("mini", "cuda"): 1024}
+LAYERS: Any = {"width": 32, "num_layers": 2, "num_heads": 2, "intermediate": 64, "max_positions": 16}
+TINY: dict[str, ConnectorConfig] = {  # for tests: sizes at which every speed means nothing
+    "tomeformer": TomeFormerConfig(input_width=16, r=3, **LAYERS),
+    "qformer": QFormerConfig(encoder_width=16, num_queries=4, **LAYERS),
+}
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,14 @@ class Case:
     """A connector at a scale."""
 
     name: Literal["tomeformer", "qformer"]
-    scale: Literal["mini", "paper"]
+    scale: Literal["tiny", "mini", "paper"]
     batch: int
     precision: Literal["fp32", "bf16", "fp16"]
 
     @property
     def config(self) -> ConnectorConfig:
+        if self.scale == "tiny":
+            return TINY[self.name]
         config: ConnectorConfig = getattr(get(self.scale), self.name)
         return dataclasses.replace(config, init="random")
 
@@ -93,13 +101,17 @@ def build(case: Case, device: torch.device) -> tuple[Connector, nn.Module]:
     """The connector and its reference, with the same weights, in training mode."""
     torch.manual_seed(0)
     ours = build_connector(case.config)
-    if isinstance(case.config, TomeFormerConfig):
-        reference: ReferenceTomeFormer | ReferenceQFormer = ReferenceTomeFormer(case.config)
-    else:
-        assert isinstance(case.config, QFormerConfig)
-        reference = ReferenceQFormer(case.config)
+    reference = reference_of(case.config)
     reference.load(ours)  # type: ignore[arg-type]  # the one of its kind
     return ours.to(device).train(), reference.to(device).train()
+
+
+def reference_of(config: ConnectorConfig) -> ReferenceTomeFormer | ReferenceQFormer:
+    """The reference of a connector, with weights of its own."""
+    if isinstance(config, TomeFormerConfig):
+        return ReferenceTomeFormer(config)
+    assert isinstance(config, QFormerConfig)
+    return ReferenceQFormer(config)
 
 
 def stepper(model: nn.Module, features: Tensor, precision: str) -> Callable[[], None]:
@@ -222,7 +234,7 @@ def main(argv: list[str]) -> int:
 
 def pick_device(name: str) -> torch.device:
     """The device by name; ``auto`` takes a GPU where there is one."""
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    return device_called(name)
 
 
 def show(machine: dict[str, Any], results: list[dict[str, Any]]) -> None:

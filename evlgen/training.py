@@ -282,7 +282,7 @@ def untrained_model(config: RunConfig) -> Model:
     return build_model(config)
 
 
-def compile_parts(model: Model, encodes: bool) -> None:
+def compile_parts(model: Model, encodes: bool, backend: str = "inductor") -> None:
     """Compile, in place, what a step computes; the frozen models are then no longer those that are cached.
 
     The connector is one graph; of stage 1, which calls its blocks in several orders, each block is one. The
@@ -290,18 +290,22 @@ def compile_parts(model: Model, encodes: bool) -> None:
 
     Args:
         encodes: whether steps encode images.
+        backend: of torch.compile.
     """
     if isinstance(model, CaptionModel):
         forget_languages()  # whoever builds it next wants it as it was
-        model.connector.compile()
+        model.connector.compile(backend=backend)
         for layer in transformer_layers(model.language.model):
-            layer.compile(dynamic=True)
+            layer.compile(backend=backend, dynamic=True)
     else:
         for block in model.connector.recomputed_blocks():
-            block.compile()
+            block.compile(backend=backend)
     if encodes:
         forget_encoders()
-        model.encoder.vision.model.compile()
+        encoder = model.encoder.vision.model
+        layers: Any = getattr(encoder, "blocks", None) or transformer_layers(encoder) or [encoder]
+        for layer in layers:  # alike, so one graph does for all
+            layer.compile(backend=backend)
 
 
 def _blocks(model: Model) -> list[nn.Module]:
