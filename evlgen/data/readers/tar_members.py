@@ -44,6 +44,7 @@ def pairs_of_shard(path: Path) -> tuple[list[Row], LeftOut]:
     left_out = LeftOut()
     samples: list[_Sample] = []
     current: dict[str, _Sample] = {}
+    empty: list[tuple[str, str, str]] = []  # key, kind and where
     others: dict[str, str] = {}  # key -> where, of members that are neither image nor text
     for member in _members(path, left_out):
         key, _, kind = _readable(member.name).removeprefix("./").rpartition(".")
@@ -55,7 +56,7 @@ def pairs_of_shard(path: Path) -> tuple[list[Row], LeftOut]:
         elif not member.isreg() or member.issparse():
             left_out.add("members of shards that are no ordinary files (links, devices, sparse files)", where)
         elif not member.size:
-            left_out.add("members of shards that are empty", where)
+            empty.append((key, kind, where))
         elif member.size > MAX_BYTES:
             left_out.add(f"members of shards of more than {MAX_BYTES:,} bytes", where)
         else:
@@ -64,6 +65,10 @@ def pairs_of_shard(path: Path) -> tuple[list[Row], LeftOut]:
                 sample = current[key] = _Sample(where)
                 samples.append(sample)
             sample.members[kind] = member
+    for key, kind, where in empty:
+        members = current[key].members if key in current else {}
+        if kind not in _TEXTS or not members.keys() & set(_TEXTS):  # else its caption comes from the other
+            left_out.add("members of shards that are empty", where)
     for key in others.keys() - current.keys():
         left_out.add("members of shards of other kinds", others[key])
     return [row for sample in samples for row in _rows(sample, left_out)], left_out

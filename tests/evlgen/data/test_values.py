@@ -26,6 +26,7 @@ from evlgen.data.readers import folder, real
 from evlgen.errors import UserError
 from evlgen.evaluation.scores import RunPredictions, score_runs
 from evlgen.runtime.text import decode_text, parse_json, read_json
+from sweeps import run
 from tests.evlgen import real_sets
 
 COCO, NOCAPS = "coco/dataset_coco.json", "nocaps/nocaps_val_4500_captions.json"
@@ -227,6 +228,34 @@ def test_file_and_entry_are_named(whole: Path, name: str, edit: Callable[[Any], 
         use(name)
     assert name.rpartition("/")[2] in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_sweep_refuses_odd_values_before_anything_is_done(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+) -> None:
+    for name in ("RUNS", "RESULTS"):
+        monkeypatch.setenv(f"EVLGEN_{name}", str(tmp_path / name))
+    questions, answers, nocaps = (content_of(whole / name) for name in (QUESTIONS, ANSWERS, NOCAPS))
+    questions["questions"][3]["question"] = None
+    answers["annotations"][5]["answers"][2]["answer"] = 2
+    nocaps["annotations"][1]["caption"] = ["a cat"]
+    sets = 'evaluation.sets=[["nocaps_in", 2], ["vqav2", 4]]'
+    with holding(whole / QUESTIONS, questions), holding(whole / NOCAPS, nocaps):
+        assert run.main(["table1", "--scale", "paper", "--set", sets, *flags]) == 2
+    said = "".join(capsys.readouterr())
+    assert "questions.json, question 3: 'question' must be text, not null" in said
+    assert "captions.json, annotation 1: 'caption' must be text, not ['a cat']" in said
+    with holding(whole / ANSWERS, answers):
+        assert run.main(["table1", "--scale", "paper", "--set", sets, *flags]) == 2
+    said += "".join(capsys.readouterr())
+    assert "annotations.json, annotation 5: 'answer' must be text, not 2" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "RUNS").exists()
 
 
 def test_captions_without_words_are_counted_and_never_trained_on(
