@@ -15,7 +15,7 @@ from analysis.terminal import console
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
-from evlgen.evaluation.scores import RunPredictions, lacking, score_runs, scorers_of
+from evlgen.evaluation.scores import RunPredictions, lacking, score_runs, scorers_used
 from evlgen.runs import folder as files
 from evlgen.runs.identity import run_folder
 from evlgen.runtime import paths
@@ -104,7 +104,7 @@ def score_trained(runs: Mapping[str, RunConfig], scorer: CaptionScorer) -> None:
                 )
                 continue
             metrics["total_seconds"] += earlier["metrics"]["train_seconds"]
-        files.write_result(paths.runs_folder() / run, metrics, scorers_of(config))
+        files.write_result(paths.runs_folder() / run, metrics, scorers_used(config, metrics))
 
 
 _KINDS = ("captions", "answers")  # of predictions

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
-from evlgen.evaluation.scores import score_runs, scorers_of
+from evlgen.evaluation.placed_scores import PLACED
+from evlgen.evaluation.scores import score_runs, scorers_of, scorers_used
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from sweeps.conclude import read_predictions
@@ -40,7 +42,7 @@ def rescore(runs: Mapping[str, RunConfig], everything: bool = False) -> Rescored
         result = files.read_result(folder) if files.is_complete(folder) else None
         if result is None or config.stage != "caption" or not config.evaluation.sets:
             continue
-        if result["scorers"] == scorers_of(config) and not everything:
+        if result["scorers"] == result["scorers"] | scorers_of(config) and not everything:
             done.current.append(run)
             continue
         try:
@@ -53,11 +55,28 @@ def rescore(runs: Mapping[str, RunConfig], everything: bool = False) -> Rescored
             print(f"{what}: its scores stay as they are", file=sys.stderr)
             done.unscored.append(run)
             continue
-        wanted[run] = (config, outcome["metrics"], result["metrics"], predictions)
+        wanted[run] = (config, outcome["metrics"], result, predictions)
     with CaptionScorer() as scorer:
         scores = score_runs([predictions for *_, predictions in wanted.values()], scorer)
-    for (run, (config, outcome, before, _)), scored in zip(wanted.items(), scores, strict=True):
-        metrics = {**outcome, **scored, "total_seconds": before["total_seconds"]}
-        files.write_result(paths.runs_folder() / run, metrics, scorers_of(config))
+    for (run, (config, outcome, result, _)), scored in zip(wanted.items(), scores, strict=True):
+        before, numbers = result["metrics"], result["scorers"]
+        kept, scorers = _of_absent_models(config, before, scored, numbers)
+        metrics = {**outcome, **kept, **scored, "total_seconds": before["total_seconds"]}
+        files.write_result(paths.runs_folder() / run, metrics, scorers | scorers_used(config, metrics))
         done.again.append(run)
     return done
+
+
+def _of_absent_models(
+    config: RunConfig, before: Mapping[str, Any], scored: Mapping[str, float], numbers: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Scores by models that are not on this machine stay, with the numbers of their scorers."""
+    there = scorers_of(config)
+    absent = [name for name in PLACED if name in numbers and name not in there]
+    ends = {metric for name in absent for metric in PLACED[name]}
+    kept = {
+        name: value
+        for name, value in before.items()
+        if name.rpartition("/")[2] in ends and name not in scored
+    }
+    return kept, {name: numbers[name] for name in absent}

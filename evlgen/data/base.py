@@ -40,10 +40,10 @@ class EvalSet:
         title: in heads of tables.
         kind: what is evaluated: the captions that a run writes, or its answers to questions.
         pool: the pool with its images; empty for a set that is made of other sets.
-        scorers: names from `evlgen.runs.behaviour.SCORERS`: any of ``captions``, ``distinct`` and
-            ``scene_truth`` (drawn images only) for captions; of answers the accuracy that is the set's score,
-            and perhaps that of the benchmark's own script beside it. None where there is nothing to compare
-            with.
+        scorers: names from `evlgen.runs.behaviour.SCORERS`: any of ``captions``, ``distinct``,
+            `PLACED_SCORERS` and ``scene_truth`` (drawn images only) for captions; of answers the accuracy
+            that is the set's score, and perhaps that of the benchmark's own script. None where there is
+            nothing to compare with.
         meteor: whether captions get METEOR as well (2 ms a caption, more than all other scores together).
         by_answer_type: whether the accuracy is also given for each type of answer.
         parts: names of the captioning sets that are scored together under this name, where a run has all.
@@ -66,16 +66,26 @@ class EvalSet:
 
 def captions(name: str, title: str, pool: str) -> EvalSet:
     """A captioning set with the usual scores."""
-    return EvalSet(name, title, "caption", pool)
+    return EvalSet(name, title, "caption", pool, ("captions", *PLACED_SCORERS))
+
+
+# By models that users place themselves (`evlgen.evaluation.placed_scores`); drawn images have none of them.
+PLACED_SCORERS = ("spice", "clip_score")
 
 
 # The sets of the paper: real ones and the miniworld's in their roles.
 PAPER_SETS = (
-    EvalSet("coco", "COCO", "caption", "coco_test", ("captions", "distinct"), meteor=True),
+    EvalSet("coco", "COCO", "caption", "coco_test", ("captions", "distinct", *PLACED_SCORERS), meteor=True),
     captions("nocaps_in", "NoCaps in-domain", "nocaps_in"),
     captions("nocaps_near", "NoCaps near-domain", "nocaps_near"),
     captions("nocaps_out", "NoCaps out-of-domain", "nocaps_out"),
-    EvalSet("nocaps", "NoCaps, all", "caption", parts=("nocaps_in", "nocaps_near", "nocaps_out")),
+    EvalSet(
+        "nocaps",
+        "NoCaps, all",
+        "caption",
+        scorers=("captions", *PLACED_SCORERS),
+        parts=("nocaps_in", "nocaps_near", "nocaps_out"),
+    ),
     captions("flickr", "Flickr30K", "flickr"),
     EvalSet("vqav2", "VQAv2", "question", "vqav2", ("lavis_vqa", "official_vqa"), by_answer_type=True),
     EvalSet("gqa", "GQA", "question", "gqa", ("lavis_gqa",)),

@@ -5,8 +5,8 @@ to pycocoevalcap's, as a test shows), because references shared by many runs are
 self-critical training needs the score of one caption at a time.
 
 Without Java METEOR is left out and captions are tokenized by `split_words`, which agrees with the PTB
-tokenizer on lower-case words. SPICE is not offered: its scene graph parser needs models that no package
-carries.
+tokenizer on lower-case words. SPICE and CLIPScore need models that no package carries:
+`evlgen.evaluation.placed_scores`.
 
 CIDEr weighs n-grams by how many images of the evaluation set have them in their references. A score on a part
 of a set is therefore not comparable to one on the whole set, and the number of images belongs to the score

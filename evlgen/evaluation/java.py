@@ -138,7 +138,7 @@ def run(
     return subprocess.CompletedProcess(str(java), 0, out, errors)
 
 
-def _package_file(*parts: str) -> Path:
+def package_file(*parts: str) -> Path:
     """A file of the pycocoevalcap package."""
     return Path(next(iter(pycocoevalcap.__path__))).joinpath(*parts)
 
@@ -165,7 +165,7 @@ def ptb_tokenize(texts: Sequence[str], java: Path, timeout: float = 300.0) -> li
         JavaError: the tokenizer failed or took more than ``timeout`` seconds.
     """
     lines = [one_line(text) for text in texts]
-    jar = _package_file("tokenizer", "stanford-corenlp-3.4.1.jar")
+    jar = package_file("tokenizer", "stanford-corenlp-3.4.1.jar")
     command: list[str | Path] = [*JAVA_OPTIONS, "-cp", jar]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     try:
@@ -197,7 +197,7 @@ class Meteor:
             [
                 *JAVA_OPTIONS,
                 "-jar",
-                _package_file("meteor", "meteor-1.5.jar"),
+                package_file("meteor", "meteor-1.5.jar"),
                 "-",
                 "-",
                 "-stdio",
@@ -206,7 +206,7 @@ class Meteor:
                 "-norm",
                 # The jar looks for it beside itself, but not where a space is in that path.
                 "-a",
-                _package_file("meteor", "data", "paraphrase-en.gz"),
+                package_file("meteor", "data", "paraphrase-en.gz"),
             ],
             self._errors,
         )

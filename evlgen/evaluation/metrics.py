@@ -76,6 +76,9 @@ METRICS = (
     _better("/BLEU-4", "BLEU-4"),
     _better("/METEOR", "METEOR"),
     _better("/ROUGE-L", "ROUGE-L"),
+    _better("/SPICE", "SPICE"),
+    _better("/CLIPScore", "CLIPScore"),
+    _better("/RefCLIPScore", "RefCLIPScore"),
     Metric(
         "shuffled_loss",
         "validation loss, shuffled images",

@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from evlgen import miniworld
 from evlgen.config import DataConfig, RunConfig
 from evlgen.data import worlds
 from evlgen.data.base import SHUFFLED, EvalSet, World
+from evlgen.data.images import UnreadableImage
 from evlgen.errors import UserError
+from evlgen.evaluation import placed_scores
 from evlgen.evaluation.answer_scores import ACCURACY, BESIDE
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, distinct_share
+from evlgen.evaluation.java import JavaError
+from evlgen.evaluation.placed_scores import PLACED
 from evlgen.evaluation.scene_truth import scene_truth
 from evlgen.runs.behaviour import SCORERS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class RunPredictions:
 def scorers_of(config: RunConfig) -> dict[str, int]:
     """Scorer -> its number, of those that score a run of this configuration; sorted by name.
 
+    Those whose models users place are left out where these are not there.
+
     Raises:
         UserError: an evaluation set that the world does not have.
     """
@@ -50,7 +62,24 @@ def scorers_of(config: RunConfig) -> dict[str, int]:
         return {}
     world = worlds.of(config.data)
     sets = [world.eval_set(name) for name, size in config.evaluation.sets if size]
-    return {name: SCORERS[name] for name in sorted({name for one in sets for name in one.scorers})}
+    names = {name for one in sets for name in one.scorers}
+    if names & PLACED.keys():
+        names -= placed_scores.absent().keys()
+    return {name: SCORERS[name] for name in sorted(names)}
+
+
+def scorers_used(config: RunConfig, metrics: Mapping[str, object]) -> dict[str, int]:
+    """As `scorers_of`, without those that failed, so that the next `rescore` tries them again.
+
+    Args:
+        metrics: that the run was scored with.
+    """
+    given = {name.rpartition("/")[2] for name in metrics}
+    return {
+        name: number
+        for name, number in scorers_of(config).items()
+        if name not in PLACED or given & set(PLACED[name])
+    }
 
 
 def score_runs(
@@ -60,7 +89,9 @@ def score_runs(
 
     Keys: ``<set>/CIDEr``, ``/BLEU-4``, ``/ROUGE-L`` and ``/images`` for each captioning set, and for those
     that are made of others (``nocaps``: the three domains scored together, where a run has all three);
-    ``<set>/METEOR`` for sets that want it; ``distinct_captions``, the share of distinct captions;
+    ``<set>/METEOR`` for sets that want it; ``<set>/SPICE``, ``/CLIPScore`` and ``/RefCLIPScore`` where the
+    user has placed their models (`evlgen.evaluation.placed_scores`);
+    ``distinct_captions``, the share of distinct captions;
     ``<set>/objects_right`` and ``/colours_right`` (`evlgen.evaluation.scene_truth`, of drawn scenes only);
     ``<set>``, the accuracy of a question set, and ``<set>/questions``; ``<set>/official``, the accuracy by
     the benchmark's own script, of published sets; ``<set>/yes-no``, ``/number`` and ``/other`` by type of
@@ -76,7 +107,8 @@ def score_runs(
     """
     references = functools.cache(_references)
     jobs: list[CaptionJob] = []
-    places: list[tuple[int, str]] = []  # of each job: run, name of the set
+    places: list[tuple[int, EvalSet]] = []  # of each job: run and set
+    said: list[dict[tuple[str, str], str]] = []  # of each job: part and image -> caption
     results: list[dict[str, float]] = [{} for _ in predictions]
     for run, prediction in enumerate(predictions):
         world = worlds.of(prediction.data)
@@ -100,7 +132,8 @@ def score_runs(
                     meteor=meteor and eval_set.meteor,
                 )
             )
-            places.append((run, eval_set.name))
+            places.append((run, eval_set))
+            said.append(texts)
             results[run][f"{eval_set.name}/images"] = float(len(texts))
         for name, answers in prediction.answers.items():
             if answers and _declared(world, name.removesuffix(SHUFFLED), "question").scorers:
@@ -108,10 +141,90 @@ def score_runs(
     if jobs:
         with contextlib.ExitStack() as stack:
             used = scorer or stack.enter_context(CaptionScorer())
-            for (run, name), scores in zip(places, used.score(jobs), strict=True):
-                results[run].update({f"{name}/{metric}": score for metric, score in scores.items()})
+            scored = used.score(jobs)
+            data = [predictions[run].data for run, _ in places]
+            sets = [eval_set for _, eval_set in places]
+            for extra in (_spice(jobs, sets, used), _clip_scores(jobs, sets, said, data)):
+                scored = [one | more for one, more in zip(scored, extra, strict=True)]
+            for (run, eval_set), scores in zip(places, scored, strict=True):
+                results[run].update({f"{eval_set.name}/{metric}": score for metric, score in scores.items()})
                 results[run]["ptb_tokenizer"] = float(used.tokenizer == "ptb")
     return results
+
+
+def _wanting(scorer: str, sets: Sequence[EvalSet]) -> list[int]:
+    """The places of the sets that a scorer is for; none, which is said, where its models are not there."""
+    wanted = [place for place, eval_set in enumerate(sets) if scorer in eval_set.scorers]
+    if wanted and (lines := placed_scores.absent()) and scorer in lines:
+        placed_scores.say_once([lines[scorer]])
+        return []
+    return wanted
+
+
+def _spice(
+    jobs: Sequence[CaptionJob], sets: Sequence[EvalSet], scorer: CaptionScorer
+) -> list[dict[str, float]]:
+    """SPICE of each job, in percent; empty for those without. Each caption is parsed once."""
+    found: list[dict[str, float]] = [{} for _ in jobs]
+    wanted = _wanting("spice", sets)
+    if not wanted or scorer.java is None:
+        return found
+    pairs = {place: jobs[place].pairs for place in wanted}
+    tokens = scorer.tokenize(
+        text for some in pairs.values() for caption, references in some for text in (caption, *references)
+    )
+    cut = {
+        place: [(tokens[caption], tuple(tokens[text] for text in texts)) for caption, texts in some]
+        for place, some in pairs.items()
+    }
+    distinct = list(dict.fromkeys(pair for some in cut.values() for pair in some))
+    try:
+        scores = dict(zip(distinct, placed_scores.spice(distinct, scorer.java), strict=True))
+    except JavaError as error:
+        log.warning("%s; SPICE is left out", error)
+        return found
+    for place, some in cut.items():
+        found[place] = {"SPICE": 100 * sum(scores[pair] for pair in some) / len(some)}
+    return found
+
+
+def _clip_scores(
+    jobs: Sequence[CaptionJob],
+    sets: Sequence[EvalSet],
+    said: Sequence[Mapping[tuple[str, str], str]],
+    data: Sequence[DataConfig],
+) -> list[dict[str, float]]:
+    """CLIPScore and RefCLIPScore of each job, in percent; empty for those without."""
+    found: list[dict[str, float]] = [{} for _ in jobs]
+    wanted = _wanting("clip_score", sets)
+    shown: dict[placed_scores.Caption, None] = {}
+    of_job: dict[int, list[placed_scores.Caption]] = {}
+    for place in wanted:
+        world = worlds.of(data[place])
+        of_job[place] = []
+        for (part, image), text in said[place].items():
+            pool = world.pool_of(part)
+            references = tuple(jobs[place].references[f"{part}/{image}"])
+            caption = placed_scores.Caption((world.name, pool, int(image)), text, references)
+            of_job[place].append(caption)
+            shown[caption] = None
+    if not shown:
+        return found
+    reading = {(worlds.of(one).name): one for one in data}
+
+    def pixels(key: tuple[str, str, int]) -> npt.NDArray[np.uint8]:
+        return worlds.of(reading[key[0]]).image(key[1], key[2])
+
+    try:
+        scores = placed_scores.clip_scores(list(shown), pixels)
+    except (UserError, UnreadableImage) as error:
+        log.warning("%s; CLIPScore is left out", error)
+        return found
+    for place, captions in of_job.items():
+        pairs = [scores[caption] for caption in captions]
+        means = (100 * sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        found[place] = dict(zip(PLACED["clip_score"], means, strict=True))
+    return found
 
 
 def lacking(predictions: RunPredictions, config: RunConfig) -> list[str]:

@@ -53,6 +53,8 @@ SCORERS: dict[str, int] = {
     "official_vqa": 1,  # as the benchmark's script of 2021 does
     "official_okvqa": 1,
     "scene_truth": 1,  # objects and colours named that are in the scene
+    "spice": 1,  # where the user has placed its models, as the next
+    "clip_score": 1,
     "distinct": 1,  # share of distinct captions
 }
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from evlgen.evaluation import placed_scores
 from evlgen.evaluation.answer_scores import ACCURACY
 from evlgen.evaluation.caption_scores import CaptionJob, CaptionScorer, distinct_share, split_words
 from evlgen.evaluation.scene_truth import scene_truth
 from evlgen.miniworld import Scene, Thing
 from evlgen.runs.behaviour import SCORERS
+from tests.evlgen import tiny_clip
 from tests.golden.rule import Book, Golden, Values, rounded
-
-BOOK = Book(
-    path=Path(__file__).with_name("scorers.json"),
-    what="scorer",
-    where="SCORERS of evlgen/runs/behaviour.py",
-    renew="python -m tests.golden.scorers --write",
-    tolerances={"": (1e-6, 1e-6)},
-)
 
 REFERENCES = {
     "a": ["A man riding a wave on top of a surfboard.", "A surfer rides a large wave in the ocean."],
@@ -45,6 +43,13 @@ CAPTIONS = {
     "d": "bananas in a bowl",
     "e": "a red boat above a red ball on a beach",
 }
+BOOK = Book(
+    path=Path(__file__).with_name("scorers.json"),
+    what="scorer",
+    where="SCORERS of evlgen/runs/behaviour.py",
+    renew="python -m tests.golden.scorers --write",
+    tolerances={"": (1e-6, 1e-6), **dict.fromkeys(CAPTIONS.values(), (0.0001, 0.0001))},
+)
 # Answer, and what people answered.
 ANSWERS = (
     ("yes", ["yes"] * 10),
@@ -92,10 +97,39 @@ def _answers(scorer: str) -> Values:
     return {f"{number} {answer}": accuracy(answer, humans) for number, (answer, humans) in enumerate(ANSWERS)}
 
 
+def _spice() -> Values:
+    """What is asked of SPICE and made of its answers; its models are not here."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVLGEN_WEIGHTS", name)
+        tiny_clip.jars(Path(name, "spice"))
+        program = tiny_clip.spice_in_java_s_place(
+            Path(name), "len(entry['test'] + ''.join(entry['refs'])) / 1000"
+        )
+        pairs = [(text, tuple(REFERENCES[image])) for image, text in CAPTIONS.items()]
+        return {"scores": placed_scores.spice(pairs, program)}
+
+
+def _clip_score() -> Values:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVLGEN_WEIGHTS", name)
+        tiny_clip.write(Path(name, "clip-vit-base-patch32"))
+        captions = [
+            placed_scores.Caption(("", "", place), text, tuple(REFERENCES[image]))
+            for place, (image, text) in enumerate(CAPTIONS.items())
+        ]
+        columns = np.arange(40 * 30 * 3, dtype=np.int64).reshape(40, 30, 3)
+        scores = placed_scores.clip_scores(
+            captions, lambda key: (columns * (key[2] + 3) % 251).astype(np.uint8)
+        )
+        return {one.text: scores[one] for one in captions}
+
+
 CASES: Mapping[str, Callable[[], Values]] = {
     "captions": _captions,
     "distinct": lambda: {"percent": distinct_share([*CAPTIONS.values(), "Bananas in\na  bowl", "bananas"])},
     "scene_truth": lambda: {**scene_truth((text, SCENE) for text in OF_SCENE)},
+    "spice": _spice,
+    "clip_score": _clip_score,
     **{name: functools.partial(_answers, name) for name in ACCURACY},
 }
 

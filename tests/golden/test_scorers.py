@@ -44,5 +44,5 @@ def test_a_number_raised_for_nothing_is_named():
 
 def test_a_scorer_without_a_case_is_named():
     recorded = scorers.BOOK.read()
-    (message,) = scorers.BOOK.problems(recorded, recorded, {**SCORERS, "spice": 1})
-    assert message == "the scorer 'spice' has no golden case: add one that uses it"
+    (message,) = scorers.BOOK.problems(recorded, recorded, {**SCORERS, "bleurt": 1})
+    assert message == "the scorer 'bleurt' has no golden case: add one that uses it"

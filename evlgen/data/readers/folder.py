@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evlgen.data import presence
-from evlgen.data.base import EvalSet, Question, World
+from evlgen.data.base import PLACED_SCORERS, EvalSet, Question, World
 from evlgen.data.readers.json_lists import ImageList, clean_caption
 from evlgen.errors import UserError
 from evlgen.runtime import datasets, own_images
@@ -40,7 +40,7 @@ def world(first_pool: str = "") -> World:
                 "own images",
                 "caption",
                 f"{name}/test",
-                ("captions", "distinct"),
+                ("captions", "distinct", *PLACED_SCORERS),
                 meteor=True,
             ),
             EvalSet("questions", "own questions", "question", f"{name}/questions", ("vqa_accuracy",)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from evlgen import miniworld
-from evlgen.data.base import ENDLESS, PAPER_SETS, EvalSet, Question, World
+from evlgen.data.base import ENDLESS, PAPER_SETS, PLACED_SCORERS, EvalSet, Question, World
 
 _ACCURACIES = {"vqav2": "vqa_accuracy", "gqa": "gqa_accuracy", "okvqa": "okvqa_accuracy"}
 
@@ -29,11 +29,11 @@ def world(first_pool: str = "") -> World:
 
 def _drawn(eval_set: EvalSet) -> EvalSet:
     """Of drawn images it is known what a caption says rightly, and answers are in no published form."""
-    if eval_set.name == "coco":
-        return dataclasses.replace(eval_set, scorers=(*eval_set.scorers, "scene_truth"))
     if eval_set.name in _ACCURACIES:
         return dataclasses.replace(eval_set, scorers=(_ACCURACIES[eval_set.name],))
-    return eval_set
+    scorers = tuple(name for name in eval_set.scorers if name not in PLACED_SCORERS)
+    more = ("scene_truth",) if eval_set.name == "coco" else ()
+    return dataclasses.replace(eval_set, scorers=(*scorers, *more))
 
 
 def _count(pool: str) -> int:
