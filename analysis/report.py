@@ -416,9 +416,9 @@ def main(argv: list[str]) -> int:
         return scale, out
 
     scale, out = tyro.cli(arguments, args=argv, prog="python -m analysis.report", description=__doc__)
-    path = out or paths.results_folder() / "report.html"
 
     def act() -> None:
+        path = out or paths.results_folder() / "report.html"
         if scale not in SCALES:
             raise UserError(
                 f"--scale {scale}: no such scale; there are: {', '.join(SCALES)}{nearest(scale, SCALES)}"

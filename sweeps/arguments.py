@@ -213,6 +213,15 @@ def scale_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _scale_of_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scale",
+        type=one_of("--scale", "scale", SCALES),
+        metavar="SCALE",
+        help=f"{', '.join(SCALES)}; default: paper, with --set data.world=... mini",
+    )
+
+
 def set_flag(parser: argparse.ArgumentParser) -> None:
     """``--set``."""
     parser.add_argument(
@@ -374,14 +383,14 @@ COMMANDS: dict[str, Command] = {
     "check-data": Command(
         _EXPERIMENTS,
         "what data is there, what is missing and where to get it, with a page of samples",
-        (scale_flag, _rows_and_set, _thorough),
-        "At the paper's scale, or with --set data.world=... at any. Exit code 2 if something is missing.",
+        (_scale_of_data, _rows_and_set, _thorough),
+        "Exit code 2 if something is missing.",
         optional=True,
     ),
     "describe-data": Command(
         _EXPERIMENTS,
         "lengths of captions, questions and answers, sizes of images, most frequent words",
-        (scale_flag, _rows_and_set),
+        (_scale_of_data, _rows_and_set),
         "Of each set that the experiments read.",
         optional=True,
     ),

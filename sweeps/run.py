@@ -163,7 +163,8 @@ def look_at_data(arguments: Arguments) -> int:
         experiment = load(name)
         if arguments.target in ("", ALL) and (experiment.count is not None or not experiment.in_all):
             continue
-        scale = arguments.scale or (experiment.default_scale if is_other_world else "paper")
+        usual = experiment.default_scale
+        scale = arguments.scale or (usual if is_other_world or usual != "mini" else "paper")
         for row in load(name, scale, arguments.set, arguments.rows).rows:
             first = row.config.init_from
             configs |= dict.fromkeys([row.config] if first is None else [first, row.config])

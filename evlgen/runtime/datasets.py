@@ -60,6 +60,9 @@ class Found:
     path: Path
 
 
+NO_NAMES = ("", ".", "..", "~")  # of folders: these would be another folder, with all that is in it
+
+
 # ------------------------------------------------------------------------------------------ data sets
 
 
@@ -403,11 +406,20 @@ def below_root(path: Path) -> str:
 
 
 def own_folder(name: str) -> Path | None:
-    """The folder of one's own images called ``name``; None if ``EVLGEN_DATA`` is not set."""
+    """The folder of one's own images called ``name``; None for no name, or without ``EVLGEN_DATA``."""
     folder = root()
+    if name in NO_NAMES:
+        return None
     if name in settings().folders:
         return settings().folders[name]
     return None if folder is None else folder / name
+
+
+def own_folders() -> list[str]:
+    """Names that may be meant by one: folders of ``EVLGEN_DATA`` and those of data.toml."""
+    folder = root()
+    there = [] if folder is None or not folder.is_dir() else [p.name for p in folder.iterdir() if p.is_dir()]
+    return sorted({*there, *settings().folders})
 
 
 # ------------------------------------------------------------------------------------------ data.toml

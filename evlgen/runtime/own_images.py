@@ -290,7 +290,7 @@ def _images_folder(folder: Path, first: str) -> str:
 def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Images with text files of their names beside them; and the images without."""
     pairs, without = [], []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder):  # no links to folders: they may lead out, or round
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         there = set(names)
         for name in sorted(names):

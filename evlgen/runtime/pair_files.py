@@ -29,8 +29,13 @@ def folders(pool: Path) -> list[Path]:
     shards = sorted(name for name, is_folder in names.items() if is_folder and f"{name}{STATS}" in names)
     if shards:
         return [pool / name for name in shards]  # millions of files: none is looked at to find folders
-    found = []
+    found, seen = [], set()
     for place, below, _ in os.walk(pool, followlinks=True):
+        there = os.path.realpath(place)
+        if there in seen:  # links lead round
+            below[:] = []
+            continue
+        seen.add(there)
         below[:] = sorted(name for name in below if not name.startswith("."))
         found.append(Path(place))
     return found

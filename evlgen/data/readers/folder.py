@@ -15,11 +15,12 @@ from pathlib import Path
 from evlgen.data import presence
 from evlgen.data.base import PLACED_SCORERS, EvalSet, Question, World
 from evlgen.data.readers.json_lists import ImageList, clean_caption
-from evlgen.errors import UserError
+from evlgen.errors import UserError, nearest
 from evlgen.runtime import datasets, own_images
 from evlgen.runtime.datasets import below_root, data_folder
 from evlgen.runtime.own_images import Listing
 
+_PARTS = ("val", "test", "questions")  # of a folder, behind its name
 _ANNOTATORS = 10  # fewer answers stand for ten in equal shares, as VQA accuracy wants it
 
 
@@ -92,8 +93,16 @@ def read(pool: str) -> ImageList:
     """
     data_folder()
     name, _, what = pool.partition("/")
+    if name in datasets.NO_NAMES or what not in ("", *_PARTS):
+        raise UserError(
+            f"data.pools: {pool!r} is not the name of a folder in EVLGEN_DATA; give a folder elsewhere a "
+            "name in data.toml, [folders] (docs/DATA.md)"
+        )
     folder = datasets.own_folder(name)
     assert folder is not None
+    if not folder.exists():
+        near = nearest(name, datasets.own_folders())
+        raise UserError(f"{folder}: missing; docs/DATA.md says what is in it{near}")
     return _read(folder, what)
 
 

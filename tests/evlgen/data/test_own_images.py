@@ -146,6 +146,32 @@ def test_one_image_in_two_splits_is_refused(root):
         folder.read("mine")
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc", "../other", "a/b", "mine/train"])
+def test_what_is_no_name_of_a_folder_is_refused_and_never_searched(root, name):
+    own_forms.as_texts(root / "mine")
+    (line,) = folder.missing([name])
+    assert line.startswith(f"data.pools: {name!r} is not the name of a folder in EVLGEN_DATA; ")
+    if name.partition("/")[0] in ("", ".", ".."):
+        assert set(sources.fingerprint_of_data("folder", [name]).values()) == {sources.MISSING}
+
+
+def test_a_folder_that_is_mistyped_is_suggested(root):
+    own_forms.as_texts(root / "mine")
+    assert folder.missing(["mien"]) == [
+        f"{root / 'mien'}: missing; docs/DATA.md says what is in it; did you mean mine?"
+    ]
+
+
+def test_links_that_lead_round_end(root):
+    own_forms.as_texts(root / "mine")
+    (root / "mine/round").symlink_to("..")
+    assert folder.missing(["mine"]) == []
+    (root / "ccs-14m").symlink_to("mine")
+    world = worlds.get("capfilt")
+    assert world.missing(["ccs-14m"]) == []
+    assert world.count("ccs-14m") == SIZE
+
+
 def test_questions_may_be_a_table(root):
     own_forms.as_csv(root / "mine")
     rows = [f"{n}.png,What is it?,ball" for n in range(4)]
