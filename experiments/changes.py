@@ -20,6 +20,7 @@ _BOTH_STAGES = {
     "optim.precision",
     "optim.accumulate",
     "optim.gradient_checkpointing",
+    "evaluation.validation",
 }
 STAGE1 = "stage1."  # in front of a key: of the stage 1 that a run starts from
 _WEIGHTS = ("vision", "language", "connector.init")

@@ -26,11 +26,10 @@ _SCHEDULE = (r"constant", r"r = \d+", r"\d+ merged", r"\d+ soft tokens", r"(de|i
 _RULES = (r"by features", r"at random", r"neighbours \(pooling\)")
 _MEANS = (r"(weighted )?mean", r"proportional attention")
 _STAGE1 = (*_UPDATES, r"without \w+ in stage 1", r"as in table 1", r"lr \S+", r"warm-up \S+")
-# Beginning of a key -> the parts of a row's label, between commas, that speak of it.
+# Beginning of a key -> the parts of a row's label, between commas, that speak of it. A share of the updates,
+# or another size of their batches, leaves what labels say of updates and pairs true in proportion.
 _SPEAKS_OF: dict[str, tuple[str, ...]] = {
-    "updates": _UPDATES,
     "optim.steps": (*_UPDATES, r"warm-up \S+"),
-    "optim.batch_size": (*_UPDATES, r"\d+M"),
     "optim.warmup_steps": (r"warm-up \S+", "default"),
     "optim.lr": (r"lr \S+", "default"),
     "optim.": ("default",),

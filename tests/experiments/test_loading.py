@@ -30,7 +30,10 @@ def test_changes_of_both_stages(change: str, key: str, both: bool) -> None:
     assert getattr(first.optim, key) == getattr((config if both else unchanged).optim, key)
 
 
-def test_changes_of_data_reach_both_stages() -> None:
+def test_changes_of_data_and_of_the_validation_reach_both_stages() -> None:
+    config = load("table1", "mini", ("evaluation.validation=8",)).rows[0].config
+    assert config.init_from is not None
+    assert (config.evaluation.validation, config.init_from.evaluation.validation) == (8, 8)
     config = load("table1", "mini", ('data.pools=[["coco", 8]]',)).rows[0].config
     assert config.init_from is not None
     assert config.data.pools == config.init_from.data.pools == (("coco", 8),)
@@ -46,8 +49,9 @@ def test_a_stage_1_is_addressed_and_shares_its_connector() -> None:
 
 
 def test_runs_are_shortened_in_proportion() -> None:
-    """Rows that differ by their length still do; nothing is shorter than two updates."""
+    """Rows that differ by their length still do, in their labels as well; two updates are the least."""
     rows = load("table1", "paper", ("updates=1e-4",)).rows
+    assert rows[2].label == "EVLGen, 104M, 150K (updates=1e-4)"
     assert [row.config.optim.steps for row in rows] == [8, 25, 15, 25, 15]
     assert rows[0].config.init_from is not None
     stage1 = rows[0].config.init_from.optim
