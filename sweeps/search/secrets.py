@@ -31,11 +31,12 @@ def split(place: str) -> tuple[str, str | None]:
     password = None
     user, colon, behind = rest.partition(":")
     if colon and not set("/@?") & set(user) and "@" in behind:
-        password, _, host = behind.partition("@")
-        while "@" in re.split("[/?]", host)[0]:  # one that should have been written %40
-            more, _, host = host.partition("@")
-            password += f"@{more}"
-        rest, password = f"{user}@{host}", unquote(password)
+        # To the last @, as one in a password may not be written %40.
+        before, mark, query = behind.partition("?")
+        if "@" not in before:
+            before, mark, query = behind, "", ""
+        password, _, host = before.rpartition("@")
+        rest, password = f"{user}@{host}{mark}{query}", unquote(password)
     front, mark, query = rest.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
     for name, value in pairs:

@@ -224,6 +224,8 @@ def _sbatch_options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise UserError(
                 f"{where}: is set by the sweep; " + (f"use {instead}" if instead else "leave it out")
             )
+        if name == "gres" and "gpu" in str(value):
+            raise UserError(f"{where} is {value!r}: GPUs are given by the field gpus")
         _refuse_control(str(value), where)
         if name == "clusters" and not re.fullmatch(r"[\w.-]+(,[\w.-]+)*", str(value)):
             raise UserError(
