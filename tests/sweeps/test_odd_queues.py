@@ -160,7 +160,7 @@ def test_cancel_takes_the_jobs_of_some_seeds(slurm: FakeSlurm) -> None:
     ],
 )
 def test_what_would_change_the_script_is_refused(values: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="my.toml") as error:
+    with pytest.raises(UserError, match=r"my\.toml") as error:
         make_profile(values, "my.toml")
     assert "\n" not in str(error.value)
 
