@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,27 @@ def inside(folder: Path, name: Any, where: str) -> Path:
     if path == base or not path.startswith(base.rstrip(os.sep) + os.sep):
         raise UserError(f"{where}: {named!r} leads out of {folder}; give names relative to that folder")
     return Path(path)
+
+
+def walked(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder below one, itself first, with the names of its files; in the order of names.
+
+    Hidden folders are left out, and links that lead round: to folders inside, or to one that this is in.
+
+    Raises:
+        UserError: a link leads out of the folder.
+    """
+    real = f"{os.path.realpath(folder)}{os.sep}"
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (os.path.join(place, name) for name in folders):
+            target = f"{os.path.realpath(path)}{os.sep}"
+            if os.path.islink(path) and not target.startswith(real) and not real.startswith(target):
+                raise UserError(
+                    f"{path}: a link leads out of {folder}; put the folder itself there, or name it in "
+                    "data.toml"
+                )
+        yield Path(place), sorted(names)
 
 
 def unique(values: Iterable[int | str], where: str, what: str) -> None:

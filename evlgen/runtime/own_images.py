@@ -35,6 +35,7 @@ from evlgen.runtime.annotations import (
     text_field,
     texts_field,
     unique,
+    walked,
 )
 from evlgen.runtime.datasets import CAPTIONS_FILE, QUESTIONS_FILE
 
@@ -290,18 +291,17 @@ def _images_folder(folder: Path, first: str) -> str:
 def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Images with text files of their names beside them; and the images without."""
     pairs, without = [], []
-    for place, folders, names in os.walk(folder):  # no links to folders: they may lead out, or round
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for place, names in walked(folder):
         there = set(names)
-        for name in sorted(names):
+        for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
                 continue
             said = next((file for file in (f"{stem}.txt", f"{stem}.TXT", f"{name}.txt") if file in there), "")
             if said:
-                pairs.append((Path(place, name), Path(place, said)))
+                pairs.append((place / name, place / said))
             else:
-                without.append(Path(place, name))
+                without.append(place / name)
     return pairs, without
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evlgen.errors import UserError
+from evlgen.runtime.annotations import walked
 from evlgen.runtime.files import write_atomic
 from evlgen.runtime.own_images import IMAGE_SUFFIXES
 from evlgen.runtime.paths import cache_folder
@@ -29,16 +30,7 @@ def folders(pool: Path) -> list[Path]:
     shards = sorted(name for name, is_folder in names.items() if is_folder and f"{name}{STATS}" in names)
     if shards:
         return [pool / name for name in shards]  # millions of files: none is looked at to find folders
-    found, seen = [], set()
-    for place, below, _ in os.walk(pool, followlinks=True):
-        there = os.path.realpath(place)
-        if there in seen:  # links lead round
-            below[:] = []
-            continue
-        seen.add(there)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        found.append(Path(place))
-    return found
+    return [place for place, _ in walked(pool)]
 
 
 def pairs(folder: Path) -> Iterator[tuple[str, str]]:

@@ -54,11 +54,16 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: it is missing or no text.
     """
+    return decode_text(_read(path), path).replace("\r\n", "\n")
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        if path.exists() and not path.is_file():  # a pipe may never end
+            raise UserError(f"{path}: is no ordinary file")
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return decode_text(content, path).replace("\r\n", "\n")
 
 
 def parse_json(content: bytes | str, where: str | Path) -> Any:
@@ -88,11 +93,7 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it is missing or damaged.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return parse_json(content, path)
+    return parse_json(_read(path), path)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

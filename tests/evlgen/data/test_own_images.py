@@ -181,3 +181,14 @@ def test_questions_may_be_a_table(root):
     assert world.is_there("mine/questions")
     assert world.count("mine/questions") == 4
     assert world.question("questions", 1).answers == ("ball",) * 10
+
+
+def test_linked_folders_are_not_walked(root: Path) -> None:
+    own_forms.as_texts(root / "mine")
+    (root / "mine/deep/loop").symlink_to("..")
+    (root / "mine/again").symlink_to("deep")
+    assert len(own_images.captions(root / "mine").lines) == SIZE
+    (root / "elsewhere").mkdir()
+    (root / "mine/elsewhere").symlink_to(root / "elsewhere")
+    with pytest.raises(UserError, match=r"mine/elsewhere: a link leads out of .*mine; put the folder itself"):
+        own_images.captions(root / "mine")

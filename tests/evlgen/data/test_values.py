@@ -321,6 +321,15 @@ def test_what_is_no_json_is_named(tmp_path: Path, content: bytes, message: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_pipes_devices_and_folders_are_no_lists(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="is no ordinary file"):
+            read_json(path)
+    with pytest.raises(UserError, match=r"nowhere\.json: cannot be read \(No such file"):
+        read_json(tmp_path / "nowhere.json")
+
+
 @given(st.text(), st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
 def test_text_of_any_encoding_with_a_mark_is_read(text: str, encoding: str) -> None:
     if "\0" in text or text.startswith("\ufeff"):
