@@ -383,7 +383,7 @@ def missing(need: Need) -> str:
             f"{found.path}: missing ({found.part.key} in {settings().file} names it); "
             f"get it from {found.part.origin}"
         )
-    if folder is None:
+    if folder is None or not folder.is_dir():
         return f"{first.name}: needed there; get it from {first.origin}"
     return f"{folder / first.name}: missing; get it from {first.origin}"
 

@@ -23,7 +23,7 @@ def test_own_sets_take_the_place_of_the_paper_s(own):
         assert row.config.evaluation.sets == (("captions", 250), ("questions", 400))
         assert row.paper == {}
         assert worlds.problems(row.config) == []
-    before = table1.build("mini").rows
+    before = table1.build("mini").rows[:4]  # the last, 11M, is what 104M is with other pools: one row
     assert [row.config.optim for row in experiment.rows] == [row.config.optim for row in before]
 
 
@@ -63,4 +63,6 @@ def test_easy_vqa_has_sets_of_its_own():
 @pytest.mark.parametrize("module", [table1, table2])
 def test_a_world_with_the_paper_s_sets_changes_nothing(module):
     before = module.build("paper")
-    assert load(before.name, "paper", ("data.world=capfilt",)) == before
+    after = load(before.name, "paper", ("data.world=capfilt",))
+    assert [(row.config, row.paper) for row in after.rows] == [(row.config, row.paper) for row in before.rows]
+    assert after.metrics == before.metrics

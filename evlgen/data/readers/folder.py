@@ -67,6 +67,10 @@ def missing(pools: Sequence[str]) -> list[str]:
         return [
             "EVLGEN_DATA is not set: set it to the folder that your folder of images is in (docs/DATA.md)"
         ]
+    try:
+        data_folder()
+    except UserError as error:
+        return [str(error)]
     lines: dict[str, None] = {}
     for pool in dict.fromkeys(pools):
         try:

@@ -100,8 +100,10 @@ def missing(pools: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(pools))
     lines = [_unknown(name) for name in names if not datasets.lists_of(name)]
     needs = dict.fromkeys(n for name in names for n in (*datasets.lists_of(name), *datasets.images_of(name)))
-    if datasets.root() is None:
-        return [*lines, datasets.NOT_SET, *dict.fromkeys(datasets.missing(need) for need in needs)]
+    try:
+        datasets.data_folder()
+    except UserError as error:
+        return [*lines, str(error), *dict.fromkeys(datasets.missing(need) for need in needs)]
     for need in needs:
         if line := datasets.missing(need):
             lines.append(line)

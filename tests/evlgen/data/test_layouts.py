@@ -150,6 +150,20 @@ def test_data_toml_may_be_named_itself_and_begins_in_its_own_folder(root, tmp_pa
         datasets.data_folder()
 
 
+@pytest.mark.parametrize("what", ["a file", "nothing"])
+@pytest.mark.parametrize(("world", "pool"), [("capfilt", "gqa"), ("folder", "mine")])
+def test_a_data_folder_that_is_none_is_said_first(root, what, world, pool):
+    if what == "a file":
+        true_files.save(root, b"")
+    told = "a file; give a folder, or a data.toml" if what == "a file" else "no such folder"
+    lines = worlds.get(world, pool).missing([pool])
+    assert lines[0] == f"EVLGEN_DATA is '{root}': {told}"
+    if world == "capfilt":
+        assert lines[1].startswith(
+            "gqa/testdev_balanced_questions.json: needed there; get it from questions1.2"
+        )
+
+
 def test_what_data_toml_names_and_is_not_there_is_named_with_its_key(root):
     true_files.save(root / "data.toml", b"[gqa]\nimages = 'nowhere'\n")
     true_files.gqa(root / "gqa")

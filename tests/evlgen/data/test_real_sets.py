@@ -435,5 +435,4 @@ def test_a_missing_own_folder_is_named(root):
     )
     assert worlds.problems(config) == [
         f"{root / 'mine'}: missing; docs/DATA.md says what is in it",
-        f"{root / 'mine/questions.jsonl'}: missing; docs/DATA.md says what is in it",
     ]
