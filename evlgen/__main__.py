@@ -285,6 +285,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return exit_code(lambda: _act(argv))
     except KeyboardInterrupt:
+        _say("interrupted")
         return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -139,12 +139,12 @@ def describe_images(
         UserError: a picture cannot be written.
     """
     for start in range(0, len(paths), batch):
-        some = [(path, _read(path)) for path in paths[start : start + batch]]
-        whole = [image for _, image in some if not isinstance(image, str)]
+        some = [(path, _read(path, describer.side, bool(pictures))) for path in paths[start : start + batch]]
+        whole = [image.pixels for _, image in some if not isinstance(image, str)]
         told: Iterator[str] = iter(())
         groups: Iterator[merge_maps.Labels] = iter(())
         if whole:
-            features = describer.features(np.stack([resized(image, describer.side) for image in whole]))
+            features = describer.features(np.stack(whole))
             told = iter(describer.answers(features, question) if question else describer.captions(features))
             groups = iter(describer.groups(features) if pictures else ())
         for path, image in some:
@@ -152,23 +152,34 @@ def describe_images(
                 yield image
                 continue
             text, drawn = next(told), None
-            if pictures:
+            if pictures and image.shown is not None:
                 drawn = pictures[path]
-                picture = merge_pictures.picture(
-                    image, next(groups), [question, text] if question else [text]
-                )
+                texts = [question, text] if question else [text]
                 content = io.BytesIO()
-                picture.save(content, "PNG")
+                merge_pictures.picture(image.shown, next(groups), texts).save(content, "PNG")
                 write_atomic(drawn, content.getvalue())
             yield Told(path, question, text, describer.name, drawn)
 
 
-def _read(path: Path) -> Pixels | str:
-    """(H, W, 3), or what is wrong with the file."""
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """An image as the encoder takes it, and as it is shown beside its merge map (None: it is not)."""
+
+    pixels: Pixels
+    shown: Pixels | None
+
+
+def _read(path: Path, side: int, is_shown: bool) -> _Image | str:
+    """The image in a file, or what is wrong with it. Large ones are not kept: a batch of them is memory."""
     try:
-        return np.asarray(open_image(path))
+        image = open_image(path)
     except UnreadableImage as error:
         return f"{error}: not read"
+    pixels = resized(np.asarray(image), side)
+    if not is_shown:
+        return _Image(pixels, None)
+    image.thumbnail((merge_pictures.SIDE, merge_pictures.SIDE))
+    return _Image(pixels, np.asarray(image))
 
 
 def load(folder: Path, device: str = "") -> Describer:

@@ -13,7 +13,7 @@ from evlgen.evaluation.merge_maps import Labels
 
 Pixels = npt.NDArray[np.uint8]
 
-_SIDE = 448  # pixels of the longer side of each half
+SIDE = 448  # pixels of the longer side of each half
 _MARGIN, _TEXT = 12, 16
 _GOLDEN = 0.618034  # of a turn from one hue to the next: neighbours in the order differ most
 
@@ -27,7 +27,7 @@ def picture(image: Pixels, groups: Labels, texts: list[str]) -> Image.Image:
         texts: each begins a new line; the legend comes last.
     """
     height, width = image.shape[:2]
-    scale = _SIDE / max(height, width)
+    scale = SIDE / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     shown = Image.fromarray(image).resize(
         size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST

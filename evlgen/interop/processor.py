@@ -127,6 +127,25 @@ def _as_picture(image: Any, index: int) -> Image.Image:
 # ---------------------------------------------------------------------------------------------- processor
 
 
+def _asked(chat: Sequence[dict[str, Any]]) -> tuple[Any, str]:
+    """The image of a chat, and the text of its last message."""
+    if chat[-1].get("role") != "user":
+        raise UserError("chat: its last message is not the user's; runs continue no answers")
+    images: list[Any] = []
+    text = ""
+    for message in chat:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        found = (
+            part.get(key) for part in parts for key in ("image", "path", "url") if part["type"] == "image"
+        )
+        images += [one for one in found if one is not None]
+        text = " ".join(part["text"] for part in parts if part["type"] == "text")
+    if len(images) != 1:
+        raise UserError(f"chat: shows {len(images)} images; a run is asked about one")
+    return images[0], text.strip()
+
+
 class EVLGenProcessor(ProcessorMixin):
     """Images and questions -> what `EVLGenForConditionalGeneration` takes; what it generates -> text.
 
@@ -225,6 +244,37 @@ class EVLGenProcessor(ProcessorMixin):
         }
         found = self.tokenizer(texts, return_tensors="np", **options)
         return {key: value.astype(np.int64) for key, value in found.items()}
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        tokenize: bool = True,
+        return_tensors: str | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """What a chat asks, as pipelines of `transformers` give it: the question of its last message, on the
+        one image that it shows.
+
+        Runs know no chats: earlier questions and answers are not read.
+
+        Args:
+            conversation: messages, or a list of such lists. The content of a message is a text or a list of
+                ``{"type": "text", "text": ...}`` and ``{"type": "image", ...}`` with a PIL image under
+                ``image`` or a path under ``path`` or ``url``.
+            tokenize: False: the prompts as texts.
+
+        Raises:
+            UserError: no image or several, or the last message is not the user's.
+        """
+        chats = [conversation] if isinstance(conversation[0], dict) else list(conversation)
+        asked = [_asked(chat) for chat in chats]
+        if not tokenize:
+            prompts = [self.question_prompt(text) if text else "" for _, text in asked]
+            return prompts[0] if chats[0] is conversation else prompts
+        images, texts = zip(*asked, strict=True)
+        return self(list(images), list(texts), return_tensors, **(processor_kwargs or {}))
 
     def question_prompt(self, question: str) -> str:
         """A question as runs are asked it."""

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from transformers import GenerationConfig, pipeline
 
 import evlgen.transformers_model
+from evlgen import miniworld
 from evlgen.backbones.pretrained import read_state
 from evlgen.config import PoolConfig, QFormerConfig, RunConfig, to_json
 from evlgen.errors import UserError
@@ -105,3 +108,61 @@ def test_runs_that_have_no_published_form(
     write_json(tmp_path / "run" / CONFIG, to_json(config))
     assert convert([str(tmp_path / "run"), str(tmp_path / "a.pth")]) == 2
     assert "the connector 'pool' has no published form" in capsys.readouterr().err
+
+
+def test_pipelines(made: Path, tmp_path: Path) -> None:
+    """With the parts, and from a saved folder: captions, questions one by one and together, chats."""
+    model, processor, _ = from_run(made)
+    images = [Image.fromarray(miniworld.render(miniworld.pool("vqav2").scene(i))) for i in range(2)]
+    images[0].save(tmp_path / "one.png")
+    questions = ["What color is the ball?", "is it red?"]
+    inputs = processor(images, text=questions, return_tensors="pt")
+    answers = processor.batch_decode(model.generate(**inputs))
+    captions = processor.batch_decode(model.generate(**processor(images, return_tensors="pt")))
+
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    assert pipe(images[0], text="")[0]["generated_text"] == captions[0]
+    assert pipe(images[0], text="", max_new_tokens=3)[0]["generated_text"] == " ".join(
+        captions[0].split()[:3]
+    )
+    told = pipe(images, text=questions, return_full_text=False)
+    assert [one["generated_text"] for one in told] == answers
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+        for image, question in zip(images, questions, strict=True)
+    ]
+    told = pipe(text=chats, return_full_text=False, batch_size=2)
+    assert [one[0]["generated_text"] for one in told] == answers
+    with pytest.raises(UserError, match="shows 0 images"):
+        pipe(text=[{"role": "user", "content": "is it red?"}])
+
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "whole")
+    saved = pipeline("image-text-to-text", model=str(tmp_path / "whole"))
+    told = saved(str(tmp_path / "one.png"), text=questions[0], return_full_text=False)
+    assert told[0]["generated_text"] == answers[0]
+
+
+def test_what_is_asked_of_generate_holds(made: Path) -> None:
+    model, processor, tokenizer = from_run(made)
+    run = read_run_config(made / CONFIG).evaluation
+    assert model.generation_config.num_beams == run.beams
+    assert model.generation_config.max_new_tokens == run.max_length
+    images = [np.full((9, 9, 3), level, np.uint8) for level in (0, 255)]
+    inputs = processor(images, return_tensors="pt")
+    for limit in (
+        {"max_new_tokens": 4},
+        {"max_length": 4},
+        {"generation_config": GenerationConfig(max_new_tokens=4)},
+    ):
+        assert model.generate(**inputs, **limit).shape == (2, 4)
+    assert model.generate(**inputs, min_new_tokens=12, max_new_tokens=12).shape == (2, 12)
+    asked = processor(images, text="what color is the ball?", return_tensors="pt")
+    answers = model.generate(**asked)
+    assert answers.shape[1] <= 10
+    assert model.generate(**asked, min_new_tokens=15, max_new_tokens=15).shape == (2, 15)
+    own = tokenizer([processor.question_prompt("what color is the ball?")] * 2, return_tensors="pt")
+    assert own.input_ids[0, 0] == tokenizer.bos_token_id  # which the model puts elsewhere
+    again = model.generate(inputs["pixel_values"], own.input_ids, own.attention_mask)
+    assert again.equal(answers)
+    assert model.generate(**asked, num_beams=2, num_return_sequences=2).shape[0] == 4
