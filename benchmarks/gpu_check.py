@@ -94,7 +94,8 @@ def _main(argv: list[str]) -> int:
         if left < 1:
             record["parts"][part] = _left()
             continue
-        seconds = min(arguments.limit or PARTS[part][1], left)
+        own_limit = PARTS[part][1] * (4 if device == "cpu" else 1)
+        seconds = min(arguments.limit or own_limit, left)
         settings = {
             "device": device,
             "tiny": arguments.tiny,
