@@ -169,14 +169,15 @@ def read(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
     """
     if pool.is_file():
         return Lists(pool.parent, [pool], cache)
-    shards = sorted(path for path in pool.rglob("*.tar") if path.is_file())
-    packed = sorted(path for kind in _PACKED for path in pool.rglob(f"*{kind}"))
-    if packed:
-        log.warning("%s: left out: %d packed shards (%s); unpack them to .tar", pool, len(packed), packed[0])
-    for path in pool.iterdir():
-        if path.is_symlink() and path.is_dir():
-            log.warning("%s: is a link to a folder, in which no pairs are looked for", path)
-    if shards:
+    found = _reader(pool, cache)
+    beside = _beside(pool, found)
+    beside.warn(pool)
+    found.left_out.update(beside)
+    return found
+
+
+def _reader(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
+    if shards := _shards(pool):
         return Shards(pool, shards, cache)
     lists = _lists(pool)
     # Lists of addresses lie beside the images that were fetched from them.
@@ -184,14 +185,36 @@ def read(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
         return SingleFiles(pool, cache)
     if lists:
         return Lists(pool, lists, cache)
-    if packed:
+    if packed := _packed(pool):
         raise UserError(f"{packed[0]}: is packed; unpack it to .tar, so that each pair can be found in it")
     raise UserError(f"{pool}: {_NOTHING}; see docs/DATA.md")
 
 
+def _beside(pool: Path, found: Shards | Lists | SingleFiles) -> LeftOut:
+    """What may have pairs and is not read."""
+    left_out = LeftOut()
+    for path in _packed(pool):
+        left_out.add("packed shards: unpack them to .tar", str(path))
+    for path in sorted(pool.iterdir()):
+        if path.is_symlink() and path.is_dir():
+            left_out.add("links to folders, in which no pairs are looked for", str(path))
+    for path in [] if isinstance(found, Lists) else _lists(pool):
+        if not _what_is_wrong(path):
+            left_out.add("lists of pairs, in the place of which shards or single files are read", str(path))
+    return left_out
+
+
+def _shards(pool: Path) -> list[Path]:
+    return sorted(path for path in pool.rglob("*.tar") if path.is_file())
+
+
+def _packed(pool: Path) -> list[Path]:
+    return sorted(path for kind in _PACKED for path in pool.rglob(f"*{kind}"))
+
+
 def sample(pool: Path, cache: Path) -> Shards | Lists | SingleFiles:
     """As `read`, of shards the first alone: a look at a pool must not wait for its index."""
-    if pool.is_dir() and (shards := sorted(pool.rglob("*.tar"))):
+    if pool.is_dir() and (shards := _shards(pool)):
         return Shards(pool, shards[:1], cache)
     return read(pool, cache)
 

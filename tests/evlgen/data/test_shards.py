@@ -181,7 +181,7 @@ def test_what_is_in_no_pair_is_counted_named_and_said_again_by_every_run(pool, c
         )
 
 
-def test_packed_shards_are_named(pool, caplog):
+def test_what_is_beside_the_shards_is_counted(pool, caplog):
     whole = shard(pool / "part", ["k"]).read_bytes()
     import gzip
 
@@ -193,7 +193,16 @@ def test_packed_shards_are_named(pool, caplog):
     with pytest.raises(UserError, match=r"0\.tar\.gz: is packed; unpack it"):
         read(pool)
     shard(pool / "1.tar", ["k"])
-    assert len(read(pool)) == 1
+    (pool / "linked").symlink_to(pool.parent)
+    real_sets.dump(pool / "list.json", [{"image": "a.jpg", "caption": "a cat"}])
+    real_sets.dump(pool / "addresses.json", [{"url": "http://example.org/a.jpg", "caption": "a cat"}])
+    found = read(pool)
+    assert len(found) == 1
+    assert found.left_out.counts == {
+        "packed shards: unpack them to .tar": 1,
+        "links to folders, in which no pairs are looked for": 1,
+        "lists of pairs, in the place of which shards or single files are read": 1,
+    }
     assert "left out: 1 packed shards" in caplog.text
 
 
