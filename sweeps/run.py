@@ -18,7 +18,7 @@ from evlgen.config import RunConfig
 from evlgen.errors import UserError, exit_code
 from evlgen.runs import archive, results
 from evlgen.runs import folder as files
-from evlgen.runtime import paths
+from evlgen.runtime import datasets, paths
 from experiments import EXPERIMENTS, load
 from experiments.overrides import name_of
 from experiments.scales import get
@@ -216,6 +216,8 @@ def _carry_out(sweep: Sweep, arguments: Arguments, profile: Profile | None) -> i
         ValueError: the command says nothing about an experiment.
     """
     experiment, command = sweep.experiment, arguments.command
+    if command not in (RUN, "retry", "show"):  # which say what is missing, or look for no run
+        _say_if_data_is_away(sweep)
     if experiment.count is not None and command != "show":
         count(sweep, arguments)
     elif command == "show":
@@ -264,6 +266,19 @@ def _asked_profile(sweep: Sweep, arguments: Arguments) -> Profile | None:
         return read_profile(arguments.cluster, arguments.profile_changes)
     before = profile_of(queue.batches(sweep.name).values())
     return changed_profile(before or Profile(), arguments.profile_changes)
+
+
+def _say_if_data_is_away(sweep: Sweep) -> None:
+    """Ids know the data that runs have read: where it is not told, finished runs look as if never made."""
+    worlds = {row.config.data.world for row in sweep.experiment.rows}
+    if sweep.experiment.count is None and worlds & {"capfilt", "folder"}:
+        try:
+            datasets.data_folder()
+        except UserError as error:
+            print(
+                f"note: {error}. Runs that have read it have other ids than those looked for here",
+                file=sys.stderr,
+            )
 
 
 def status(sweep: Sweep) -> None:

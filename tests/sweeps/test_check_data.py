@@ -116,3 +116,12 @@ def test_a_set_is_described_by_lengths_sizes_and_words(data, capsys):
     assert "  most frequent in answers: red (80), blue (80), " in said
     code, said = called(capsys, "describe-data", "table1", *OWN[:3], 'data.pools=[["yours", 20]]')
     assert (code, f"{data / 'yours'}: missing" in said) == (2, True)
+
+
+def test_who_looks_for_runs_without_their_data_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("EVLGEN_DATA", raising=False)
+    monkeypatch.setenv("EVLGEN_RUNS", str(tmp_path))
+    assert run.main(["status", "table1", *OWN]) == 0
+    assert "note: EVLGEN_DATA is not set" in capsys.readouterr().err
+    assert run.main(["status", "table1"]) == 0
+    assert "EVLGEN_DATA" not in capsys.readouterr().err
