@@ -90,7 +90,7 @@ def _jar(root: Path, name: str) -> Path | None:
 def spice(pairs: Sequence[Pair], program: Path) -> list[float]:
     """SPICE (0 to 1) of each caption with its references, all tokenized already; see `absent`.
 
-    One process parses all of them: some 20 captions a second, references among them.
+    One process parses all of them.
 
     Raises:
         JavaError: it failed.

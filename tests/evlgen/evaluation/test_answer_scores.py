@@ -249,7 +249,7 @@ def test_no_difference_to_a_plain_reading_of_the_scripts(subject, plain) -> None
     for _ in range(20_000):
         answer, humans = generated(rng)
         expected = plain(answer, humans)
-        assert subject(answer, humans) == pytest.approx(expected), (answer, humans)
+        assert abs(subject(answer, humans) - expected) < 1e-9, (answer, humans)
         right += expected > 0
     assert 4_000 < right < 18_000  # neither all nor none: the pairs tell something
 
@@ -304,8 +304,8 @@ def test_no_difference_to_a_plain_reading_on_ok_vqa() -> None:
     for _ in range(5_000):
         answer, humans = generated(rng)
         lemmas = published_lemmas(answer)
-        assert ACCURACY["lavis_okvqa"](answer, humans) == pytest.approx(plain_lavis(lemmas, humans))
-        assert ACCURACY["official_okvqa"](answer, humans) == pytest.approx(plain_official(lemmas, humans))
+        assert abs(ACCURACY["lavis_okvqa"](answer, humans) - plain_lavis(lemmas, humans)) < 1e-9
+        assert abs(ACCURACY["official_okvqa"](answer, humans) - plain_official(lemmas, humans)) < 1e-9
 
 
 @pytest.mark.parametrize(
