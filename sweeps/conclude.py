@@ -149,12 +149,14 @@ def table_seeds(sweep: Sweep) -> int:
     """Seeds of a sweep's table: those asked for, and as many more as all rows have, up to those of claims.
 
     Where everything was run before, fewer would part the table from the claims and figures that rest on it.
+    Records of an earlier behaviour count as long as those of the seeds asked for are shown, too.
     """
     seeds = sweep.seeds
     if sweep.changed:
         return seeds
+    or_earlier = not all(is_complete(sweep.experiment, seed) for seed in range(seeds))
     while seeds < get(sweep.scale).claim_seeds and all(
-        is_complete(sweep.experiment, seed) for seed in range(seeds + 1)
+        is_complete(sweep.experiment, seed, or_earlier) for seed in range(seeds + 1)
     ):
         seeds += 1
     return seeds

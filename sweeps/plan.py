@@ -14,6 +14,7 @@ from types import MappingProxyType
 from evlgen.config import Conventions, RunConfig
 from evlgen.errors import UserError
 from evlgen.runs import folder as files
+from evlgen.runs import results
 from evlgen.runs.identity import run_folder, run_id
 from evlgen.runtime import paths
 from experiments.base import Experiment, seeded, shape
@@ -280,6 +281,15 @@ def feature_seconds(vision: str, size: int, views: int) -> float | None:
 # --------------------------------------------------------------------------------------------- states
 
 
-def is_complete(experiment: Experiment, seed: int) -> bool:
-    """Whether all rows of an experiment have a result for a seed."""
-    return all(files.is_complete(run_folder(seeded(row.config, seed))) for row in experiment.rows)
+def is_complete(experiment: Experiment, seed: int, or_earlier: bool = False) -> bool:
+    """Whether all rows of an experiment have a result for a seed.
+
+    Args:
+        or_earlier: results of an earlier behaviour of the code count, too.
+    """
+    configs = [seeded(row.config, seed) for row in experiment.rows]
+    return all(
+        files.is_complete(run_folder(config))
+        or (or_earlier and results.find(config, archives=False) is not None)
+        for config in configs
+    )

@@ -53,7 +53,7 @@ def unpack(path: Path) -> Unpacked:
                 if name in found and not (folder / name).exists():
                     archive.put(folder, {name: found[name]})
             continue
-        lease = leases.claim(folder)
+        lease = leases.claim(folder, devices=0)  # copying costs no device
         if lease is None:
             print(f"{run}: is being made here; left alone", flush=True)
             continue
@@ -144,7 +144,7 @@ def _is_adopted(folder: Path, target: Path, renewed: Files) -> bool:
     if not target.exists():
         return False
     if not files.is_complete(target):
-        lease = leases.claim(target)
+        lease = leases.claim(target, devices=0)
         if lease is None:
             raise UserError(f"{folder.name}: {target.name} is being made here; adopt it when that is over")
         lease.release()

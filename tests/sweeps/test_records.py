@@ -27,7 +27,8 @@ from evlgen.runtime.sources import shipped_file
 from experiments import load
 from experiments.base import Experiment, Row, seeded
 from experiments.scales import evlgen
-from sweeps import leases, records, run
+from sweeps import conclude, leases, records, run
+from sweeps.plan import Sweep, samples
 from sweeps.rescore import rescore
 
 OLD = "0123456789abcdef"
@@ -491,3 +492,33 @@ def test_adopting_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert files.is_complete(identity.run_folder(config))
     assert run.main(["adopt", "table1", "--scale", "smoke"]) == 2  # no archive there
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_table_keeps_its_seeds_when_a_component_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five seeds are there after `all`; all are shown until the rows of the component are made again."""
+    experiment = load("table1", "mini")
+    configs = [seeded(row.config, seed) for row in experiment.rows for seed in range(5)]
+    for config in configs:
+        finished(config)
+    monkeypatch.setitem(behaviour.COMPONENTS, "merging", behaviour.COMPONENTS["merging"] + 1)
+    identity.forget_fingerprints()
+    sweep = Sweep(experiment, "mini", experiment.seeds)
+    assert conclude.table_seeds(sweep) == 5
+    for config in configs:
+        if config.seed < 3 and not files.is_complete(identity.run_folder(config)):
+            finished(config)
+    assert conclude.table_seeds(sweep) == 3  # the others would put two behaviours into one mean
+    monkeypatch.undo()
+    identity.forget_fingerprints()
+
+
+def test_unpacked_records_tell_what_runs_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    row = load("table2", "smoke", rows="EVLGen, OPT").rows[0]
+    folder = finished(row.config)
+    files.write_result(folder, {"train_seconds": 41.0, "samples": samples(row.config), "coco/CIDEr": 1.0}, {})
+    assert run.main(["pack", "table2", "--scale", "smoke"]) == 0
+    shutil.rmtree(folder)
+    assert run.main(["unpack", "table2", "--scale", "smoke"]) == 0
+    capsys.readouterr()
+    assert run.main(["table2", "--scale", "smoke", "--rows", "EVLGen, OPT", "--dry-run"]) == 0
+    assert "41" in capsys.readouterr().out
