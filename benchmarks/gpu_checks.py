@@ -53,8 +53,8 @@ def smoke(settings: Settings) -> Found:
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-12:]
         raise Failed(Found(f"exit code {done.returncode}: {said[-1] if said else 'no word'}", notes=said))
-    table = Path(settings.work, "results", f"table2{'-changed' if some else ''}", "smoke", "table.csv")
-    with table.open() as file:
+    tables = Path(settings.work, "results").glob("table2*/smoke/table.csv")
+    with max(tables, key=lambda path: path.stat().st_mtime).open() as file:
         cells = [row for row in csv.DictReader(file) if row["mean"]]
     rows: list[Row] = [
         {"row": cell["row"], "metric": cell["metric"], "mean": round(float(cell["mean"]), 2)}

@@ -136,7 +136,7 @@ def test_matching_and_merging_are_one_graph(matching: Any) -> None:
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x), wanted)
 
 
-@pytest.mark.parametrize("name", CONNECTORS)
+@pytest.mark.parametrize("name", ["keys", "random", "qformer"])
 def test_a_connector_is_one_graph(name: str) -> None:
     """In training mode, with its dropout and its random matchings."""
     torch.manual_seed(0)
