@@ -50,6 +50,9 @@ def show_rows(
     if sum(least) + _BORDERS * len(least) + 1 > max(console.width, _LEAST):
         _stack(title, header, rows)
         return
+    if cell_len(title) > console.width:
+        print(title)
+        title = ""
     table = Table(title=escape(title) if title else None)
     for i, name in enumerate(header):
         is_whole = i in whole or i in right

@@ -84,12 +84,16 @@ def labelled(before: Experiment, after: Experiment, changes: Sequence[str]) -> E
         _relabelled(old, row, [change for change in changes if _matters(old.config, change)])
         for old, row in zip(before.rows, after.rows, strict=True)
     ]
-    unique = {(row.label, row.config): row for row in reversed(new)}
-    kept = [row for row in new if unique[row.label, row.config] is row]
+    first: dict[RunConfig, tuple[RunConfig, Row]] = {}  # of rows that are one run by now, the first
+    kept = []
+    for old, row in zip(before.rows, new, strict=True):
+        were, _ = first.setdefault(row.config, (old.config, row))
+        if were == old.config:  # two labels for one run stay where the experiment has them
+            kept.append(row)
     named = dict(zip(map(id, kept), _told_apart(kept), strict=True))
     rows = [named[id(row)] for row in kept]
     now = {
-        old.label: named[id(unique[row.label, row.config])].label
+        old.label: named.get(id(row), named[id(first[row.config][1])]).label
         for old, row in zip(before.rows, new, strict=True)
     }
     rows = [dataclasses.replace(row, against=now.get(row.against, "")) for row in rows]

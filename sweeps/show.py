@@ -41,7 +41,11 @@ def show_table(name: str, scale: str) -> None:
     """
     path = paths.results_folder() / name / scale / "table.md"
     if not path.exists():
-        raise UserError(f"{path}: not there; make it with `python sweeps/run.py {name} --scale {scale}`")
+        changed = sorted(paths.results_folder().glob(f"{name}-changed*/{scale}/table.md"))
+        others = "; there are " + ", ".join(f"`show {one.parts[-3]}`" for one in changed) if changed else ""
+        raise UserError(
+            f"{path}: not there; make it with `python sweeps/run.py {name} --scale {scale}`{others}"
+        )
     show_page(path.read_text("utf-8"))
 
 
