@@ -52,6 +52,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIODS = 32  # are dropped at most: both scripts pass a flag of that value where the count belongs
 
 
+@functools.lru_cache(maxsize=65536)  # most answers are given many times
 def normalize_answer(answer: str) -> str:
     """An answer in the form in which the VQA benchmark compares answers.
 
@@ -68,6 +69,7 @@ def _stripped(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+@functools.lru_cache(maxsize=65536)
 def _without_punctuation(text: str) -> str:
     thousands = re.search(r"\d,\d", text) is not None
     cleaned = text

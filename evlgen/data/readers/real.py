@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,11 +48,19 @@ def pool(name: str) -> Reader:
     Raises:
         UserError: there is no such pool, or one of its files is missing or damaged.
     """
-    datasets.data_folder()
-    needs = (*datasets.lists_of(name), *datasets.images_of(name))
-    if not needs:
-        raise UserError(_unknown(name))
-    return _pool(name, tuple(datasets.path_of(need) for need in needs), datasets.root())
+    # Asked for once for each image and question: what was found is looked for again only if it is gone.
+    asked = (name, os.environ.get(datasets.VARIABLE), id(datasets.settings()))
+    found = _found.get(asked)
+    if found is None or not all(map(os.path.exists, found)):
+        datasets.data_folder()
+        needs = (*datasets.lists_of(name), *datasets.images_of(name))
+        if not needs:
+            raise UserError(_unknown(name))
+        found = _found[asked] = tuple(datasets.path_of(need) for need in needs)
+    return _pool(name, found, datasets.root())
+
+
+_found: dict[tuple[str, str | None, int], tuple[Path, ...]] = {}
 
 
 @functools.lru_cache(maxsize=32)
