@@ -244,7 +244,8 @@ class EvalConfig:
         sets: evaluation set -> number of images (captioning) or questions; all if there are fewer; 0: none.
         validation: number of pairs for the validation loss and the collapse diagnostics.
         batch_size: examples decoded together.
-        beams, min_length, max_length: caption decoding, in generated tokens (paper: 5, 8, 30).
+        beams, min_length, max_length: caption decoding, in generated tokens (paper: 5, 8, 30), with one
+            in front of them by the authors' conventions.
         answer_max_length: tokens of an answer (paper: 10; beam 5, length penalty 0).
     """
 

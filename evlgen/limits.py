@@ -26,6 +26,7 @@ from evlgen.schedule import merge_schedule, token_counts
 
 # Tokens of an image, its class token among them, by the name of the encoder; of a path only its weights know.
 IMAGE_TOKENS = {"mini-vit": 65, "mini-clip": 65, "eva-clip-g": 257, "clip-vit-l": 257}
+IMAGE_WIDTHS = {"mini-vit": 96, "mini-clip": 64}  # of their features; the others' files are looked at
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def check(config: RunConfig, tokens: int | None = None) -> None:
         if one is not None:
             try:
                 _check(one, tokens or IMAGE_TOKENS.get(one.vision))
+                if tokens is None:
+                    _fits(one)
             except UserError as error:
                 raise UserError(f"{stage}{error}") from None
     first = config.init_from
@@ -156,6 +159,15 @@ def _check(config: RunConfig, tokens: int | None) -> None:
             raise UserError(
                 f"connector.max_positions is {config.connector.max_positions}: a text has up to {text} tokens"
             )
+
+
+def _fits(config: RunConfig) -> None:
+    """The connector takes features of the width that a known encoder gives."""
+    width, wanted = IMAGE_WIDTHS.get(config.vision), config.connector.input_width
+    if width not in (None, wanted):
+        raise UserError(
+            f"connector.input_width is {wanted}: {config.vision} gives image features of width {width}"
+        )
 
 
 def objectives(names: Sequence[str]) -> None:

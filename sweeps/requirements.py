@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable
 
+from evlgen import limits
 from evlgen.config import RunConfig
 from evlgen.errors import UserError
 from evlgen.runs.identity import text_reader
@@ -54,23 +56,28 @@ def _weights(config: RunConfig) -> list[str]:
 
 
 def _widths(config: RunConfig) -> list[str]:
-    """A line if the connector cannot take what the image encoder gives."""
-    if sources.is_shipped(config.vision) and sources.is_shipped(config.language):
-        return []  # the miniature's fit; training checks them, too
-    width, wanted = _feature_width(config.vision), config.connector.input_width
-    if width is None or width == wanted:
-        return []
-    return [
-        f"connector: takes image features of width {wanted}, {config.vision} gives {width}; "
-        f"give --set connector.input_width={width}"
-    ]
+    """A line if the connector cannot take what the image encoder gives, by the encoder's own files."""
+    if sources.is_shipped(config.vision):
+        return []  # `evlgen.limits` knows these
+    (width, tokens), wanted = _features(config.vision), config.connector.input_width
+    if width is not None and width != wanted:
+        return [
+            f"connector: takes image features of width {wanted}, {config.vision} gives {width}; "
+            f"give --set connector.input_width={width}"
+        ]
+    try:
+        limits.check(dataclasses.replace(config, init_from=None), tokens)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 @functools.cache
-def _feature_width(name: str) -> int | None:
-    from evlgen.backbones.vision import feature_width  # imports torch
+def _features(name: str) -> tuple[int | None, int | None]:
+    """Width and number of the features that an encoder gives of an image."""
+    from evlgen.backbones.vision import feature_tokens, feature_width  # imports torch
 
-    return feature_width(name)
+    return feature_width(name), feature_tokens(name)
 
 
 def of_this_machine(runs: Iterable[RunConfig]) -> list[str]:

@@ -88,6 +88,8 @@ def test_the_experiments_hold_to_it(scale: str) -> None:
         ("tomeformer", {"connector.r": "[3, 7]"}, "connector.r = .*inflection"),
         ("tomeformer", {"connector.r": "[1, 2, 3]"}, "connector.r = .*3 entries for 4 layers"),
         ("tomeformer", {"connector.num_heads": "5"}, "connector.num_heads is 5: 96, the width"),
+        ("tomeformer", {"connector.input_width": "95"}, "input_width is 95: mini-vit gives .* width 96"),
+        ("tomeformer", {"vision": "mini-clip"}, "input_width is 96: mini-clip gives .* width 64"),
         ("tomeformer", {"connector.max_positions": "64"}, "connector.max_positions is 64: an image has 65"),
         ("perceiver", {"connector.max_positions": "64"}, "connector.max_positions is 64: an image has 65"),
         ("pool", {"connector.rows": "9"}, "connector.rows is 9: an image has 8 x 8 patches"),
