@@ -226,6 +226,7 @@ def load_captioner(config: RunConfig, folder: Path, model: CaptionModel | None =
     captioner = model or build_model(config)
     assert isinstance(captioner, CaptionModel)
     load_trained(captioner, folder / CONNECTOR)
+    captioner.eval()
     device = chosen()
     captioner.to(device)
     captioner.language.model.to(device)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from evlgen.backbones import language as languages
@@ -300,11 +301,12 @@ def test_dropout_of_the_language_model_is_transformers_own(folder: Callable[[str
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
     folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Dropout of the language model included: it is drawn from (seed, step)."""
+    """Dropout of the language model included: it is drawn from (seed, step), also where it is recomputed."""
     config = dataclasses.replace(tiny.run_config(), conventions="authors")
+    recomputed = dataclasses.replace(config.optim, gradient_checkpointing=True)
     pools = tiny.training_data()
 
-    def run(name: str, stop_at: int | None) -> bytes:
+    def run(name: str, stop_at: int | None, config: RunConfig = config) -> bytes:
         (tmp_path / name).mkdir(exist_ok=True)
 
         def progress(now: object) -> None:
@@ -321,6 +323,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     with pytest.raises(Stop):
         run("stopped", 5)
     assert run("stopped", None) == whole
+    run("recomputed", None, dataclasses.replace(config, optim=recomputed))
+    first, second = (load_file(tmp_path / name / "connector.safetensors") for name in ("whole", "recomputed"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_the_cosine_moves_in_steps() -> None:
