@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from evlgen.data.images import SUFFIXES
 from evlgen.errors import UserError, exit_code, nearest
 from evlgen.runs import choice
 from evlgen.runtime import paths
+from evlgen.runtime.arguments import Parser
 
 # Torch and transformers take seconds to import: what can be refused without them is refused first.
 
@@ -33,24 +33,8 @@ EXPLAINED = ".explain.png"
 _EVERY = 10.0  # seconds between two lines of progress
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
-        if unknown:
-            near = nearest(unknown[1].partition("=")[0], self._option_string_actions)
-            raise UserError(f"{unknown[1]}: no such flag{near}; see {self.prog} --help")
-        raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message) + f"; see {self.prog} --help")
-
-
-def _parser(command: str) -> _Parser:
-    parser = _Parser(
-        prog=f"python -m evlgen {command}",
-        description=DETAILS[command],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser(command: str) -> Parser:
+    parser = Parser(f"python -m evlgen {command}", DETAILS[command])
     if command == "draw":
         parser.add_argument("folder", metavar="FOLDER", help="where to; made if it is not there")
         parser.add_argument(

@@ -50,6 +50,9 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
     with _reading(file):
         # A memory map, where the file's format allows it: who wants shapes alone reads no weights.
         mapped = zipfile.is_zipfile(file)
+        with file.open("rb") as opened:
+            if not mapped and opened.read(1) != b"\x80":
+                raise pickle.UnpicklingError("no file of torch.save")
         part = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(part, dict):
         raise UserError(f"{file}: holds no dictionary of tensors")

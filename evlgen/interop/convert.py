@@ -17,10 +17,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import tyro
 from safetensors.torch import save
 from torch import Tensor
 
@@ -32,7 +31,9 @@ from evlgen.connectors import build_connector
 from evlgen.errors import UserError, exit_code
 from evlgen.interop.run_folders import read_run_config, trained_weights
 from evlgen.runs.folder import CONFIG, CONNECTOR, write_json, write_outcome
+from evlgen.runtime.arguments import Parser
 from evlgen.runtime.files import sha256_of, write_atomic
+from evlgen.runtime.paths import absolute, settle
 
 log = logging.getLogger(__name__)
 
@@ -332,18 +333,51 @@ def _as_theirs(ours: str, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert a published checkpoint into a folder of the form of a run's."""
+    """What was typed.
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """the authors' or LAVIS's .pth, .safetensors, or a folder of a transformers model; or a run's folder"""
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """folder for connector.safetensors and config.json; of a run: the file, .pth or .safetensors"""
+    Attributes:
+        checkpoint: to be converted; or a run's folder.
+        out: folder for ``connector.safetensors`` and ``config.json``; of a run: a file.
+        config: a run's ``config.json`` that the checkpoint must fit.
+        vision, language: the frozen models, for ``config.json``; not used with a ``config``.
+    """
+
+    checkpoint: Path
+    out: Path
     config: Path | None = None
-    """a run's config.json that the checkpoint must fit; default: the paper's"""
     vision: str = "eva-clip-g"
-    """the frozen image encoder, for config.json; not used with --config"""
     language: str = ""
-    """the frozen LLM, for config.json; default: inferred from the projection; not used with --config"""
+
+
+def _parse(argv: list[str]) -> Arguments:
+    prog = "python -m evlgen.interop.convert"
+    parser = Parser(prog, __doc__ or "", f"{prog} [-h] CHECKPOINT OUT [flags]")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="the authors' or LAVIS's .pth, .safetensors, or a folder of a transformers model; or a run's",
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help="folder for connector.safetensors and config.json; of a run: the file, .pth or .safetensors",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a run's config.json that it must fit; default: the paper's"
+    )
+    parser.add_argument(
+        "--vision",
+        default=Arguments.vision,
+        help="the frozen image encoder, for config.json; default: eva-clip-g; not used with --config",
+    )
+    parser.add_argument(
+        "--language",
+        default=Arguments.language,
+        help="the frozen LLM, for config.json; default: inferred from the projection; not used with --config",
+    )
+    typed = parser.parse_intermixed_args(argv)
+    config = None if typed.config is None else absolute(typed.config, "--config")
+    return Arguments(absolute(typed.checkpoint), absolute(typed.out), config, typed.vision, typed.language)
 
 
 def convert_to_folder(arguments: Arguments) -> RunConfig:
@@ -402,9 +436,10 @@ def _refuse_unused(arguments: Arguments) -> None:
 def main(argv: list[str]) -> int:
     """Exit code: 0 done, 2 a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m evlgen.interop.convert", description=__doc__)
 
     def act() -> None:
+        settle()
+        arguments = _parse(argv)
         if (arguments.checkpoint / CONNECTOR).is_file():
             _refuse_unused(arguments)
             layout = export(arguments.checkpoint, arguments.out)

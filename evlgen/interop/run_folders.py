@@ -61,6 +61,11 @@ def trained_weights(folder: Path) -> Path:
     """
     path = folder / CONNECTOR
     if not path.exists():
+        if (folder / RESULT).exists():
+            raise UserError(
+                f"{path}: missing; the run is complete, but archives hold no weights: remove {folder} "
+                "and run its experiment again"
+            )
         raise UserError(f"{path}: missing; the run it belongs to has not finished its training")
     outcome = read_json(folder / OUTCOME)
     if outcome is None:

@@ -254,6 +254,10 @@ def test_unfinished_damaged_and_stage_1_runs(typed: Typed, copied: Path) -> None
     assert "connector.safetensors: damaged" in typed.err
     weights.unlink()
     typed("caption", "a.png", "--run", copied, code=2)
+    assert "archives hold no weights" in typed.err
+    for made_last in (files.RESULT, files.OUTCOME):
+        (copied / made_last).unlink()
+    typed("caption", "a.png", "--run", copied, code=2)
     assert "has not finished its training" in typed.err
 
 
