@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from analysis.results import collect, read, warnings_of
-from evlgen.config import RunConfig, to_json
+from evlgen.config import DataConfig, RunConfig, to_json
 from evlgen.evaluation.scores import scorers_of
 from evlgen.runs import archive, behaviour, identity, results
 from evlgen.runs import folder as files
@@ -30,6 +30,7 @@ from experiments.scales import evlgen
 from sweeps import conclude, leases, records, run
 from sweeps.plan import Sweep, samples
 from sweeps.rescore import rescore
+from tests.evlgen import real_sets
 
 OLD = "0123456789abcdef"
 SOURCES = "422e7dd62dd8563f"  # of the committed records
@@ -283,6 +284,31 @@ def test_damaged_predictions_are_not_scored(
     assert rescore({folder.name: config}).unscored == [folder.name]
     assert "its scores stay as they are" in capsys.readouterr().err
     assert files.is_complete(folder)
+
+
+def test_scores_by_models_that_are_not_here_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a run that was scored where they are; all other scores are made again."""
+    monkeypatch.setenv("EVLGEN_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("EVLGEN_WEIGHTS", raising=False)
+    real_sets.own_folder(tmp_path / "data/mine", 24)
+    base = evlgen("smoke")
+    config = dataclasses.replace(
+        base,
+        data=DataConfig(world="folder", pools=(("mine", 20),)),
+        evaluation=dataclasses.replace(base.evaluation, sets=(("captions", 2),)),
+    )
+    folder = finished(config)
+    placed = {"captions/SPICE": 20.0, "captions/CLIPScore": 70.0, "captions/RefCLIPScore": 75.0}
+    metrics = {"train_seconds": 1.0, "total_seconds": 3.0, "captions/CIDEr": -1.0, **placed}
+    numbers = {"captions": 1, "distinct": 1, "spice": 1, "clip_score": 1}
+    files.write_result(folder, metrics, numbers)
+    assert rescore({folder.name: config}).current == [folder.name]
+    assert rescore({folder.name: config}, everything=True).again == [folder.name]
+    result = files.read_result(folder)
+    assert result is not None
+    assert result["scorers"] == numbers
+    assert {name: result["metrics"][name] for name in placed} == placed
+    assert result["metrics"]["captions/CIDEr"] >= 0
 
 
 @pytest.mark.parametrize("kind", ["captions", "answers"])
