@@ -31,6 +31,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # by content, whatever 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # PIL's own limit, from where on it warns: 256 MiB of RGB
 MAX_BYTES = 1 << 29  # of a file
+DECODING = 2  # raised where other pixels come out of the same file: part of the versions of pools
 
 CROP_SCALE = (0.5, 1.0)  # share of the image's area (PAPER)
 CROP_RATIO = (3 / 4, 4 / 3)

@@ -18,8 +18,8 @@ COMPONENTS: dict[str, int] = {
     # Data: the worlds, and how pairs and views are drawn from them
     "miniworld": 1,
     "easy-vqa": 1,
-    "folder": 1,
-    "capfilt": 2,  # 2: questions are cleaned as BLIP's
+    "folder": 2,  # 2: images are upright, transparency is laid on white, sixteen bits are scaled
+    "capfilt": 2,  # 2: questions are cleaned as BLIP's; images as those of folder
     "sampling": 1,
     "features": 1,  # images to features: resizing, crops, precision of the cache
     "streaming": 1,  # images decoded, cropped and encoded anew in every update

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evlgen.config import RunConfig
@@ -32,6 +33,7 @@ def write_files(root: Path) -> dict[str, str]:
     """Tiny data sets and models in their true formats; returns the environment that the cases need."""
     real_sets.write(root / "data")
     real_sets.own_folder(root / "data" / "own", 24)
+    _odd_images(root / "data" / "own")
     real_sets.bert(root / "weights" / "bert-base-uncased")
     real_sets.clip(root / "weights" / "clip-vit-large-patch14")
     for family, folder in (("opt", "opt-2.7b"), ("llama", "vicuna-7b-v1.3"), ("flan-t5", "flan-t5-xl")):
@@ -43,6 +45,22 @@ def write_files(root: Path) -> dict[str, str]:
         "EVLGEN_CACHE": str(root / "cache"),
         "EVLGEN_DECODERS": "0",
     }
+
+
+def _odd_images(folder: Path) -> None:
+    """Some images lie on their side, some are transparent or grey in sixteen bits, as people have them."""
+    for number in range(0, 24, 3):
+        path = folder / f"{number}.png"
+        image = Image.open(path).copy()
+        if number % 9 == 0:
+            exif = Image.Exif()
+            exif[0x112] = 6
+            image.save(path, exif=exif)
+        elif number % 9 == 3:
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+            image.save(path)
+        else:
+            Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(path)
 
 
 def run(case: cases.Case, folder: Path, stable_only: bool = False, noise: int | None = None) -> Values:

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from evlgen.data.images import Pixels, UnreadableImage, decode
+from evlgen.data.images import DECODING, Pixels, UnreadableImage, decode
 from evlgen.data.readers.json_lists import (
     MISSING,
     UnreadableCaption,
@@ -61,7 +61,7 @@ class Shards:
 
     def __init__(self, folder: Path, shards: list[Path], cache: Path) -> None:
         self.shards = shards
-        self.version = _version(folder, shards)
+        self.version = f"{_version(folder, shards)}-{DECODING}"
         # (pairs, 7): shard, then offset and size of the image, of its .txt and of its .json
         self.index, self.left_out = _index(folder, shards, cache, pairs_of_shard)
 
@@ -114,7 +114,7 @@ class Lists:
 
     def __init__(self, folder: Path, lists: list[Path], cache: Path) -> None:
         self.folder, self.lists = folder, lists
-        self.version = _version(folder, lists)
+        self.version = f"{_version(folder, lists)}-{DECODING}"
         # (pairs, 3): list, offset and size
         self.index, self.left_out = _index(folder, lists, cache, _entries_of_list)
 

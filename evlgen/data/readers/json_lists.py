@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evlgen.data.base import Question
-from evlgen.data.images import Pixels, UnreadableImage, check_ordinary, decode
+from evlgen.data.images import DECODING, Pixels, UnreadableImage, check_ordinary, decode
 from evlgen.errors import UserError
 from evlgen.runtime import text
 from evlgen.runtime.annotations import LeftOut, clean_caption, entries, has_words, is_text, json_field
@@ -219,7 +219,7 @@ class ImageList:
     def version(self) -> str:
         """See `Reader`: by the lists, and by sizes and times of all images."""
         return hashlib.sha256(
-            f"{self.list_version} {_files_version(data_folder(), self.files)}".encode()
+            f"{DECODING} {self.list_version} {_files_version(data_folder(), self.files)}".encode()
         ).hexdigest()[:16]
 
     def __len__(self) -> int:

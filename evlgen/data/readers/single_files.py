@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from evlgen.data.images import Pixels
+from evlgen.data.images import DECODING, Pixels
 from evlgen.data.readers.json_lists import (
     MISSING,
     UnreadableCaption,
@@ -36,8 +36,9 @@ class SingleFiles:
 
     def __init__(self, pool: Path, cache: Path) -> None:
         self.pool = pool
-        self.version = pair_files.version(pool)
-        path = cache / f"{pool.name}-{self.version}-names.npy"
+        version = pair_files.version(pool)
+        self.version = f"{version}-{DECODING}"
+        path = cache / f"{pool.name}-{version}-names.npy"
         self.names = _names(pool, path)  # image, text: see `_make`
         self.left_out = LeftOut.load(path)
         self.left_out.warn(pool)
