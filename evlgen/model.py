@@ -167,13 +167,14 @@ class CaptionModel(nn.Module):
         return torch.cat([prefix, self._embed_tokens(text_ids[:, :-1])], 1)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast in the dtype of a half-precision language model, where the trained parts use another one.
+        """No autocast for a language model in half precision: it computes in its own (T5 overflows in fp16).
 
-        T5 overflows in fp16.
+        Autocast would change no product. But on a GPU it has each norm take its input in float32, a copy that
+        the backward pass keeps.
         """
         dtype, device = self.language.model.dtype, self.norm.weight.device.type
         if dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(device):
-            return torch.autocast(device, dtype)
+            return torch.autocast(device, enabled=False)
         return contextlib.nullcontext()
 
     def _embed_tokens(self, ids: Tensor) -> Tensor:

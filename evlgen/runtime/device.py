@@ -22,7 +22,7 @@ def chosen() -> torch.device:
     Raises:
         UserError: the variable names no device, or one that is not there.
     """
-    return device_called(os.environ.get(STATED) or "auto", STATED)
+    return device_called(os.environ.get(STATED) or "auto", f"--device ({STATED})")
 
 
 def device_called(name: str, where: str = "--device") -> torch.device:

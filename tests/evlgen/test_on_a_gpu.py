@@ -177,7 +177,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVLGEN_DEVICE", "cpu")
     assert chosen() == CPU
     monkeypatch.setenv("EVLGEN_DEVICE", "tpu")
-    with pytest.raises(UserError, match=r"^EVLGEN_DEVICE tpu: no such device"):
+    with pytest.raises(UserError, match=r"^--device \(EVLGEN_DEVICE\) tpu: no such device"):
         chosen()
 
 
