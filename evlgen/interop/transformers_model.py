@@ -64,7 +64,7 @@ from evlgen.backbones.vision import (
 )
 from evlgen.config import TomeFormerConfig, from_json, to_json
 from evlgen.connectors import build_connector
-from evlgen.conventions import Manners, Task
+from evlgen.conventions import Manners, Task, connector_of
 from evlgen.errors import UserError
 from evlgen.interop.processor import EVLGenImageProcessor, EVLGenProcessor
 from evlgen.interop.run_folders import located, read_run_config, trained_weights
@@ -530,7 +530,7 @@ def from_run(
             f"{folder}: connector: takes image features of width {run.connector.input_width}, "
             f"{run.vision} gives {vision.width}"
         )
-    connector = dataclasses.replace(run.connector, init="random")  # its weights are in the file
+    connector = dataclasses.replace(connector_of(run), init="random")  # its weights are in the file
     tokenizer = language.tokenizer
     prompting = {
         "bos_position": language.bos_position,
