@@ -78,7 +78,7 @@ def ensure(
     prefix = worlds.cache_prefix(pool, size, vision, views)
     name = f"{prefix}-{encoder.fingerprint}-{source.version(pool)}.npy"
     path = cache_folder() / "features" / name
-    if _is_good(path):
+    if _sidecar(path).exists() and _is_good(path):  # it is written last: another process may be at it
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,8 @@ def ensure(
             f"{path.parent}: cannot be written ({error.strerror or error}); set EVLGEN_CACHE to another one"
         ) from error
     try:
-        if not _is_good(path):  # another process may have made it meanwhile
+        _matches.cache_clear()  # another process may have made it meanwhile
+        if not _is_good(path):
             size_on_disk = bytes_of(views, count, encoder.tokens, encoder.width)
             log.info("%s: %s will be written", path, in_gib(size_on_disk))
             check_room(
