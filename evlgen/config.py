@@ -373,7 +373,7 @@ def _build(hint: Any, value: Any, where: str) -> Any:
                 return _build(option, value, where)
             except UserError:
                 continue
-        raise UserError(f"{where}: {value!r} is not a {_type_name(hint)}")
+        raise UserError(f"{where}: {value!r} is not {_type_name(hint)}")
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise UserError(f"{where or 'config'}: expected an object, got {value!r}")
@@ -410,7 +410,7 @@ def _build(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"{where}: {value!r} is not a {_type_name(hint)}")
+        raise UserError(f"{where}: {value!r} is not {_type_name(hint)}")
     return value
 
 
@@ -423,6 +423,14 @@ def _kind(option: Any) -> str | None:
 
 
 def _type_name(hint: Any) -> str:
-    if hint in (int, float):
-        return "whole number" if hint is int else "number"
-    return getattr(hint, "__name__", str(hint)).replace("typing.", "")
+    """What a value of this type is called, for the end of "is not"."""
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(item) for item in items)
+    if origin is tuple:
+        plural = {int: "whole numbers", float: "numbers", str: "names"}.get(items[0], "entries")
+        return f"a list of {plural}"
+    if dataclasses.is_dataclass(hint):
+        return "an object with fields"
+    known = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return known.get(hint, str(hint))

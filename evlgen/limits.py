@@ -26,36 +26,33 @@ from evlgen.schedule import merge_schedule, token_counts
 
 # Tokens of an image, its class token among them, by the name of the encoder; of a path only its weights know.
 IMAGE_TOKENS = {"mini-vit": 65, "mini-clip": 65, "eva-clip-g": 257, "clip-vit-l": 257}
+POSITIONS = {"mini-opt": 256, "opt-2.7b": 2048, "opt-6.7b": 2048}  # of language models that learn them
 IMAGE_WIDTHS = {"mini-vit": 96, "mini-clip": 64}  # of their features; the others' files are looked at
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both allowed unless ``above`` or ``below`` says otherwise."""
+    """Numbers from ``low`` to ``high``, ``high`` itself unless ``below``."""
 
     low: float
     high: float = math.inf
-    above: bool = False
     below: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a number is in it; NaN and infinity are in none."""
         if isinstance(value, float) and not math.isfinite(value):
             return False
-        return (value > self.low if self.above else value >= self.low) and (
-            value < self.high if self.below else value <= self.high
-        )
+        return value >= self.low and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
         if self.high == math.inf:
-            return low
-        if self.above:
-            return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
-        return f"{self.low:g} to {'below ' if self.below else ''}{self.high:g}"
+            return f"{self.low:g} or more"
+        return f"{self.low:g} to {'below ' if self.below else ''}{self.high:,.0f}"
 
 
-_COUNT = Range(1)
+_MOST = 1_000_000_000  # beyond it numbers of pairs, tokens or updates overflow, or are a slip of the hand
+_COUNT, _ANY = Range(1, _MOST), Range(0, _MOST)
+_SIZE = Range(0, 2**62)  # of a pool: that of one that is drawn has no end
 _SHARE = Range(0, 1, below=True)
 # By the name of the field, dotted within its group; connectors share theirs.
 RANGES: dict[str, Range] = {
@@ -67,26 +64,26 @@ RANGES: dict[str, Range] = {
             *("rows", "columns"),
         )
     },
-    "connector.vocab_size": Range(0),
+    "connector.vocab_size": _ANY,
     "connector.dropout": _SHARE,
     "data.views": _COUNT,
-    "data.max_text_tokens": Range(3),  # a first token, a word and a closing one
+    "data.max_text_tokens": Range(3, _MOST),  # a first token, a word and a closing one
     "optim.steps": _COUNT,
     "optim.batch_size": _COUNT,
     "optim.lr": Range(0),
     "optim.warmup_lr": Range(0),
     "optim.min_lr": Range(0),
-    "optim.warmup_steps": Range(0),
+    "optim.warmup_steps": _ANY,
     "optim.betas": _SHARE,
     "optim.weight_decay": Range(0),
     "optim.clip_norm": Range(0),
     "optim.eval_every": _COUNT,
     "optim.checkpoint_every": _COUNT,
     "optim.accumulate": _COUNT,
-    "evaluation.validation": Range(2),  # to be shuffled
+    "evaluation.validation": Range(2, _MOST),  # to be shuffled
     "evaluation.batch_size": _COUNT,
-    "evaluation.beams": _COUNT,
-    "evaluation.min_length": Range(0),
+    "evaluation.beams": Range(1, 1000),
+    "evaluation.min_length": _ANY,
     "evaluation.max_length": _COUNT,
     "evaluation.answer_max_length": _COUNT,
     "seed": Range(0, 2**63 - 1),
@@ -146,6 +143,18 @@ def _check(config: RunConfig, tokens: int | None) -> None:
                 raise UserError(
                     f"evaluation.{name} is {value}: with conventions = authors it must be 2 or more"
                 )
+    positions = POSITIONS.get(config.language)
+    if config.stage == "caption" and positions is not None:
+        soft = soft_tokens(config.connector, tokens)
+        for name, length in (
+            ("data.max_text_tokens", config.data.max_text_tokens),
+            ("evaluation.max_length", longest),
+        ):
+            if soft is not None and soft + 1 + length > positions:
+                raise UserError(
+                    f"{name} is {length}: with {soft} soft tokens in front, {config.language} has room for "
+                    f"{positions - soft - 1}"
+                )
     objectives(config.objectives)
     if config.stage == "represent":
         if not isinstance(config.connector, QFormerConfig):
@@ -168,6 +177,21 @@ def _fits(config: RunConfig) -> None:
         raise UserError(
             f"connector.input_width is {wanted}: {config.vision} gives image features of width {width}"
         )
+
+
+def soft_tokens(connector: ConnectorConfig, tokens: int | None) -> int | None:
+    """How many soft tokens a connector makes of an image; None where its encoder alone can tell."""
+    match connector:
+        case QFormerConfig():
+            return connector.num_queries
+        case PerceiverConfig():
+            return connector.num_latents
+        case PoolConfig():
+            return connector.rows * connector.columns + connector.class_token
+        case TomeFormerConfig() if tokens is not None:
+            return tokens - sum(merge_schedule(connector.num_layers, connector.r))
+        case _:
+            return tokens
 
 
 def objectives(names: Sequence[str]) -> None:
@@ -234,8 +258,8 @@ def _connector(connector: ConnectorConfig, tokens: int | None) -> None:
 def _pools_and_sets(config: RunConfig) -> None:
     for name, entries in (("data.pools", config.data.pools), ("evaluation.sets", config.evaluation.sets)):
         for entry, size in entries:
-            if size < 0:
-                raise UserError(f"{name}: {entry} is {size}: it must be 0 or more")
+            if not _SIZE.holds(size):
+                raise UserError(f"{name}: {entry} is {size}: it must be {_SIZE}")
             if [one for one, _ in entries].count(entry) > 1:
                 raise UserError(f"{name}: {entry} is listed more than once")
     if not any(size for _, size in config.data.pools):
