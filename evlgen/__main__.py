@@ -145,7 +145,12 @@ def _in_folder(folder: Path) -> tuple[list[Item], int, list[str]]:
     """Its images, how many other files there are, and a line for each folder that cannot be read."""
     found, others = [], 0
     faults: list[OSError] = []
-    for place, inner, names in os.walk(folder, onerror=faults.append):
+    seen: set[str] = set()
+    for place, inner, names in os.walk(folder, onerror=faults.append, followlinks=True):
+        if os.path.realpath(place) in seen:  # a link to where we come from, or to what was searched
+            inner.clear()
+            continue
+        seen.add(os.path.realpath(place))
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)

@@ -21,7 +21,7 @@ from evlgen.interop import merge_pictures
 from evlgen.interop.run_folders import read_run_config, trained_weights
 from evlgen.model import CaptionModel, build_model, evaluating, load_trained
 from evlgen.runs.folder import CONFIG
-from evlgen.runtime.device import STATED, chosen, device_called
+from evlgen.runtime.device import STATED, chosen, device_called, enough_memory
 from evlgen.runtime.files import write_atomic
 from evlgen.tomeformer import TomeFormer
 from evlgen.training import autocast
@@ -144,9 +144,11 @@ def describe_images(
         told: Iterator[str] = iter(())
         groups: Iterator[merge_maps.Labels] = iter(())
         if whole:
-            features = describer.features(np.stack(whole))
-            told = iter(describer.answers(features, question) if question else describer.captions(features))
-            groups = iter(describer.groups(features) if pictures else ())
+            with enough_memory("--batch 1 needs the least, --device cpu another memory"):
+                features = describer.features(np.stack(whole))
+                texts = describer.answers(features, question) if question else describer.captions(features)
+                groups = iter(describer.groups(features) if pictures else ())
+            told = iter(texts)
         for path, image in some:
             if isinstance(image, str):
                 yield image
@@ -154,9 +156,9 @@ def describe_images(
             text, drawn = next(told), None
             if pictures and image.shown is not None:
                 drawn = pictures[path]
-                texts = [question, text] if question else [text]
+                lines = [question, text] if question else [text]
                 content = io.BytesIO()
-                merge_pictures.picture(image.shown, next(groups), texts).save(content, "PNG")
+                merge_pictures.picture(image.shown, next(groups), lines).save(content, "PNG")
                 write_atomic(drawn, content.getvalue())
             yield Told(path, question, text, describer.name, drawn)
 

@@ -119,8 +119,12 @@ def test_folders_are_searched(typed: Typed) -> None:
     image.save("all/a.webp")
     image.save("all/a.png.explain.png")
     Path("all/notes.txt").write_text("notes")
+    os.mkdir("elsewhere")
+    image.save("elsewhere/c.bmp")
+    os.symlink("../elsewhere", "all/link")
+    os.symlink("..", "all/below/up")
     paths = [line["path"] for line in typed("caption", "all")]
-    assert paths == ["all/B.JPG", "all/a.webp", "all/below/deep/coco_test_0000.png"]
+    assert paths == ["all/B.JPG", "all/a.webp", "all/below/deep/coco_test_0000.png", "all/link/c.bmp"]
     assert "all: left out, since they are no images: 1 files" in typed.err
     os.mkdir("empty")
     assert typed("caption", "empty", code=2) == []
