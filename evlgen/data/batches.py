@@ -121,8 +121,7 @@ class StreamedBatches:
         for decoded in decoded_steps(self.stream, seed, steps, batch_size, parts):
             tokens, damaged = None, sum(len(rows.damaged) for rows in decoded)
             if len(parts) * ranks.size > 1:
-                own = torch.tensor([sum(rows.tokens for rows in decoded), damaged], device=device)
-                tokens, damaged = ranks.sum(own).tolist()
+                tokens, damaged = ranks.totals(sum(rows.tokens for rows in decoded), damaged)
             yield StepBatches((rows.batch().to(device) for rows in decoded), tokens, damaged)
 
 

@@ -64,6 +64,16 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
+    def totals(self, *numbers: int) -> list[int]:
+        """Sums of numbers over all ranks. CPUs exchange them: no GPU is waited for."""
+        return list(numbers) if self.size == 1 else self._agree(numbers, dist.ReduceOp.SUM)
+
+    def _agree(self, numbers: Sequence[int], operation: Any) -> list[int]:
+        agreed = torch.tensor(numbers)
+        dist.all_reduce(agreed, operation, group=self.waiting)
+        found: list[int] = agreed.tolist()
+        return found
+
     def gather(self, x: Tensor) -> Tensor:
         """(B, ...) of each rank -> (size * B, ...) in the order of ranks; gradients go back to their owners.
 
@@ -78,9 +88,8 @@ class Ranks:
         """(B, T) of each rank, T its own -> (size * B, T of the longest), padded with zeros behind."""
         if self.size == 1:
             return x
-        longest = torch.tensor(x.shape[1], device=x.device)
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        return self.gather(nn.functional.pad(x, (0, int(longest) - x.shape[1])))
+        (longest,) = self._agree([x.shape[1]], dist.ReduceOp.MAX)
+        return self.gather(nn.functional.pad(x, (0, longest - x.shape[1])))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all ranks."""
