@@ -193,14 +193,17 @@ class ImageEncoder(nn.Module):
 
         Args:
             images: (B, S, S, 3) uint8 pixels. Anything else is features from a cache, returned as they are.
-                Frozen features are rounded to fp16, as a cache holds them.
+                Frozen features are rounded to fp16, as a cache holds them; by the authors' conventions they
+                stay as the encoder gives them.
         """
         if images.dtype != torch.uint8:
             return images
         is_trained = any(p.requires_grad for p in self.parameters())
         with torch.set_grad_enabled(is_trained and torch.is_grad_enabled()):
             features = self.vision.features(images)
-        return features if is_trained else features.to(torch.float16).float()
+        if is_trained or self._conventions == "authors":
+            return features
+        return features.to(torch.float16).float()
 
 
 def build_vision(name: str, conventions: Conventions = "plain") -> FrozenVision:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evlgen.backbones import language as languages
 from evlgen.backbones.eva import EvaConfig, EvaViT
-from evlgen.backbones.vision import build_clip, build_eva, halve_products
+from evlgen.backbones.vision import ImageEncoder, build_clip, build_eva, build_vision, halve_products
 from evlgen.config import EvalConfig, OptimConfig, RunConfig
 from evlgen.connectors import build_connector
 from evlgen.conventions import INNER_EPOCH, connector_of
@@ -485,3 +485,12 @@ def test_a_configuration_alone_decides(folder: Callable[[str], Path]) -> None:
         assert begins.all() == (conventions == "authors")
         assert model.language.manners.scores_bos == (conventions == "authors")
         assert data.validation.lengths.max() <= run.data.max_text_tokens
+
+
+def test_streamed_features_are_not_rounded() -> None:
+    pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+    vision = build_vision("mini-vit")
+    exact = vision.features(pixels)
+    assert torch.equal(ImageEncoder(vision, "authors")(pixels), exact)
+    assert torch.equal(ImageEncoder(vision)(pixels), exact.half().float())
+    assert not torch.equal(exact, exact.half().float())
