@@ -101,7 +101,7 @@ def compare(first: Record, second: Record) -> list[SetDifference]:
     found = []
     for eval_set in world.eval_sets:
         kind = "captions" if eval_set.kind == "caption" else "answers"
-        texts = [one[kind].get(eval_set.name) for one in predictions]
+        texts = [one.get(kind, {}).get(eval_set.name) for one in predictions]
         same_pool = world.name == other.name and pools[0].get(eval_set.name) == pools[1].get(eval_set.name)
         if eval_set.pool and same_pool and texts[0] and texts[1]:
             ids = [one.get("ids", {}).get(eval_set.name) for one in predictions]
