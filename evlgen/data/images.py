@@ -127,6 +127,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError, OSError and others of PIL: it is damaged, or has no pixels or no finite ones.
     """
+    if image.format == "EPS":
+        raise ValueError("it is EPS, which another program would have to draw: convert it to PNG first")
     key = _transparent_key(image)  # says how it is stored, which is forgotten once it is loaded
     image.load()
     turn = _UPRIGHT.get(_orientation(image))

@@ -149,6 +149,8 @@ def questions(folder: Path) -> Listing:
 
 
 def _caption_line(folder: Path, entry: Mapping[str, Any], where: str) -> Line:
+    if "captions" in entry and "caption" in entry:
+        raise UserError(f"{where}: has both 'caption' and 'captions'; put all into 'captions'")
     if "captions" in entry:
         said = texts_field(entry, "captions", where)
     elif "caption" in entry:
@@ -225,6 +227,10 @@ def _rows(path: Path, *columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str
 
 def _column(path: Path, header: list[str], names: tuple[str, ...]) -> int:
     for name in names:
+        if header.count(name) > 1:
+            raise UserError(
+                f"{path}: has two columns called {name!r}; give each a name of its own, or a row to each"
+            )
         if name in header:
             return header.index(name)
     raise UserError(

@@ -192,3 +192,16 @@ def test_linked_folders_are_not_walked(root: Path) -> None:
     (root / "mine/elsewhere").symlink_to(root / "elsewhere")
     with pytest.raises(UserError, match=r"mine/elsewhere: a link leads out of .*mine; put the folder itself"):
         own_images.captions(root / "mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("captions.csv", "file,caption,caption\n0.png,a cat,a dog\n", "two columns called 'caption'"),
+        ("captions.jsonl", '{"file": "0.png", "caption": "a", "captions": ["b"]}', "has both 'caption' and"),
+    ],
+)
+def test_no_caption_is_passed_over(root: Path, name: str, content: str, message: str) -> None:
+    true_files.save(root / "mine" / name, content.encode())
+    with pytest.raises(UserError, match=message):
+        own_images.captions(root / "mine")
