@@ -128,8 +128,8 @@ def _check(config: RunConfig, tokens: int | None) -> None:
     optim, evaluation = config.optim, config.evaluation
     if optim.batch_size % optim.accumulate:
         raise UserError(
-            f"optim.accumulate is {optim.accumulate}: optim.batch_size {optim.batch_size} cannot be split "
-            "into that many equal parts"
+            f"optim.batch_size {optim.batch_size}: cannot be split evenly into optim.accumulate = "
+            f"{optim.accumulate} parts; make it a multiple of {optim.accumulate}"
         )
     if optim.compile and (optim.gradient_checkpointing or optim.llm_placement == "shard"):
         other = "gradient_checkpointing" if optim.gradient_checkpointing else "llm_placement=shard"
