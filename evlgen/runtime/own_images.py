@@ -118,13 +118,12 @@ def captions(folder: Path) -> Listing:
         form = ", ".join(path.relative_to(folder).as_posix() for path in files)
         lines = [line for path in files for line in _of_coco(folder, path, len(files) > 1, left_out)]
     else:
-        pairs, without = _pairs(folder)
+        pairs, beside = _pairs(folder)
         form, files = "a .txt beside each image", [said for _, said in pairs]
         lines = [_text_line(folder, image, said) for image, said in pairs]
         if not lines:
             raise UserError(f"{folder}: no captions there; it needs {FORMS} (docs/DATA.md)")
-        for image in without:
-            left_out.add("images without a .txt beside them", str(image))
+        left_out.update(beside)
     if not lines:
         raise UserError(f"{files[0]}: no image with a caption in it")
     return Listing(form, tuple(files), tuple(lines), left_out)
@@ -252,6 +251,8 @@ def _coco_files(folder: Path) -> list[Path]:
 
 
 def _is_coco(path: Path) -> bool:
+    if not path.is_file():
+        return False
     try:
         content = text.read_json(path)
     except UserError:
@@ -294,11 +295,11 @@ def _images_folder(folder: Path, first: str) -> str:
     return "images/" if in_images else ""
 
 
-def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """Images with text files of their names beside them; and the images without."""
-    pairs, without = [], []
+def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], LeftOut]:
+    """Images with text files of their names beside them; and images and texts without."""
+    pairs, left_out = [], LeftOut()
     for place, names in walked(folder):
-        there = set(names)
+        there, used = set(names), set()
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
@@ -306,9 +307,13 @@ def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
             said = next((file for file in (f"{stem}.txt", f"{stem}.TXT", f"{name}.txt") if file in there), "")
             if said:
                 pairs.append((place / name, place / said))
+                used.add(said)
             else:
-                without.append(place / name)
-    return pairs, without
+                left_out.add("images without a .txt beside them", str(place / name))
+        for name in names:
+            if name.lower().endswith(".txt") and name not in used:
+                left_out.add("texts without an image beside them", str(place / name))
+    return pairs, left_out
 
 
 def _text_line(folder: Path, image: Path, said: Path) -> Line:

@@ -85,7 +85,7 @@ def _make(pool: Path, path: Path) -> None:
     """An array of the images' paths below the pool, in front a letter: caption is text (t) or JSON (j)."""
     names, left_out = [], LeftOut()
     for folder in pair_files.folders(pool):
-        below = folder.relative_to(pool)
+        below, used = folder.relative_to(pool), set()
         for image, said in pair_files.pairs(folder):
             if said:
                 names.append(
@@ -93,6 +93,10 @@ def _make(pool: Path, path: Path) -> None:
                 )
             else:
                 left_out.add("images without a .txt or .json beside them", str(folder / image))
+            used.add(said)
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".txt") and name not in used:
+                left_out.add("texts without an image beside them", str(folder / name))
     if not names:
         raise UserError(f"{pool}: no image with a .txt or .json beside it")
     left_out.save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,18 @@ def test_no_caption_is_passed_over(root: Path, name: str, content: str, message:
     true_files.save(root / "mine" / name, content.encode())
     with pytest.raises(UserError, match=message):
         own_images.captions(root / "mine")
+
+
+def test_images_and_texts_without_each_other_are_counted(root: Path) -> None:
+    own_forms.as_texts(root / "mine")
+    true_files.save(root / "mine/alone.png", true_files.jpeg(1, "PNG"))
+    true_files.save(root / "mine/deep/photo.heic", b"of a phone")
+    true_files.save(root / "mine/deep/photo.txt", b"a cat")
+    (root / "mine/list.json").mkdir()
+    os.mkfifo(root / "mine/pipe.json")
+    found = own_images.captions(root / "mine")
+    assert len(found.lines) == SIZE
+    assert found.left_out.counts == {
+        "images without a .txt beside them": 1,
+        "texts without an image beside them": 1,
+    }
