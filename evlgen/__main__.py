@@ -21,6 +21,7 @@ from evlgen.errors import UserError, exit_code, nearest
 from evlgen.runs import choice
 from evlgen.runtime import paths
 from evlgen.runtime.arguments import Parser
+from evlgen.runtime.files import disk_errors
 
 # Torch and transformers take seconds to import: what can be refused without them is refused first.
 
@@ -188,6 +189,7 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
         _say(f"run {chosen.folder.name}: {chosen.why}; choose another with --run")
     for fault in faults:
         _say(fault)
+    pictures = _picture_paths(items, arguments.out) if arguments.explain else {}
 
     from evlgen.interop.describe import Told, describe_images, load
     from evlgen.runtime.sources import fingerprint_of_weights
@@ -200,7 +202,6 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
     if question:
         _say_unknown(describer.unknown_words(question))
     as_json = arguments.json or not (arguments.plain or sys.stdout.isatty())
-    pictures = _picture_paths(items, arguments.out) if arguments.explain else {}
     done, unread, started = 0, 0, time.monotonic()
     shown = started
     files = [item.path for item in items]
@@ -211,7 +212,8 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
         else:
             unread += 1
             _say(told)
-        if time.monotonic() - shown > _EVERY:
+        at_end_of_batch = (done + unread) % arguments.batch == 0
+        if at_end_of_batch and time.monotonic() - shown > _EVERY:
             shown = time.monotonic()
             rate = (done + unread) / (shown - started)
             _say(f"{done + unread} of {len(items)} images, {rate:.1f} a second")
@@ -227,7 +229,11 @@ def _say_unknown(words: Sequence[str]) -> None:
 
 
 def _picture_paths(items: Sequence[Item], out: str) -> dict[Path, Path]:
-    """Image -> where its picture goes: beside it, or in a folder, where no two have the same place."""
+    """Image -> where its picture goes: beside it, or in a folder, where no two have the same place.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     root = Path(out).expanduser() if out else None
     found: dict[Path, Path] = {}
     taken: set[Path] = set()
@@ -240,6 +246,12 @@ def _picture_paths(items: Sequence[Item], out: str) -> dict[Path, Path]:
             path, number = base.with_name(f"{base.name}.{number}{EXPLAINED}"), number + 1
         taken.add(path)
         found[item.path] = path
+    for folder in sorted({path.parent for path in found.values()}):  # before anything is computed
+        if root is not None:
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{folder}: cannot be written; choose another place for the pictures with --out")
     return found
 
 
@@ -248,7 +260,6 @@ def draw(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
     from evlgen import miniworld
-    from evlgen.runtime.files import disk_errors
 
     if arguments.pool not in miniworld.POOLS:
         known = ", ".join(miniworld.POOLS) + nearest(arguments.pool, miniworld.POOLS)

@@ -350,6 +350,7 @@ def test_a_run_of_an_earlier_behaviour_says_so(typed: Typed, copied: Path) -> No
         (("caption", "a.png", "--json", "--plain"), "--plain: not allowed with argument --json"),
         (("caption", "a.png", "--out", "o"), "--out: is for the pictures of --explain"),
         (("caption", "a.png", "--device", "gpu"), "--device gpu: no such device"),
+        (("caption", "a.png", "--explain", "--out", "a.png"), "a.png: cannot be written"),
         (("ask", "a.png"), "ask takes images and then a question"),
         (("ask", "is it red?", "a.png"), "a.png: is a file; the question comes last"),
         (("ask", "a.png", "is", "it", "red?"), "is: no such file; put the whole question into quotes"),
