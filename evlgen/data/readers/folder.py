@@ -104,14 +104,14 @@ def read(pool: str) -> ImageList:
         )
     folder = datasets.own_folder(name)
     assert folder is not None
-    if not folder.exists():
-        near = nearest(name, datasets.own_folders())
-        raise UserError(f"{folder}: missing; docs/DATA.md says what is in it{near}")
-    return _read(folder, what)
+    return _read(folder, what, name)
 
 
 @functools.lru_cache(maxsize=32)
-def _read(folder: Path, what: str) -> ImageList:
+def _read(folder: Path, what: str, name: str) -> ImageList:
+    if not folder.exists():
+        near = nearest(name, datasets.own_folders())
+        raise UserError(f"{folder}: missing; docs/DATA.md says what is in it{near}")
     if what == "questions":
         return _questions(folder)
     listing = own_images.captions(folder)
