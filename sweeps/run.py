@@ -22,7 +22,7 @@ from evlgen.runtime import datasets, paths
 from experiments import EXPERIMENTS, load
 from experiments.overrides import name_of
 from experiments.scales import get
-from sweeps import records, requirements, room, show, states
+from sweeps import leases, records, requirements, room, show, states
 from sweeps.arguments import ALL, RUN, Arguments, parse
 from sweeps.display import Display
 from sweeps.plan import Sweep, unique_runs
@@ -354,7 +354,13 @@ def rescore(sweep: Sweep, everything: bool) -> int:
 
 
 def adopt(arguments: Arguments) -> int:
-    """Give records with earlier ids those of today; 1 if some could not be adopted."""
+    """Give records with earlier ids those of today; 1 if some could not be adopted. One at a time."""
+    waiting = "another adopt is at this run store: waiting for it"
+    with leases.turn(paths.runs_folder() / ".adopt", lambda: print(waiting, file=sys.stderr, flush=True)):
+        return _adopt(arguments)
+
+
+def _adopt(arguments: Arguments) -> int:
     refused = 0
     # All are those that have an archive: also of experiments that `run.py all` leaves out.
     is_all = arguments.targets == (ALL,)
