@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 _BORDERS = 3  # characters of a column beside its text
-_LEAST = 10  # columns of a terminal that says it has none
+_LEAST = 24  # columns: a run's id in a line
 
 
 class _Console(Console):
@@ -26,7 +27,15 @@ class _Console(Console):
         super().print(*objects, **options)
 
 
-console = _Console()
+def _width() -> int | None:
+    """Of a terminal whose ``COLUMNS`` cannot be meant; else None, for what rich finds."""
+    columns = os.environ.get("COLUMNS", "")
+    if not columns.isdecimal() or int(columns) >= _LEAST:
+        return None
+    return _LEAST if int(columns) else 80
+
+
+console = _Console(width=_width())
 
 
 def show_rows(
