@@ -61,12 +61,13 @@ def check(configs: Sequence[RunConfig], name: str, thorough: bool) -> int:
     for config in configs:
         problems |= dict.fromkeys(worlds.problems(config))
     _say_speed(reports)
-    path = paths.cache_folder() / "data" / f"{name}.html"
-    write_atomic(path, _page(name, reports, list(problems)).encode())
     for line in problems:
         print(f"problem: {line}")
     print(f"problems: {len(problems)}")
-    print(f"samples of each set: {path}")
+    if any(report.samples for report in reports):
+        path = paths.cache_folder() / "data" / f"{name}.html"
+        write_atomic(path, _page(name, reports, list(problems)).encode())
+        print(f"samples of each set: {path}")
     return 2 if problems else 0
 
 

@@ -386,7 +386,7 @@ def missing(need: Need) -> str:
             f"get it from {found.part.origin}"
         )
     if folder is None or not folder.is_dir():
-        return f"{first.name}: needed there; get it from {first.origin}"
+        return f"{first.name}: is not in EVLGEN_DATA; get it from {first.origin}"
     return f"{folder / first.name}: missing; get it from {first.origin}"
 
 

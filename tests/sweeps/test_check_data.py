@@ -101,7 +101,7 @@ def test_without_a_data_folder_all_that_is_needed_is_listed(monkeypatch, tmp_pat
     code, said = called(capsys, "check-data")
     assert code == 2
     assert "problem: EVLGEN_DATA is not set: set it to the folder of the data sets (docs/DATA.md)" in said
-    assert "problem: coco/val2014: needed there; get it from val2014.zip of cocodataset.org" in said
+    assert "problem: coco/val2014: is not in EVLGEN_DATA; get it from val2014.zip of cocodataset.org" in said
 
 
 def test_a_set_is_described_by_lengths_sizes_and_words(data, capsys):

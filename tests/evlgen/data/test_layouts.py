@@ -159,7 +159,7 @@ def test_a_data_folder_that_is_none_is_said_first(root, what, world, pool):
     assert lines[0] == f"EVLGEN_DATA is '{root}': {told}"
     if world == "capfilt":
         assert lines[1].startswith(
-            "gqa/testdev_balanced_questions.json: needed there; get it from questions1.2"
+            "gqa/testdev_balanced_questions.json: is not in EVLGEN_DATA; get it from questions1.2"
         )
 
 
