@@ -239,11 +239,13 @@ def lacking(predictions: RunPredictions, config: RunConfig) -> list[str]:
     lines = []
     for name, asked in config.evaluation.sets:
         size = min(asked, world.count(world.pool_of(name))) if asked else 0
-        texts = (predictions.captions if name in world.caption_sets else predictions.answers).get(name, {})
+        kind = predictions.captions if name in world.caption_sets else predictions.answers
         wanted = {str(place) for place in range(size)}
-        there = {key for key, text in texts.items() if isinstance(text, str)}
-        if there != wanted:
-            lines.append(f"{name}: {len(there & wanted)} of {size} predictions")
+        for key in (name, name + SHUFFLED) if name + SHUFFLED in kind else (name,):
+            texts = kind.get(key, {})
+            there = {place for place, text in texts.items() if isinstance(text, str)}
+            if there != wanted or len(texts) > len(there):
+                lines.append(f"{key}: {len(there & wanted)} of {size} predictions")
     return lines
 
 

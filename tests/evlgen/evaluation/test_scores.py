@@ -8,7 +8,7 @@ from evlgen import miniworld
 from evlgen.config import DataConfig, EvalConfig, RunConfig
 from evlgen.errors import UserError
 from evlgen.evaluation.caption_scores import CaptionScorer
-from evlgen.evaluation.scores import RunPredictions, score_runs, scorers_of
+from evlgen.evaluation.scores import RunPredictions, lacking, score_runs, scorers_of
 from evlgen.runs.behaviour import SCORERS
 
 # One process of METEOR for all tests that need it: they go to the same worker.
@@ -107,3 +107,26 @@ def test_scorers_are_those_of_the_sets_that_a_run_is_evaluated_on() -> None:
     }
     with pytest.raises(UserError, match="no set 'cocoa' in the world 'miniworld'; there are: coco"):
         scorers("cocoa")
+
+
+@pytest.mark.parametrize(
+    ("captions", "answers", "lines"),
+    [
+        ({"0": "a", "1": "b"}, {"0": "c", "1": "d", "2": "e"}, []),
+        ({"0": "a"}, {"0": "c", "1": "d", "2": "e"}, ["coco: 1 of 2 predictions"]),
+        ({"0": "a", "2": "b"}, {"0": "c", "1": "d", "2": None}, ["coco: 1 of 2", "gqa: 2 of 3"]),
+        ({}, {}, ["coco: 0 of 2", "gqa: 0 of 3"]),
+        ({"0": "a", "1": "b", "2": None}, {"0": "c", "1": "d", "2": "e"}, ["coco: 2 of 2"]),
+    ],
+)
+def test_what_is_lacking_of_predictions(
+    captions: dict[str, str], answers: dict[str, str], lines: list[str]
+) -> None:
+    config = RunConfig(evaluation=EvalConfig(sets=(("coco", 2), ("gqa", 3), ("okvqa", 0))))
+    found = lacking(RunPredictions({"coco": captions}, {"gqa": answers}), config)
+    assert len(found) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+    if answers and not lines:
+        shuffled = {"gqa": answers, "gqa_shuffled": {"0": "c"}}
+        found = lacking(RunPredictions({"coco": captions}, shuffled), config)
+        assert found == ["gqa_shuffled: 1 of 3 predictions"]
