@@ -192,9 +192,9 @@ class LeftOut:
             self.add(reason, other.first[reason], number)
 
     def lines(self) -> list[str]:
-        """One for each reason: ``left out: 3 images without a caption (the first: list.json, entry 7)``."""
+        """One for each reason: ``left out: images without a caption: 3 (the first: list.json, entry 7)``."""
         return [
-            f"left out: {number:,} {reason} (the first: {self.first[reason]})"
+            f"left out: {reason}: {number:,} (the first: {self.first[reason]})"
             for reason, number in self.counts.items()
         ]
 

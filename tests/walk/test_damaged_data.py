@@ -35,7 +35,7 @@ def test_what_was_damaged_is_in_log_result_and_notes(place: Checkout) -> None:
     reasons = {"laion-115m": {"images without a caption": 1}, "coco": {"captions without words": 1}}
     assert read(result.parent / "provenance.json")["left_out"] == reasons
     said = (result.parent / "log.txt").read_text()
-    assert "laion-115m: left out: 1 images without a caption (the first: " in said
+    assert "laion-115m: left out: images without a caption: 1 (the first: " in said
     assert "00002.tar, image at byte " in said
     assert f"({metrics['damaged_pairs']} since the start)" in said
     (table,) = results.glob("*/paper/table.md")

@@ -194,7 +194,7 @@ def _beside(pool: Path, found: Shards | Lists | SingleFiles) -> LeftOut:
     """What may have pairs and is not read."""
     left_out = LeftOut()
     for path in _packed(pool):
-        left_out.add("packed shards: unpack them to .tar", str(path))
+        left_out.add("packed shards, which must be unpacked to .tar", str(path))
     for path in sorted(pool.iterdir()):
         if path.is_symlink() and path.is_dir():
             left_out.add("links to folders, in which no pairs are looked for", str(path))

@@ -19,7 +19,7 @@ from evlgen.runtime.annotations import LeftOut
 _IMAGES = tuple(suffix.lstrip(".") for suffix in SUFFIXES)
 _TEXTS = ("txt", "json")
 _KINDS = frozenset((*_IMAGES, *_TEXTS))
-_GAPS = "gaps in shards: damaged, or archives that were joined"
+_GAPS = "gaps in shards (damaged, or archives that were joined)"
 _BLOCK = tarfile.BLOCKSIZE
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
@@ -103,7 +103,7 @@ def _members(path: Path, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
     with path.open("rb") as file:
         mark = file.read(6)
         if kind := next((name for start, name in _PACKED.items() if mark.startswith(start)), ""):
-            left_out.add(f"shards packed with {kind}: unpack them to plain .tar", str(path))
+            left_out.add(f"shards packed with {kind}, which must be unpacked to plain .tar", str(path))
             return
         begin = end = 0  # of the archive; of the last member
         for member, following in _headers(file):
@@ -117,7 +117,7 @@ def _members(path: Path, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
                 break
             yield member
         if size - end < 2 * _BLOCK:
-            left_out.add("shards that are damaged: their end is missing", str(path))
+            left_out.add("shards whose end is missing", str(path))
         elif _is_damaged(file, begin, end, size):
             left_out.add(_GAPS, f"{path}, bytes {end} to {size}")
 

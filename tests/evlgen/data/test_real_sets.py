@@ -219,7 +219,7 @@ def test_a_shard_that_ends_too_early_gives_what_it_has(root, caplog):
     shard.write_bytes(shard.read_bytes()[: size // 2])
     found = capfilt.read(root / "pairs", root / "index")
     assert 1 <= len(found) <= 3
-    assert "left out: 1 " in caplog.text
+    assert "left out: " in caplog.text
     assert f"(the first: {shard}" in caplog.text
 
 

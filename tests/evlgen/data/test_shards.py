@@ -176,7 +176,7 @@ def test_what_is_in_no_pair_is_counted_named_and_said_again_by_every_run(pool, c
             "members of shards of other kinds": 1,
         }
         assert (
-            f"{pool}: left out: 1 images without a caption (the first: {pool}/0.tar, alone.jpg)"
+            f"{pool}: left out: images without a caption: 1 (the first: {pool}/0.tar, alone.jpg)"
             in caplog.text
         )
 
@@ -186,7 +186,7 @@ def test_what_is_beside_the_shards_is_counted(pool, caplog):
     import gzip
 
     (pool / "0.tar").write_bytes(gzip.compress(whole))
-    with pytest.raises(UserError, match="packed with gzip: unpack them"):
+    with pytest.raises(UserError, match="packed with gzip, which must be unpacked"):
         read(pool)
     (pool / "0.tar").unlink()
     (pool / "0.tar.gz").write_bytes(gzip.compress(whole))
@@ -199,11 +199,11 @@ def test_what_is_beside_the_shards_is_counted(pool, caplog):
     found = read(pool)
     assert len(found) == 1
     assert found.left_out.counts == {
-        "packed shards: unpack them to .tar": 1,
+        "packed shards, which must be unpacked to .tar": 1,
         "links to folders, in which no pairs are looked for": 1,
         "lists of pairs, in the place of which shards or single files are read": 1,
     }
-    assert "left out: 1 packed shards" in caplog.text
+    assert "left out: packed shards, which must be unpacked to .tar: 1 (the first: " in caplog.text
 
 
 def test_what_is_no_archive_costs_no_other_shard(pool):

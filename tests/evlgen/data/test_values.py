@@ -271,7 +271,7 @@ def test_captions_without_words_are_counted_and_never_trained_on(
         found = real.pool("coco")
         assert len(found) == 6
         assert found.left_out.counts == {"captions without words": 3, "images without a caption": 2}
-    assert "dataset_coco.json: left out: 3 captions without words (the first: " in caplog.text
+    assert "dataset_coco.json: left out: captions without words: 3 (the first: " in caplog.text
     assert "dataset_coco.json, image 0)" in caplog.text
     for image in content["images"]:
         image["sentences"] = [{"raw": "..."}]
