@@ -56,9 +56,11 @@ def show_rows(
         max(cell_len(text) if i in whole or i in right else _longest_word(text) for text in column)
         for i, column in enumerate(columns)
     ]
-    if sum(least) + _BORDERS * len(least) + 1 > max(console.width, _LEAST):
+    room = console.width - _BORDERS * len(least) - 1
+    if sum(least) > room:
         _stack(title, header, rows)
         return
+    widths = _shared(least, [max(map(cell_len, column)) for column in columns], room)
     if cell_len(title) > console.width:
         print(title)
         title = ""
@@ -66,10 +68,20 @@ def show_rows(
     for i, name in enumerate(header):
         is_whole = i in whole or i in right
         justify: Any = "right" if i in right else "left"
-        table.add_column(escape(name), min_width=least[i], no_wrap=is_whole, justify=justify)
+        table.add_column(escape(name), width=widths[i], no_wrap=is_whole, justify=justify)
     for row in rows:
         table.add_row(*(escape(str(text)) for text in row))
     console.print(table)
+
+
+def _shared(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
+    """Widths of columns: as wide as wanted where there is room, none below its least."""
+    widths = list(least)
+    while True:
+        short = [i for i, width in enumerate(widths) if width < wanted[i]]
+        if not short or sum(widths) >= room:
+            return widths
+        widths[min(short, key=lambda i: widths[i])] += 1
 
 
 def _longest_word(text: str) -> int:
