@@ -101,7 +101,7 @@ def summary(name: str, runs: Mapping[str, RunConfig], now: Mapping[str, states.S
         bound = "at least" if len(known) < len(left) else "about"
         parts.append(f"{bound} {in_words(sum(known) / len(running))} left" if known else "time left unknown")
     spent = sum(state.device_seconds for state in now.values()) / 3600
-    parts.append(f"{spent:.2f} GPU hours spent (without GPUs: process hours)")
+    parts.append(f"{spent:.2f} process hours spent (a process has one GPU where there are GPUs)")
     return f"{name}: {len(now):,} runs: " + "; ".join(parts)
 
 
