@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,32 @@ import pytest
 from evlgen.runs.identity import forget_fingerprints
 from evlgen.runtime import own_images
 from sweeps import run
-from tests.evlgen import layouts, own_forms, real_sets
-from tests.sweeps.test_paper_scale import arguments
+from tests.evlgen import folders, layouts, own_forms, real_sets
+
+SETS = [["coco", 4], ["nocaps_in", 2], ["nocaps_near", 2], ["nocaps_out", 1], ["flickr", 2]]
+SETS += [["vqav2", 4], ["gqa", 3], ["okvqa", 2]]
+SMALL = {
+    "data.pools": [["laion-115m", 15], ["ccs-14m", 4], ["coco", 1]],
+    "optim.steps": 4,
+    "optim.batch_size": 8,
+    "optim.warmup_steps": 1,
+    "optim.precision": "fp32",
+    "optim.eval_every": 2,
+    "optim.checkpoint_every": 2,
+    "evaluation.sets": SETS,
+    "evaluation.validation": 4,
+    "evaluation.beams": 2,
+    "evaluation.min_length": 1,
+    "evaluation.max_length": 4,
+    "evaluation.answer_max_length": 2,
+    "connector.width": 16,
+    "connector.num_layers": 2,
+    "connector.num_heads": 2,
+    "connector.intermediate": 32,
+    "connector.init": "random",
+    "connector.input_width": 24,
+    "connector.r": 3,
+}
 
 
 @pytest.fixture
@@ -25,6 +50,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def settings(place: Path) -> list[str]:
+    """``--set`` flags that make a run of the paper's scale small."""
+    models = {
+        "vision": str(real_sets.clip(place / "clip")),
+        "language": str(folders.write("opt", place / "opt")),
+    }
+    return [
+        word
+        for key, value in {**SMALL, **models}.items()
+        for word in ("--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+    ]
+
+
 def lavis(root: Path) -> None:
     """LAVIS's files, and images as img2dataset's default leaves them."""
     layouts.lavis(root)
@@ -35,7 +73,7 @@ def lavis(root: Path) -> None:
 @pytest.mark.parametrize("layout", [lavis, layouts.elsewhere])
 def test_a_layout_is_checked_planned_and_trained_on(place, capfd, layout):
     layout(real_sets.write(place / "my data"))
-    words = ["table1", "--scale", "paper", "--rows", "EVLGen, 104M, 250K", *arguments(place)]
+    words = ["table1", "--scale", "paper", "--rows", "EVLGen, 104M, 250K", *settings(place)]
     planned = [word for word in words if word not in ("--scale", "paper")]
     assert run.main(["check-data", *planned]) == 0
     said = capfd.readouterr().out
