@@ -17,7 +17,7 @@ from sweeps import run
 from tests.evlgen import folders, real_sets
 
 SETS = [["coco", 4], ["nocaps_in", 2], ["nocaps_near", 3], ["nocaps_out", 1], ["flickr", 2]]
-SETS += [["vqav2", 24], ["gqa", 3], ["okvqa", 6]]
+SETS += [["vqav2", 24], ["gqa", 3], ["okvqa", 6], ["nocaps_test", 3], ["vqav2_test", 4]]
 
 
 @dataclass
@@ -85,6 +85,24 @@ def test_predictions_carry_the_ids_of_the_data_sets(place: Place) -> None:
     assert shuffled["question_id"] == ids["vqav2"]["question_id"]
     assert sorted(shuffled["image_id"]) == sorted(ids["vqav2"]["image_id"])
     assert shuffled["image_id"] != ids["vqav2"]["image_id"]
+
+
+def test_the_table_says_on_what_was_evaluated_and_has_the_official_accuracy(place: Place) -> None:
+    (folder,) = (place.root / "results").glob("table1-changed*/paper")
+    said = (folder / "table.md").read_text()
+    evaluated = "24 questions of VQAv2, 3 questions of GQA, 6 questions of OK-VQA, 4 images of COCO."
+    assert f"Evaluated on {evaluated}" in said
+    assert "VQAv2 by the official script" in said
+    table = (folder / "table.csv").read_text()
+    assert ",vqav2/official," in table
+    assert ",okvqa/official," in table
+    metrics = json.loads((place.root / "runs" / place.first / "result.json").read_text())["metrics"]
+    answers = place.predictions(place.first)["answers"]
+    # Nothing to score them with, so nothing to ask again on other images.
+    assert not any(name.startswith(("nocaps_test", "vqav2_test")) for name in metrics)
+    assert "vqav2_test_shuffled" not in answers
+    right = [answers["vqav2"][str(i)] == real_sets.colour_of(6 + i // 2) for i in range(24)]
+    assert metrics["vqav2/official"] == pytest.approx(100 * sum(right) / 24)
 
 
 def submitted(
