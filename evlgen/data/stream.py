@@ -165,7 +165,8 @@ def decoded_steps(
             for damage in part.damaged:
                 replaced += 1
                 if replaced <= _NAMED or not replaced % _NAMED:  # of 100M pairs a tenth may be damaged
-                    log.warning("%s: replaced by the next pair (%d since the start)", damage, replaced)
+                    named = damage.encode(errors="backslashreplace").decode()  # not all names are UTF-8
+                    log.warning("%s: replaced by the next pair (%d since the start)", named, replaced)
         yield read
 
 

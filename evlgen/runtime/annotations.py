@@ -184,7 +184,8 @@ class LeftOut:
     def add(self, reason: str, where: str, number: int = 1) -> None:
         """Count ``number`` more."""
         self.counts[reason] = self.counts.get(reason, 0) + number
-        self.first.setdefault(reason, where)
+        if reason not in self.first:  # names of files need not be UTF-8, logs are
+            self.first[reason] = where.encode(errors="backslashreplace").decode()
 
     def update(self, other: LeftOut) -> None:
         """Count what another has counted."""

@@ -213,11 +213,13 @@ def test_images_and_texts_without_each_other_are_counted(root: Path) -> None:
     true_files.save(root / "mine/alone.png", true_files.jpeg(1, "PNG"))
     true_files.save(root / "mine/deep/photo.heic", b"of a phone")
     true_files.save(root / "mine/deep/photo.txt", b"a cat")
+    Path(os.fsdecode(os.fsencode(root / "mine") + b"/\xff.txt")).write_text("a name that is no UTF-8")
     (root / "mine/list.json").mkdir()
     os.mkfifo(root / "mine/pipe.json")
     found = own_images.captions(root / "mine")
     assert len(found.lines) == SIZE
+    assert "\n".join(found.left_out.lines()).encode()
     assert found.left_out.counts == {
         "images without a .txt beside them": 1,
-        "texts without an image beside them": 1,
+        "texts without an image beside them": 2,
     }
