@@ -7,6 +7,7 @@ the parts that have not passed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -119,7 +120,7 @@ def _slug(device: str) -> str:
 
 
 def _left() -> dict[str, Any]:
-    return {"outcome": LEFT, "line": "no time was left; the same command goes on here", "seconds": None}
+    return {"outcome": LEFT, "line": "the same command does it the next time", "seconds": None}
 
 
 def _record(path: Path, machine: dict[str, Any], arguments: Arguments) -> dict[str, Any]:
@@ -205,7 +206,8 @@ def _do(pipe: Any, part: str, settings: Any) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         found = {"outcome": FAILED, "line": f"{kind}{text}"[:400]}
-    pipe.send(found)
+    with contextlib.suppress(BrokenPipeError):  # its time was over just now
+        pipe.send(found)
 
 
 def _machine(device: str) -> dict[str, Any]:
