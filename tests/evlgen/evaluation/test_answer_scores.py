@@ -215,23 +215,13 @@ def generated(rng: random.Random) -> tuple[str, list[str]]:
         return rng.choice(["", " "]).join(rng.choices(PIECES, k=rng.randint(0, 4)))
 
     def variant(one: str) -> str:
-        changes = [
-            one,
-            one,
-            one.upper(),
-            f"the {one}",
-            f"{one}.",
-            f" {one} ",
-            one.replace(" ", "-"),
-            f"{one}?",
-        ]
-        changes += [
-            one.replace("2", "two"),
-            one.replace("'", ""),
-            plain_words(plain_punctuation(one)),
-            text(),
-        ]
-        return rng.choice(changes)
+        changes = (
+            *(lambda: one, lambda: one, one.upper, lambda: f"the {one}", lambda: f"{one}.", text),
+            *(lambda: f" {one} ", lambda: one.replace(" ", "-"), lambda: f"{one}?"),
+            *(lambda: one.replace("2", "two"), lambda: one.replace("'", "")),
+            lambda: plain_words(plain_punctuation(one)),
+        )
+        return rng.choice(changes)()
 
     base = text()
     humans = [base] * 10 if rng.random() < 0.2 else [variant(base) for _ in range(10)]
