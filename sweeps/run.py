@@ -163,6 +163,9 @@ def look_at_data(arguments: Arguments) -> int:
         experiment = load(name)
         if arguments.target in ("", ALL) and (experiment.count is not None or not experiment.in_all):
             continue
+        if experiment.count is not None:
+            print(f"{name}: trains nothing and reads no data")
+            continue
         usual = experiment.default_scale
         scale = arguments.scale or (usual if is_other_world or usual != "mini" else "paper")
         for row in load(name, scale, arguments.set, arguments.rows).rows:
