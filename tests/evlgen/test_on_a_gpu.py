@@ -202,7 +202,7 @@ def test_a_process_of_fixed_bits_may_use_cublas() -> None:
 
 
 def test_too_little_memory_is_a_line_with_the_fix(tmp_path: Path) -> None:
-    huge = dataclasses.replace(tiny.TOMEFORMER, max_positions=10**13)
+    huge = dataclasses.replace(tiny.TOMEFORMER, max_positions=10**9, width=200_000)  # 800 TB
     config = tiny.run_config(connector=huge)
     with pytest.raises(UserError, match=r"^out of memory: .*; with --set: ") as caught:
         training.train(config, tmp_path, tiny.training_data())
