@@ -28,7 +28,7 @@ FEW = "the folder here has 100 images"
 PLACEHOLDER = "a place for the reader's own"
 
 # Commands that find the sets here too small for what is asked, and say so.
-TOO_SMALL = r"--scale paper (--dry-run|--executor)|(check|describe)-data table1$"
+TOO_SMALL = r"--scale paper (--set updates=\S+ )?(--dry-run|--executor)|(check|describe)-data table1$"
 
 # What a line has -> what it has instead (None: the line is left out), why.
 INSTEAD: list[tuple[str, str | None, str]] = [
