@@ -110,6 +110,7 @@ class EVLGenConfig(PretrainedConfig):
         answering: how answers are generated, where that differs from the ``generation_config``, which is for
             captions: fields of `GenerationConfig`.
         manners: how the LLM is asked by the conventions of the run: fields of `evlgen.conventions.Manners`.
+        rounds_features: features of images are rounded to fp16, as in training (`ImageEncoder`).
     """
 
     model_type = "evlgen"
@@ -123,6 +124,7 @@ class EVLGenConfig(PretrainedConfig):
         prompting: dict[str, Any] | None = None,
         answering: dict[str, Any] | None = None,
         manners: dict[str, Any] | None = None,
+        rounds_features: bool = True,
         **kwargs: Any,
     ) -> None:
         self.connector = connector or to_json(TomeFormerConfig())
@@ -142,6 +144,7 @@ class EVLGenConfig(PretrainedConfig):
         self.prompting = prompting or {"bos_position": "after_prompt", "bos": 2, "pad": 1, "end": 50118}
         self.answering = dict(_ANSWERING if answering is None else answering)
         self.manners = dict(manners or {})
+        self.rounds_features = rounds_features
         super().__init__(**kwargs)
 
     @property
@@ -261,9 +264,10 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"pixel_values: shape {tuple(pixel_values.shape)}, the model wants (batch, 3, {size}, {size})"
             )
         with torch.no_grad():
-            weight = next(self.vision.parameters())
+            weight = max(self.vision.parameters(), key=lambda parameter: parameter.dtype.itemsize)
             features = self.vision(pixel_values.to(weight.device, weight.dtype))
-        features = features.to(torch.float16)  # as in training, where they may come from a cache
+        if self.config.rounds_features:
+            features = features.to(torch.float16)
         return self.caption_model.soft_prompt(features.to(self.caption_model.norm.weight.dtype))
 
     def forward(
@@ -547,6 +551,7 @@ def from_run(
         text_config=copy.deepcopy(language.model.config),
         prompting=prompting,
         manners=dataclasses.asdict(language.manners),
+        rounds_features=run.conventions != "authors",
     )
     captions = generation_config(language, run.evaluation, "caption").to_dict()
     answers = generation_config(language, run.evaluation, "answer").to_dict()
