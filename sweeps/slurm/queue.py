@@ -152,7 +152,8 @@ def listed(names: Mapping[str, dict[str, Any]] | None = None) -> Iterator[_Liste
     names = batches() if names is None else names
     for cluster in _clusters(names):
         # By number: a container's user may have no name, and $USER may be another's.
-        place = ("-M", cluster) if cluster else ()
+        # In a federation a job may run on another member than the one that took it.
+        place = ("-M", cluster) if cluster else ("--federation",)
         asked = ("squeue", *place, "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%r|%j")
         here = cluster
         for line in run_slurm(*asked).splitlines():

@@ -129,7 +129,6 @@ def test_what_may_only_be_read_can_be_looked_at(tmp_path: Path) -> None:
         *((f"{run} {look}", 0) for look in ("status table2", "show table2", "captions table2", "status")),
         (f"{run} table2 --dry-run", 0),
         (f"{run} {' '.join(repr(word) for word in ONE)}", 2),
-        (f"{run} pack table2", 2),
         (f"'{sys.executable}' -m analysis.report", 2),
     ):
         words = ["unshare", "-m", "bash", "-c", f"{only_read}; {command}"]
