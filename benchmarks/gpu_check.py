@@ -73,6 +73,8 @@ def _main(argv: list[str]) -> int:
             raise UserError(
                 f"--only {part}: no such part; there are: {', '.join(PARTS)}{nearest(part, PARTS)}"
             )
+    if arguments.tiny:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more would only wait for each other
     ends = time.monotonic() + 60 * arguments.minutes
     server = _Server()
     machine = server.run("machine", arguments.device, 60)
