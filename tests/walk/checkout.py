@@ -52,7 +52,7 @@ class Checkout:
     path: Path
     env: dict[str, str] = field(default_factory=dict)
 
-    def bash(self, line: str, expect: int | set[int] = 0, seconds: float = 240, **env: str) -> str:
+    def bash(self, line: str, expect: int | set[int] = 0, seconds: float = 480, **env: str) -> str:
         """What a line of shell prints, on stderr as well; it ends with the expected code, or one of them."""
         done = subprocess.run(
             ["bash", "-c", line],
@@ -87,7 +87,7 @@ class Checkout:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        end = time.monotonic() + 240
+        end = time.monotonic() + 480
         while not when():
             assert launcher.poll() is None, f"ended before the kill: {said.read_text()}"
             assert time.monotonic() < end, said.read_text()

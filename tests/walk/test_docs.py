@@ -28,7 +28,7 @@ FEW = "the folder here has 100 images"
 PLACEHOLDER = "a place for the reader's own"
 
 # Commands that find the sets here too small for what is asked, and say so.
-TOO_SMALL = r"--scale paper (--set updates=\S+ )?(--dry-run|--executor)|(check|describe)-data table1$"
+TOO_SMALL = r"--scale paper (--set updates=\S+ )?(--dry-run|--executor)|check-data table1$"
 
 # What a line has -> what it has instead (None: the line is left out), why.
 INSTEAD: list[tuple[str, str | None, str]] = [
@@ -37,9 +37,9 @@ INSTEAD: list[tuple[str, str | None, str]] = [
     (r"^img2dataset", None, "fetches images from the web"),
     (r"^(make table[12])$", r'\1 ARGS="--dry-run"', MINUTES),
     (r'^(make table[12] ARGS="--seeds 5)"$', r'\1 --dry-run"', MINUTES),
-    (r"(sweeps/run\.py (table1 --rows EVLGen|all).*)$", r"\1 --dry-run", MINUTES),
+    (r"(sweeps/run\.py (table1 --rows EVLGen (?!.*--dry-run)|all).*)$", r"\1 --dry-run", MINUTES),
     (r'^(make merge_search ARGS="--space free --trials 40)"$', r'\1 --dry-run"', MINUTES),
-    (r"(sweeps/merge_search\.py .*)$", r"\1 --dry-run", MINUTES),
+    (r"(sweeps/merge_search\.py (?!.*--dry-run).*)$", r"\1 --dry-run", MINUTES),
     (r"(run\.py table1 --rows .* --set data\.world=folder.*)$", r"\1 --set updates=0.01", MINUTES),
     (r'"mine", 5000\]', '"mine", 80]', FEW),
     (r'"captions", 500\], \["questions", 500\]', '"captions", 5], ["questions", 5]', FEW),
