@@ -195,7 +195,6 @@ _OURS = {
     "wait": "",
     "test-only": "",
     "parsable": "",
-    "hold": "",
     "requeue": "the field max_requeues",
     "no-requeue": "the field max_requeues",
 }
