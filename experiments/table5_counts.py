@@ -120,8 +120,8 @@ def _memory(experiment: Experiment, costs: dict[str, RunCost]) -> CostTable:
             "probabilities: fused kernels need less. Mixed precision counts as 2 bytes everywhere, though "
             "norms and softmax stay in 4. Temporary memory is not counted.",
             "Weights and states: 16 bytes for a trained parameter (fp32 weight, gradient, two moments), 2 or "
-            "4 for a frozen one. A device has an eighth of the batch at the scale `paper` (200 samples, 20 with "
-            "Vicuna-7B), all of it elsewhere.",
+            "4 for a frozen one. A device has an eighth of the batch at the scale `paper` (200 samples, 20 "
+            "with Vicuna-7B), all of it elsewhere.",
         ),
     )
 
