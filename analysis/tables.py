@@ -368,8 +368,10 @@ def _notes(results: Results, has_paper: bool) -> list[str]:
     notes += _lost(results)
     notes += results.warnings()
     notes += gates.stage1_notes(results)
-    if experiment.name == "table1" and (
-        sentence := gates.follows_nothing([results, read("budgets", results.scale)])
+    if (
+        experiment.name == "table1"
+        and any(run.metric("okvqa") is not None for run in results.complete())
+        and (sentence := gates.follows_nothing([results, read("budgets", results.scale)]))
     ):
         notes.append(f"{sentence}.")
     if experiment.notes:

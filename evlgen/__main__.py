@@ -122,7 +122,7 @@ def find_images(words: Sequence[str]) -> tuple[list[Item], list[str]]:
             found, others, unread = _in_folder(path)
             faults += unread
             if others:
-                _say(f"{word}: left out, since they are no images: {others} files")
+                _say(f"{word}: {others} {'file is' if others == 1 else 'files are'} no image and left out")
             if not found:
                 faults.append(f"{word}: no images in this folder ({', '.join(SUFFIXES)})")
             items += found

@@ -287,12 +287,15 @@ def describe(use: Use, number: int, images: int, counted: Count, words: int = 20
     found = samples(use, number, counted, with_images=False)
     pictures = samples(use, images, counted)
     said: dict[str, list[str]] = {}
+    own = use.world.name == "folder"
     for one in found:
         if one.texts:
             said.setdefault("captions", []).extend(one.texts)
         if one.question is not None:
             said.setdefault("questions", []).append(one.question.text)
-            said.setdefault("answers", []).extend(one.question.answers)
+            # In your own folder an answer may stand for ten equal ones, which nobody wrote.
+            answers = one.question.answers
+            said.setdefault("answers", []).extend(dict.fromkeys(answers) if own else answers)
     split = {kind: [text.lower().split() for text in texts] for kind, texts in said.items()}
     counted_words = {
         kind: _frequent(said[kind] if kind == "answers" else (word for row in rows for word in row), words)

@@ -125,7 +125,7 @@ def test_folders_are_searched(typed: Typed) -> None:
     os.symlink("..", "all/below/up")
     paths = [line["path"] for line in typed("caption", "all")]
     assert paths == ["all/B.JPG", "all/a.webp", "all/below/deep/coco_test_0000.png", "all/link/c.bmp"]
-    assert "all: left out, since they are no images: 1 files" in typed.err
+    assert "all: 1 file is no image and left out" in typed.err
     os.mkdir("empty")
     assert typed("caption", "empty", code=2) == []
     assert typed.err.startswith("error: empty: no images in this folder")
