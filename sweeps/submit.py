@@ -72,7 +72,7 @@ def _warn_of_a_part(part: EvalSet, count: int) -> None:
     published = datasets.PUBLISHED.get(part.pool)
     if published is not None and count != published:
         print(
-            f"{part.name}: {count} are there, {published} were published: a server takes none but all",
+            f"{part.name}: {count} are there, {published} were published: a server takes whole sets only",
             file=sys.stderr,
         )
 

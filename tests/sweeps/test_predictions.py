@@ -124,7 +124,7 @@ def test_kept_captions_of_nocaps_go_into_one_file(place: Place, capsys: pytest.C
     captions = place.predictions(place.first)["captions"]
     assert [entry["image_id"] for entry in entries] == [0, 1, 2, 3, 4, 5]
     assert entries[2] == {"image_id": 2, "caption": captions["nocaps_near"]["0"]}
-    assert "nocaps_in: 2 are there, 648 were published: a server takes none but all" in errors
+    assert "nocaps_in: 2 are there, 648 were published: a server takes whole sets only" in errors
 
 
 def test_sets_without_captions_and_answers_are_decoded(
