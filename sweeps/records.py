@@ -49,9 +49,7 @@ def unpack(path: Path) -> Unpacked:
     for run, found in runs.items():
         folder = paths.runs_folder() / run
         if files.is_complete(folder):  # perhaps from another table's file, without its pictures
-            for name in PICTURED:
-                if name in found and not (folder / name).exists():
-                    archive.put(folder, {name: found[name]})
+            _add_pictures(folder, found)
             continue
         lease = leases.claim(folder, devices=0)  # copying costs no device
         if lease is None:
@@ -61,6 +59,23 @@ def unpack(path: Path) -> Unpacked:
         lease.release()
         done.put.append(run)
     return done
+
+
+def _add_pictures(folder: Path, found: Files) -> None:
+    """Put what a complete run lacks of its pictures beside its record, if they are of the same training."""
+    own, other = files.outcome_if_whole(folder), files.parse_json(found[files.OUTCOME], files.OUTCOME)
+    if own is None or not files.same_training(own, other):
+        return
+    listed = own["files"]
+    added = {
+        name: found[name]
+        for name in PICTURED
+        if name in found and (name not in listed or not (folder / name).exists())
+    }
+    if not added.keys() <= listed.keys():  # records of an earlier form list only what was kept of them
+        listed = listed | {name: other["files"][name] for name in added}
+        files.write_json(folder / files.OUTCOME, {**own, "files": listed})
+    archive.put(folder, added)
 
 
 # ------------------------------------------------------------------------------------------ adopting

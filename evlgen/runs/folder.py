@@ -193,6 +193,18 @@ def outcome_if_whole(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def same_training(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two outcomes of a run are of the same training: on another processor its numbers are others.
+
+    One may list files that were not kept of the other.
+    """
+    both = first["files"].keys() & second["files"]
+    return bool(
+        first["metrics"] == second["metrics"]
+        and all(first["files"][name] == second["files"][name] for name in both)
+    )
+
+
 def is_complete(folder: Path) -> bool:
     """Whether the run has a whole result; a damaged one is named, put aside and counts as missing."""
     try:

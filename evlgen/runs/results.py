@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ class Record:
         changed: components whose behaviour has changed since: ``merging 1, now 2``; empty if none has.
         unchecked: what is not on this machine, so that it was not compared: ``weights of opt-2.7b``.
         source: where it was found: the run store, or the path of an archive.
+        copies: folders of the same record in archives, which may hold predictions and arrays that this one
+            lacks: an archive keeps them of some seeds alone.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Record:
     changed: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     source: str = ""
+    copies: tuple[Path, ...] = ()
 
     @property
     def stale_scores(self) -> tuple[str, ...]:
@@ -68,18 +71,23 @@ class Record:
 
     def predictions(self) -> dict[str, dict[str, dict[str, str]]] | None:
         """Captions and answers, as `evlgen.evaluation.decoding` writes them; None if they were not kept."""
-        path = files.verified_if_there(self.folder, files.PREDICTIONS)
+        path = self._picture(files.PREDICTIONS)
         return None if path is None else json.loads(path.read_text("utf-8"))
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
         """Arrays of ``soft_prompts.npz`` or ``merge_maps.npz``; None if they were not kept."""
         import numpy as np  # which lists and states, that read records as well, do not need
 
-        path = files.verified_if_there(self.folder, name)
+        path = self._picture(name)
         if path is None:
             return None
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
+
+    def _picture(self, name: str) -> Path | None:
+        """A verified file of `archive.PICTURED`, from this folder or from a copy."""
+        found = (files.verified_if_there(folder, name) for folder in (self.folder, *self.copies))
+        return next((path for path in found if path is not None), None)
 
     def provenance(self) -> dict[str, Any] | None:
         """Where it comes from; None if that is not known."""
@@ -105,7 +113,7 @@ def find(config: RunConfig, archives: bool = True) -> Record | None:
     found_in.sort(key=lambda place: (place[0] != runs_folder(), -_pictures(place[0] / wanted)))
     for root, source in found_in:
         if (record := _read(root / wanted, config, source)) is not None:
-            return record
+            return _with_copies(record, [place[0] / wanted for place in found_in])
     earlier: list[Record] = []
     for root, source in places:
         runs = _runs_by_config(root, _stamp(root))[shared]
@@ -139,7 +147,24 @@ def with_id(prefix: str) -> Record:
     record = None if config is None else _read(folder, config, source)
     if record is None:
         raise UserError(f"{folder}: its record cannot be read")
-    return record
+    return _with_copies(record, [place[0] for place in found])
+
+
+def _with_copies(record: Record, folders: Sequence[Path]) -> Record:
+    """The record, with those of ``folders`` that are of the same training and hold more of its pictures."""
+    kept = _pictures(record.folder)
+    fuller = [folder for folder in folders if _pictures(folder) > kept]
+    try:
+        own = files.read_outcome(record.folder) if fuller else None
+        others = [(folder, files.read_outcome(folder)) for folder in fuller]
+    except UserError:  # whoever uses one of its files says so
+        return record
+    if own is None:
+        return record
+    copies = tuple(
+        folder for folder, other in others if other is not None and files.same_training(own, other)
+    )
+    return dataclasses.replace(record, copies=copies)
 
 
 def _pictures(folder: Path) -> int:

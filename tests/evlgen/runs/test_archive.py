@@ -15,7 +15,7 @@ import pytest
 
 from evlgen.config import to_json
 from evlgen.errors import UserError
-from evlgen.runs import archive, identity
+from evlgen.runs import archive, identity, results
 from evlgen.runs import folder as files
 from evlgen.runtime import paths
 from experiments import load
@@ -92,6 +92,41 @@ def test_pictures_are_kept_of_the_first_seed_alone(place: Path) -> None:
     records.unpack(place / "y.tar.xz")
     assert records.unpack(place / "x.tar.xz").put == []  # another table had them, but not the pictures
     assert (paths.runs_folder() / second / "predictions.json").exists()
+
+
+def test_pictures_that_one_table_s_archive_lacks_come_from_another_s(place: Path) -> None:
+    """Also where the record of an earlier form lists only the files that were kept of it."""
+    config = unique_runs(load("table1", "smoke"), 1)
+    (one, *_) = config
+    folder = finish(one)
+    (folder / files.PREDICTIONS).write_text('{"captions": {}}')
+    files.write_outcome(folder, {"train_seconds": 1.0})
+    whole = place / "results/table1/smoke/runs.tar.xz"
+    archive.pack(whole, [one], [one])
+    for name in (files.PREDICTIONS, files.CONNECTOR):
+        (folder / name).unlink()
+    files.write_outcome(folder, {"train_seconds": 1.0})
+    archive.pack(place / "results/table2/smoke/runs.tar.xz", [one], [])
+    shutil.rmtree(place / "runs")
+    records.unpack(place / "results/table2/smoke/runs.tar.xz")
+    record = results.find(config[one])
+    assert record is not None
+    assert record.folder == paths.runs_folder() / one
+    assert record.predictions() == {"captions": {}}
+    assert not (record.folder / files.PREDICTIONS).exists()
+    records.unpack(whole)
+    whole.unlink()
+    assert files.verified(record.folder, files.PREDICTIONS).read_text() == '{"captions": {}}'
+
+
+def test_pictures_of_another_training_are_not_mixed_in(place: Path) -> None:
+    (one, *_) = unique_runs(load("table1", "smoke"), 1)
+    folder = finish(one)
+    archive.pack(place / "x.tar.xz", [one], [one])
+    (folder / files.PREDICTIONS).unlink()
+    files.write_outcome(folder, {"train_seconds": 2.0})
+    records.unpack(place / "x.tar.xz")
+    assert not (folder / files.PREDICTIONS).exists()
 
 
 def test_an_archive_never_loses_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,11 +308,14 @@ Path.write_bytes = full
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_without_room_in_the_cache_a_temporary_folder_serves(place: Path, full: bool) -> None:
-    """A disk that is full after some files, or a cache folder that is none."""
+def test_without_room_in_the_cache_a_temporary_folder_serves(
+    place: Path, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full after some files, or a cache folder that cannot be made."""
     path = packed()
     if not full:
-        (place / "cache").write_text("a file")
+        (place / "file").write_text("")
+        monkeypatch.setenv("EVLGEN_CACHE", str(place / "file/cache"))
     done = read_elsewhere(path, FULL if full else "")
     assert (done.returncode, done.stderr) == (0, "")
     folder, number = done.stdout.split()
