@@ -53,7 +53,6 @@ def _parser(command: str) -> Parser:
         )
     parser.add_argument(
         "--run",
-        default="",
         help="id of a run, the beginning of one, a run's folder or that of a converted checkpoint; "
         "default: the best finished run on the data that was trained on last",
     )
@@ -62,7 +61,7 @@ def _parser(command: str) -> Parser:
         action="store_true",
         help=f"draw which patches the connector merges: NAME{EXPLAINED} beside each image, or in --out",
     )
-    parser.add_argument("--out", default="", metavar="FOLDER", help="where the pictures of --explain go")
+    parser.add_argument("--out", metavar="FOLDER", help="where the pictures of --explain go")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--json", action="store_true", help="JSON lines; this is the default where stdout is no terminal"
@@ -181,6 +180,7 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
                 raise UserError(f"{word}: no such file; put the whole question into quotes")
     if arguments.out and not arguments.explain:
         raise UserError("--out: is for the pictures of --explain; add it")
+    _refuse_empty(("--run", arguments.run), ("--out", arguments.out), *(("PATH", word) for word in words))
     items, faults = find_images(words)
     if arguments.run:
         chosen = choice.named(arguments.run)
@@ -223,12 +223,19 @@ def describe(command: choice.Kind, arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _refuse_empty(*given: tuple[str, str | None]) -> None:
+    """A variable of the shell that is not set is not the current folder, nor the best run."""
+    for name, text in given:
+        if text is not None and not text.strip():
+            raise UserError(f"{name}: is empty; give something, or leave it out")
+
+
 def _say_unknown(words: Sequence[str]) -> None:
     if words:
         _say(f"the language model of this run does not know: {', '.join(words)}")
 
 
-def _picture_paths(items: Sequence[Item], out: str) -> dict[Path, Path]:
+def _picture_paths(items: Sequence[Item], out: str | None) -> dict[Path, Path]:
     """Image -> where its picture goes: beside it, or in a folder, where no two have the same place.
 
     Raises:
@@ -264,6 +271,7 @@ def draw(arguments: argparse.Namespace) -> int:
     if arguments.pool not in miniworld.POOLS:
         known = ", ".join(miniworld.POOLS) + nearest(arguments.pool, miniworld.POOLS)
         raise UserError(f"--pool {arguments.pool}: no such pool; there are: {known}")
+    _refuse_empty(("FOLDER", arguments.folder))
     folder = Path(arguments.folder).expanduser()
     pool = miniworld.pool(arguments.pool)
     with disk_errors(folder):

@@ -52,6 +52,7 @@ class Range:
 
 _MOST = 1_000_000_000  # beyond it numbers of pairs, tokens or updates overflow, or are a slip of the hand
 _COUNT, _ANY = Range(1, _MOST), Range(0, _MOST)
+_LAYERS = Range(1, 10_000)  # a list as long as this is made of them before anything else can be asked
 _SIZE = Range(0, 2**62)  # of a pool: that of one that is drawn has no end
 _SHARE = Range(0, 1, below=True)
 # By the name of the field, dotted within its group; connectors share theirs.
@@ -59,11 +60,12 @@ RANGES: dict[str, Range] = {
     **{
         f"connector.{name}": _COUNT
         for name in (
-            *("input_width", "encoder_width", "width", "num_layers", "num_heads", "intermediate"),
+            *("input_width", "encoder_width", "width", "num_heads", "intermediate"),
             *("max_positions", "num_queries", "cross_attention_every", "embed_dim", "num_latents"),
             *("rows", "columns"),
         )
     },
+    "connector.num_layers": _LAYERS,
     "connector.vocab_size": _ANY,
     "connector.dropout": _SHARE,
     "data.views": _COUNT,
@@ -260,6 +262,8 @@ def _pools_and_sets(config: RunConfig) -> None:
         for entry, size in entries:
             if not _SIZE.holds(size):
                 raise UserError(f"{name}: {entry} is {size}: it must be {_SIZE}")
+            if name == "evaluation.sets" and size == 0:  # its column would be empty, after all training
+                raise UserError(f"{name}: {entry} is 0: nothing to evaluate on; leave {entry} out")
             if [one for one, _ in entries].count(entry) > 1:
                 raise UserError(f"{name}: {entry} is listed more than once")
     if not any(size for _, size in config.data.pools):

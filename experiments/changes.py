@@ -43,15 +43,28 @@ def changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
             raise UserError(f"--set {change}: give key=value")
         if key.removeprefix(STAGE1) in _WEIGHTS:
             value = _settled(value, f"--set {key}")
+        if key == "objectives" and config.stage == "caption":  # it would train the same under another id
+            raise UserError(
+                "--set objectives: they are the losses of stage 1; give --set stage1.objectives for the rows "
+                "that start from one"
+            )
         if key == UPDATES:
             config = shortened(config, _share(value))
         elif key.startswith(STAGE1):
             if config.init_from is not None:
-                first = with_value(config.init_from, key.removeprefix(STAGE1), value)
+                first = _first_with_value(config.init_from, key, value)
                 config = dataclasses.replace(config, init_from=first)
         else:
             config = _with_value(config, key, value)
     return config
+
+
+def _first_with_value(first: RunConfig, key: str, value: str) -> RunConfig:
+    within = key.removeprefix(STAGE1)
+    try:
+        return with_value(first, within, value)
+    except UserError as error:  # name the key as it was typed
+        raise UserError(str(error).replace(f"--set {within}", f"--set {key}", 1)) from None
 
 
 def _with_value(config: RunConfig, key: str, value: str) -> RunConfig:
@@ -63,6 +76,8 @@ def _with_value(config: RunConfig, key: str, value: str) -> RunConfig:
 
 def _settled(name: str, where: str) -> str:
     """The name of a model, or its path made absolute: jobs and readers of a run's folder are elsewhere."""
+    if not name.strip():  # a shell's variable that is not set; as a path it would be the current folder
+        raise UserError(f"{where}: is empty; give a name or a path, or leave it out")
     if is_shipped(name) or name in SOURCES or name in PIP_MODELS:
         return name
     path = absolute(name, where)

@@ -140,7 +140,7 @@ def _relabelled(old: Row, row: Row, changes: list[str]) -> Row:
     said, left = "", list(map(_visible, changes))
     while left and (not said or len(said) + len(left[0]) < _LONGEST):
         said += (", " if said else "") + left.pop(0)
-    said += f", {len(left)} more changes" if left else ""
+    said += f", {len(left)} more change{'s' if len(left) > 1 else ''}" if left else ""
     label = f"{', '.join(kept)} ({said})" if kept else said
     values = dict(row.values) if kept == parts else {}
     return dataclasses.replace(row, label=label, values=values)

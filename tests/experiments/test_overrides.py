@@ -94,3 +94,23 @@ def test_a_key_that_only_some_rows_have_is_refused_with_the_rows_name() -> None:
     assert "only in others such as 'EVLGen, 104M, 150K'" in str(error.value)
     rows = load("table1", "smoke", ("connector.r=2",), "EVLGen").rows
     assert all(seeded(row.config, 1).connector.r == 2 for row in rows)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("vision=", "--set vision: is empty"),
+        ("language= ", "--set language: is empty"),
+        ("connector.init=", "--set connector.init: is empty"),
+        ("stage1.connector.init=", "--set stage1.connector.init: is empty"),
+        ('evaluation.sets=[["coco", 0]]', "evaluation.sets: coco is 0: nothing to evaluate on"),
+        ("connector.num_layers=1000000000", "connector.num_layers is 1000000000: it must be 1 to 10,000"),
+        ("stage1.nothing=1", "--set stage1.nothing: no such key"),
+        ("stage1.optim.lr=x", "--set stage1.optim.lr: 'x' is not a number"),
+        ('objectives=["itc"]', "--set objectives: they are the losses of stage 1"),
+    ],
+)
+def test_what_changes_nothing_or_cannot_be_is_refused_as_it_was_typed(change: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load("table1", "smoke", (change,), "BLIP-2, two")
+    assert str(error.value).startswith(message)
