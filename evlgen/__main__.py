@@ -274,12 +274,15 @@ def draw(arguments: argparse.Namespace) -> int:
     _refuse_empty(("FOLDER", arguments.folder))
     folder = Path(arguments.folder).expanduser()
     pool = miniworld.pool(arguments.pool)
+    drawn: list[Path] = []
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(arguments.count):
             path = folder / f"{arguments.pool}_{index:04d}.png"
             Image.fromarray(miniworld.render(pool.scene(index))).save(path)
-            print(path)
+            drawn.append(path)
+    for path in drawn:  # a reader that has gone, as `head`, is no fault of the folder
+        print(path)
     return 0
 
 
@@ -289,7 +292,6 @@ def _say(line: str) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0 done, 1 some images could not be read, 2 a user's mistake, 130 interrupted."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return exit_code(lambda: _act(argv))
     except KeyboardInterrupt:
@@ -307,6 +309,7 @@ def _act(argv: Sequence[str]) -> int:
         print("\npython -m evlgen COMMAND --help says what each takes.")
         return 0
     paths.settle()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     command, *words = argv
     if command not in COMMANDS:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -29,8 +30,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def exit_code(action: Callable[[], int | None]) -> int:
     """A command's exit code: that of the action, None being 0; 2 after a `UserError`, printed on stderr.
 
-    What the locale cannot write, such as a dash in ISO 8859-1, is written as a question mark.
+    What the locale cannot write, such as a dash in ISO 8859-1, is written as a question mark; what a closed
+    stream (``>&-``, some daemons) cannot, nowhere.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (as long as we run)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

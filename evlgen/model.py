@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from evlgen.backbones.beams import decoding_options, generation_config
+from evlgen.backbones.beams import check_room, decoding_options, generation_config
 from evlgen.backbones.language import (
     FrozenLanguage,
     build_language,
@@ -251,6 +251,8 @@ class CaptionModel(nn.Module):
         llm, tokenizer = self.language.model, self.language.tokenizer
         settings = generation_config(self.language, evaluation, task)
         options = decoding_options(self.language, settings, task)
+        if not self.language.is_encoder_decoder:
+            check_room(llm.config, prompt.shape[1], settings, "question" if task == "answer" else "caption")
         if not self.language.is_encoder_decoder:
             cache = options["past_key_values"] = DynamicCache(config=llm.config)
             if prompt.shape[1] > 1:

@@ -23,9 +23,33 @@ from typing import Any
 
 import psutil
 
-PERIOD = float(os.environ.get("EVLGEN_BEAT_SECONDS") or 15.0)  # between two beats
+from evlgen.errors import UserError
+
+_STATED = "EVLGEN_BEAT_SECONDS"
+
+
+def _period() -> float:
+    """Seconds that the variable states; 0 for what is no number above 0."""
+    try:
+        seconds = float(os.environ.get(_STATED) or 15.0)
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds < 86_400 else 0.0
+
+
+PERIOD = _period() or 15.0  # between two beats
 MISSED = 6  # beats, after which an owner counts as dead
 _KEPT = 20  # claims of a turn: more than can come between a look into the folder and the claim
+
+
+def check_period() -> None:
+    """Refuse a period that is none; every process that imports this module has one.
+
+    Raises:
+        UserError: what the variable states is no number of seconds.
+    """
+    if not _period():
+        raise UserError(f"{_STATED} is {os.environ[_STATED]!r}: give seconds, above 0 and below a day")
 
 
 @dataclass

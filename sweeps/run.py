@@ -76,6 +76,7 @@ def answered(action: Callable[[], int], kept: str) -> int:
 
     def act() -> int:
         paths.settle()
+        leases.check_period()
         return action()
 
     try:

@@ -23,6 +23,7 @@ from transformers import (
 from evlgen.backbones.language import FrozenLanguage
 from evlgen.config import EvalConfig
 from evlgen.conventions import Task
+from evlgen.errors import UserError
 
 
 def generation_config(language: FrozenLanguage, evaluation: EvalConfig, task: Task) -> GenerationConfig:
@@ -51,6 +52,25 @@ def generation_config(language: FrozenLanguage, evaluation: EvalConfig, task: Ta
         pad_token_id=language.tokenizer.pad_token_id,
         bos_token_id=language.bos_id,
     )
+
+
+def check_room(language_config: Any, prompt: int, settings: GenerationConfig, what: str) -> None:
+    """Refuse prompts behind which a decoder has no positions left for what it is to write.
+
+    Args:
+        prompt: tokens of the longest one, soft ones among them.
+        what: has the text in it, for the message.
+
+    Raises:
+        UserError: there is no room.
+    """
+    room = getattr(language_config, "max_position_embeddings", None)
+    new = settings.max_new_tokens or 1
+    if room is not None and prompt + new > room:
+        raise UserError(
+            f"{what}: too long: {prompt} tokens with those of the image, {new} to be written; the language "
+            f"model has room for {room}"
+        )
 
 
 def decoding_options(language: FrozenLanguage, settings: GenerationConfig, task: Task) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, bfloat16
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -98,7 +98,11 @@ def _opened(image: Any, index: int) -> Image.Image:
 def _as_picture(image: Any, index: int) -> Image.Image:
     if not isinstance(image, np.ndarray | Tensor):
         raise UserError(f"image {index}: is a {type(image).__name__}; give a PIL image, a path or an array")
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        if image.dtype == bfloat16:  # which numpy does not have
+            image = image.float()
+    array = np.asarray(image)
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
@@ -208,7 +212,11 @@ class EVLGenProcessor(ProcessorMixin):
         if images is not None:
             data |= self.image_processor(images)
         if text is not None:
+            if not isinstance(text, Iterable):
+                raise UserError(f"text: {text!r} is a {type(text).__name__}; give questions as strings")
             texts = [text] if isinstance(text, str) else list(text)
+            if not texts:
+                raise UserError("text: the list is empty; give a text, or one for each image, or None")
             if wrong := [one for one in texts if not isinstance(one, str)]:
                 raise UserError(
                     f"text: {wrong[0]!r} is a {type(wrong[0]).__name__}; give questions as strings"

@@ -50,7 +50,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from evlgen.backbones.beams import decoding_options, generation_config
+from evlgen.backbones.beams import check_room, decoding_options, generation_config
 from evlgen.backbones.eva import EvaConfig, EvaViT
 from evlgen.backbones.language import ENCODER_DECODERS, PLAIN_HEADS, FrozenLanguage, build_language
 from evlgen.backbones.pretrained import first_mismatch, read_state
@@ -361,6 +361,8 @@ class EVLGenForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     None,
                 )
             inputs = self.caption_model.inputs_embeds(prompt, F.pad(input_ids, (0, 1)))  # (B, P + T, D_llm)
+            settings = decoding["generation_config"]
+            check_room(self.config.text_config, inputs.shape[1], settings, "input_ids")
             mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
             if attention_mask is not None:
                 if not bool(attention_mask[:, -1].all()):

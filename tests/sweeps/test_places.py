@@ -58,6 +58,27 @@ def test_whoever_reads_no_further_gets_no_traceback(tmp_path: Path, look: str) -
     assert done.stdout.count(b"\n") == 1
 
 
+def test_pictures_are_drawn_whoever_reads_their_names(tmp_path: Path) -> None:
+    command = f"{sys.executable} -u -m evlgen draw {tmp_path}/pictures --count 3"
+    done = call(tmp_path, ["bash", "-c", f"{command} | true"])
+    assert done.stderr == b""
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
+
+
+@pytest.mark.parametrize("command", ["sweeps/run.py list", "-m evlgen draw pictures"])
+def test_a_closed_output_is_no_mistake(tmp_path: Path, command: str) -> None:
+    command = command.replace("pictures", str(tmp_path / "pictures"))
+    done = call(tmp_path, ["bash", "-c", f"{sys.executable} {command} >&-"])
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("seconds", ["abc", "0", "-1", "nan", "inf"])
+def test_beats_that_are_none_are_refused(tmp_path: Path, seconds: str) -> None:
+    done = call(tmp_path, [*RUN, "status", "table1"], EVLGEN_BEAT_SECONDS=seconds)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"error: EVLGEN_BEAT_SECONDS is '{seconds}': give seconds")
+
+
 # --------------------------------------------------------------------------------------------- locales
 
 

@@ -52,6 +52,7 @@ Index = npt.NDArray[np.int64]
 RowsOf = Callable[[Path], tuple[list[list[int]], LeftOut]]
 _PIECE = 1 << 24  # bytes of a list that are looked at together
 _FORMAT = 2  # of the index
+_UNFINISHED = (".part", ".tmp", ".crdownload", ".aria2")  # what downloaders put behind a name
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PUNCTUATION = "[], \t\r\n\xef\xbb\xbf"  # of lists, with a byte order mark
 
@@ -195,6 +196,8 @@ def _beside(pool: Path, found: Shards | Lists | SingleFiles) -> LeftOut:
     left_out = LeftOut()
     for path in _packed(pool):
         left_out.add("packed shards, which must be unpacked to .tar", str(path))
+    for path in _not_shards(pool):
+        left_out.add("shards that are no ordinary files, or not ready (*.tar is read)", str(path))
     for path in sorted(pool.iterdir()):
         if path.is_symlink() and path.is_dir():
             left_out.add("links to folders, in which no pairs are looked for", str(path))
@@ -206,6 +209,17 @@ def _beside(pool: Path, found: Shards | Lists | SingleFiles) -> LeftOut:
 
 def _shards(pool: Path) -> list[Path]:
     return sorted(path for path in pool.rglob("*.tar") if path.is_file())
+
+
+def _not_shards(pool: Path) -> list[Path]:
+    """What is called a shard, or nearly, and not read: links to nowhere, pipes, ``.TAR``, ``.tar.part``."""
+    return sorted(
+        path
+        for path in pool.rglob("*.[tT][aA][rR]*")
+        if (path.suffix == ".tar" and not path.is_file() and not path.is_dir())
+        or (path.suffix != ".tar" and path.suffix.lower() == ".tar")
+        or path.name.lower().endswith(tuple(f".tar{end}" for end in _UNFINISHED))
+    )
 
 
 def _packed(pool: Path) -> list[Path]:

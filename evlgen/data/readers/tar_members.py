@@ -71,7 +71,12 @@ def pairs_of_shard(path: Path) -> tuple[list[Row], LeftOut]:
             left_out.add("members of shards that are empty", where)
     for key in others.keys() - current.keys():
         left_out.add("members of shards of other kinds", others[key])
-    return [row for sample in samples for row in _rows(sample, left_out)], left_out
+    rows = [row for sample in samples for row in _rows(sample, left_out)]
+    if (
+        not rows and not left_out.counts
+    ):  # zeros alone are a whole archive to tar, and a lost one to its owner
+        left_out.add("shards without a pair", str(path))
+    return rows, left_out
 
 
 def _rows(sample: _Sample, left_out: LeftOut) -> list[Row]:

@@ -206,6 +206,21 @@ def test_what_is_beside_the_shards_is_counted(pool, caplog):
     assert "left out: packed shards, which must be unpacked to .tar: 1 (the first: " in caplog.text
 
 
+def test_shards_that_cannot_be_read_are_counted(pool):
+    shard(pool / "0.tar", ["k"])
+    (pool / "1.tar").write_bytes(bytes(10240))  # a whole archive, to tar
+    (pool / "2.tar").symlink_to(pool / "gone/2.tar")
+    os.mkfifo(pool / "3.tar")
+    shard(pool / "4.TAR", ["k"])
+    (pool / "5.tar.part").write_bytes(b"")
+    found = read(pool)
+    assert len(found) == 1
+    assert found.left_out.counts == {
+        "shards without a pair": 1,
+        "shards that are no ordinary files, or not ready (*.tar is read)": 4,
+    }
+
+
 def test_what_is_no_archive_costs_no_other_shard(pool):
     shard(pool / "0.tar", ["k"])
     (pool / "1.tar").write_bytes(b"")

@@ -351,6 +351,7 @@ def test_a_run_of_an_earlier_behaviour_says_so(typed: Typed, copied: Path) -> No
         (("caption", "a.png", "--explain", "--out", ""), "--out: is empty"),
         (("ask", "", "is it red?"), "PATH: is empty"),
         (("draw", ""), "FOLDER: is empty"),
+        (("ask", "a.png", "red " * 3000), "question: too long: 30"),
         (("caption", "a.png", "--bach", "2"), "--bach: no such flag; did you mean --batch?"),
         (("caption", "a.png", "--batch", "0"), "--batch 0: must be a whole number above 0"),
         (("caption", "a.png", "--json", "--plain"), "--plain: not allowed with argument --json"),

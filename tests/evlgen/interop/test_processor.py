@@ -76,6 +76,8 @@ def test_images_of_any_kind(tmp_path: Path) -> None:
         Image.fromarray(grey).convert("LA"),
     ):
         np.testing.assert_array_equal(run(image), expected_grey)
+    half = torch.ones(3, 9, 13, dtype=torch.bfloat16)
+    np.testing.assert_array_equal(run(half), run(half.float()))
     mixed = run([Image.fromarray(colour), grey, Image.new("P", (1, 40))])
     np.testing.assert_array_equal(mixed[:2], np.concatenate([expected, expected_grey]))
 
@@ -170,6 +172,8 @@ def test_no_question_asks_for_a_caption() -> None:
         (IMAGES, ["is it red?"] * 2, "2 texts for 3 images"),
         (IMAGES, ["is it red?", "", "is it?"], "text 1 is empty"),
         (IMAGES, [["is it red?"]], r"is a list; give questions as strings"),
+        (IMAGES, 5, r"5 is a int; give questions as strings"),
+        (IMAGES, [], r"text: the list is empty"),
     ],
 )
 def test_names_mistakes_in_texts(images: Any, text: Any, message: str) -> None:
