@@ -190,6 +190,8 @@ def _chapter(name: str, own: str, scale: str, ids: Ids, records: list[Record]) -
     chapter_id = ids.new(name, own if own != scale else "")
     page = _page(name, own, path, records)
     made_by = command(name, "mini" if name in EXPERIMENTS and load(name).default_scale == own else own)
+    if "-changed" in name:  # what was changed is in the page's title
+        made_by = f"{command(name.partition('-changed')[0], own)} --rows TEXT --set KEY=VALUE"
     if page is None:
         return Chapter(chapter_id, name, made_by, "")
     parts = _parts(page, chapter_id, ids)
@@ -216,12 +218,22 @@ def _page(name: str, scale: str, path: Path, records: list[Record]) -> Page | No
             return Page(page.title, (*page.sections, Section("All metrics of table.csv", (full,))))
     if not path.exists():
         return None
-    title = name if experiment is None else experiment.title
+    title = f"{name if experiment is None else experiment.title} (scale `{scale}`)"
+    if experiment is None:
+        title = _written_title(path.with_name("table.md")) or title
     note = "Made from `table.csv` alone: the records of its runs are not here."
     return Page(
-        f"{title} (scale `{scale}`)",
+        title,
         (Section("", (note,)), Section("All metrics of table.csv", tuple(map(_in_full, read_csv(path))))),
     )
+
+
+def _written_title(path: Path) -> str:
+    """The heading of a ``table.md``: it says what was changed; empty if there is none."""
+    if not path.exists():
+        return ""
+    first, *_ = path.read_text("utf-8").splitlines() or [""]
+    return first.removeprefix("# ") if first.startswith("# ") else ""
 
 
 def _in_full(table: Table) -> Table:
