@@ -322,4 +322,5 @@ def _act(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of a second's loading of weights
     sys.exit(main(sys.argv[1:]))

@@ -475,4 +475,5 @@ def build_foundation(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of a second's loading of weights
     sys.exit(main(sys.argv[1:]))
