@@ -13,7 +13,7 @@ from evlgen.runtime import paths
 from experiments import EXPERIMENTS
 from experiments.overrides import name_of
 from experiments.scales import NAMES as SCALES
-from sweeps.arguments import EXECUTORS, Parser, one_of, refuse_twice, set_flag, whole_number
+from sweeps.arguments import EXECUTORS, Parser, one_of, refuse_twice, set_flag, some_text, whole_number
 from sweeps.plan import folder_of
 
 SEARCHES = {
@@ -174,6 +174,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--storage",
+        type=some_text("--storage"),
         metavar="PLACE",
         help="journal file, or a database's URL (sqlite:///study.db); default: a journal in the run store",
     )

@@ -106,8 +106,12 @@ class Profile:
         is_clear = len(parts) <= 3 if days else len(parts) in (1, 3)
         if not is_clear or not all(re.fullmatch(r"\d+", part) for part in (days or "0", *parts)):
             raise UserError(f"time {self.time!r}: give D-HH:MM:SS, HH:MM:SS or minutes")
+        if not any(int(part) for part in (days or "0", *parts)):
+            raise UserError(
+                f"time {self.time!r}: is no time at all; give what a job may take, such as 4:00:00"
+            )
         if len(parts) == 1 and not days:
-            return max(1, int(clock))
+            return int(clock)
         hours, minutes, seconds = (*(int(part) for part in parts), 0, 0)[:3]
         return max(1, int(days or 0) * 1440 + hours * 60 + minutes + math.ceil(seconds / 60))
 

@@ -320,6 +320,7 @@ def _wait(condition: Callable[[], bool], process: subprocess.Popen[str], seconds
     ("arguments", "message"),
     [
         (["--space", "positon"], "free, position, layers, joint; did you mean position?"),
+        (["--storage", " "], "--storage: is empty"),
         (["--trails", "3"], "--trails: no such flag; did you mean --trials?"),
         (["table1"], "table1: a search takes flags only; --experiment table1?"),
         (["--cluster", "mine.toml"], "--cluster: add --executor slurm"),

@@ -107,6 +107,8 @@ def test_profile_and_its_mistakes(tmp_path: Path) -> None:
         ("gpus = 'two'", "gpus is 'two', but must be of the kind of 0"),
         ("nodes = 0", "nodes is 0, but must be 1 or more"),
         ("time = 'soon'", "time 'soon': give D-HH:MM:SS"),
+        ("time = 0", "time '0': is no time at all"),
+        ("time = '0-00:00:00'", "time '0-00:00:00': is no time at all"),
         ("time = '30:00'", "time '30:00': give D-HH:MM:SS"),
         ("time = '1:00:00:00'", "time '1:00:00:00': give D-HH:MM:SS"),
         ("gpus = ", "--cluster "),
