@@ -50,7 +50,7 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
     numbers = [number_field(entry, "image_id", where) for entry, where in zip(listed, places, strict=True)]
     folder, _, name = images.rpartition("/")
     if annotations:
-        found = _answered(ids, asked, questions, annotations)
+        found = _answered(ids, numbers, asked, questions, annotations)
     else:
         found = [Question(text, ()) for text in asked]
     return ImageList(
@@ -64,7 +64,7 @@ def read(questions: str, annotations: str, images: str) -> ImageList:
 
 
 def _answered(
-    ids: Sequence[int | str], asked: Sequence[str], questions: str, annotations: str
+    ids: Sequence[int | str], images: Sequence[int], asked: Sequence[str], questions: str, annotations: str
 ) -> list[Question]:
     """The questions with the answers that the file of annotations has to them."""
     annotated = entries(
@@ -78,13 +78,18 @@ def _answered(
         number: (place, entry) for place, (number, entry) in enumerate(zip(told, annotated, strict=True))
     }
     found = []
-    for number, text in zip(ids, asked, strict=True):
+    for number, image, text in zip(ids, images, asked, strict=True):
         if number not in answers or not answers[number][1]["answers"]:
             raise UserError(
                 f"{annotations}: has no answers to question {number!r} of {questions}"
                 f"{other_type(number, answers)}"
             )
         at, own = answers[number]
+        if own.get("image_id", image) != image:
+            raise UserError(
+                f"{annotations}, annotation {at}: is of the image_id {own['image_id']!r}, the question "
+                f"{number!r} of {questions} of {image}; the two files do not belong together"
+            )
         found.append(_question(text, own, f"{annotations}, annotation {at}"))
     return found
 

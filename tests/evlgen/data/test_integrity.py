@@ -102,6 +102,11 @@ def other_domains(content: Any) -> None:
         image["domain"] = "entire"
 
 
+def of_other_images(content: Any) -> None:
+    for one in content["annotations"]:
+        one["image_id"] += 1
+
+
 @pytest.mark.parametrize(
     ("name", "file", "edit", "message"),
     [
@@ -132,6 +137,8 @@ def other_domains(content: Any) -> None:
         ("vqav2", VQA_ANSWERS, ids_as_text("question_id", "annotations"), "60 is a number, '60' a text"),
         ("vqav2", VQA_ANSWERS, emptied("annotations"), "has no answers to question 60 of"),
         ("vqav2", VQA_QUESTIONS, twice("questions"), "entries 0 and 24 have the same question_id, 60"),
+        ("vqav2", VQA_ANSWERS, of_other_images, ": is of the image_id 7, the question 60 of "),
+        ("okvqa", OK_ANSWERS, of_other_images, "the two files do not belong together"),
         ("okvqa", OK_QUESTIONS, emptied("questions"), "has no question"),
         ("okvqa", OK_ANSWERS, ids_as_text("question_id", "annotations"), "60 is a number, '60' a text"),
         ("gqa", GQA, lambda content: {}, "has no question"),
