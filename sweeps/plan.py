@@ -237,7 +237,8 @@ _SHORTER = 5  # a run so many times shorter says nothing: most of its time is st
 def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> Rates:
     """What samples have cost, from one complete run of each shape: from the longest.
 
-    Complete runs among ``runs`` are asked first, then some others in the store.
+    Complete runs among ``runs`` are asked first, then some others in the store, then the archives beside the
+    tables, whose machine was another.
     """
     rates: Rates = {}
     wanted = {shape(config) for config in runs.values()}
@@ -253,6 +254,9 @@ def measured_rates(runs: Mapping[str, RunConfig] = MappingProxyType({})) -> Rate
             config_there = files.read_config(folder)
             if config_there is not None:
                 _measure(folder, config_there, rates)
+    for config in runs.values():
+        if shape(config) not in rates and (record := results.find(config)) is not None:
+            _measure(record.folder, config, rates)
     return rates
 
 

@@ -64,7 +64,8 @@ def show_status(sweep: Sweep, now: Mapping[str, states.State]) -> None:
             label, _, seed = sweep.labels[run].rpartition(", seed ")
             word = states.status(paths.runs_folder() / run) if state.name == "done" else state.name
             rows.append((label, seed, word, run))
-        title = f"{sweep.table}, {sweep.scale}"
+        changed = " with changes" if sweep.table != sweep.experiment.name else ""  # the rows say which
+        title = f"{sweep.experiment.name}{changed}, {sweep.scale}"
         show_rows(title, ("row", "seed", "state", "run"), rows, whole=(2, 3), right=(1,))
     console.print(summary(sweep.experiment.name, sweep.runs, now), soft_wrap=True)
     _explain_records(sweep, now)
