@@ -83,7 +83,7 @@ def _features(name: str) -> tuple[int | None, int | None]:
 def of_this_machine(runs: Iterable[RunConfig]) -> list[str]:
     """A line for what runs ask of the machine that trains them and this one does not have."""
     wants_half = any(config.optim.precision == "fp16" for config in runs)
-    if not wants_half and os.environ.get("EVLGEN_DEVICE", "auto") == "auto":
+    if not wants_half and os.environ.get("EVLGEN_DEVICE", "auto") in ("auto", "cpu"):  # always there
         return []
     from evlgen.runtime.device import chosen  # imports torch: seconds, which other runs need not wait for
 

@@ -26,7 +26,7 @@ def plan(place, views: int) -> int:
         f"data.views={views}",
         f"vision={place / 'clip'}",
     ]
-    changes += ["connector.input_width=24"]
+    changes += ["connector.input_width=24", "connector.r=2"]
     words = [word for change in changes for word in ("--set", change)]
     return run.main(["table1", "--rows", "EVLGen, 104M, 150K", "--dry-run", *words])
 

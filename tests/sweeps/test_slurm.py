@@ -178,13 +178,14 @@ def test_runs_side_by_side_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for number in range(3):
         monkeypatch.setattr(local, "_number", number)
         worker._take_gpu()
     monkeypatch.setenv("LOCAL_RANK", "1")  # of several processes of one run
     worker._take_gpu()
     assert taken == [0, 1, 0, 1]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     worker._take_gpu()
     assert len(taken) == 4
 

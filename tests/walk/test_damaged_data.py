@@ -27,6 +27,7 @@ def test_what_was_damaged_is_in_log_result_and_notes(place: Checkout) -> None:
     words = ("table1", "--scale", "paper", "--rows", "EVLGen, 104M, 250K", *settings(optim__batch_size=32))
     runs, results = place.path / "damaged runs", place.path / "damaged results"
     env = {"EVLGEN_DATA": str(data), "EVLGEN_RUNS": str(runs), "EVLGEN_RESULTS": str(results)}
+    env["EVLGEN_CACHE"] = str(place.path / "damaged cache")
     assert "1 of 1 runs complete" in place.run(*words, **env)
     (result,) = runs.glob("*/result.json")
     metrics = read(result)["metrics"]

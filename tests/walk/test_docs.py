@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from evlgen.config import TomeFormerConfig
 from evlgen.connectors import build_connector
 from evlgen.interop.convert import checkpoint_names
 from tests.evlgen import real_sets, real_weights
+from tests.sweeps import cluster as real
+from tests.walk import checkout
 from tests.walk.checkout import ROOT, Checkout
 
 pytestmark = pytest.mark.xdist_group("walk-docs")
@@ -29,6 +32,9 @@ PLACEHOLDER = "a place for the reader's own"
 
 # Commands that find the sets here too small for what is asked, and say so.
 TOO_SMALL = r"--scale paper (--set updates=\S+ )?(--dry-run|--executor)|check-data table1$"
+
+# Blocks that need a queue; where there is no SLURM they are skipped.
+QUEUE = r"--executor slurm(?!.*--dry-run)"
 
 # What a line has -> what it has instead (None: the line is left out), why.
 INSTEAD: list[tuple[str, str | None, str]] = [
@@ -87,6 +93,12 @@ def adapted(line: str) -> tuple[str | None, list[str]]:
 
 
 @pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Not the one that other tests walk in, and that this worker may have as well."""
+    return checkout.make(tmp_path_factory.mktemp("documents"))
+
+
+@pytest.fixture(scope="module")
 def reader(place: Checkout) -> Checkout:
     """Somebody who has what the documents speak of: data, weights, a folder of images, a run, a profile."""
     home = Path(place.env["HOME"])
@@ -96,7 +108,10 @@ def reader(place: Checkout) -> Checkout:
     real_sets.own_folder(home / "data/mine", 100)
     for name, form in (("picture.png", "PNG"), ("one.png", "PNG"), ("two.jpg", "JPEG")):
         (place.path / name).write_bytes(real_sets.jpeg(1, form))
-    shutil.copy(place.path / "clusters/example.toml", place.path / "my.toml")
+    profile = (place.path / "clusters/example.toml").read_text(encoding="utf-8")
+    profile = re.sub(r"^cpus = 0", "cpus = 2", profile, flags=re.MULTILINE)
+    profile = re.sub(r"^time = .*", "time = 20", profile, flags=re.MULTILINE)
+    (place.path / "my.toml").write_text(profile, encoding="utf-8")
     real_sets.own_folder(place.path / "new-pictures", 2)
     _authors_checkpoint(place.path / "CHECKPOINT")
     there = Checkout(place.path, {**place.env, "EVLGEN_WEIGHTS": str(home / "models")})
@@ -120,8 +135,17 @@ def _authors_checkpoint(path: Path) -> None:
     torch.save({"model": state, "epoch": 3}, path)
 
 
+@pytest.fixture(scope="module")
+def login_node(tmp_path_factory: pytest.TempPathFactory, reader: Checkout) -> Iterator[Checkout]:
+    """The same reader where commands find a real SLURM."""
+    for cluster in real.running(tmp_path_factory):
+        yield Checkout(reader.path, {**reader.env, "SLURM_CONF": str(cluster.folder / "slurm.conf")})
+
+
 @pytest.mark.parametrize(("language", "text"), [b[1:] for b in blocks()], ids=[b[0] for b in blocks()])
-def test_block(reader: Checkout, language: str, text: str) -> None:
+def test_block(request: pytest.FixtureRequest, language: str, text: str) -> None:
+    needs_queue = re.search(QUEUE, text) is not None
+    reader: Checkout = request.getfixturevalue("login_node" if needs_queue else "reader")
     run = next(path.parent.name for path in reader.runs.glob("*/connector.safetensors"))
     if language == "python":
         reader.python("-c", re.sub(r"\b(RUN|ID)\b(?!:)", run, text))
