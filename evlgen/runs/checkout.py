@@ -14,6 +14,7 @@ from evlgen.runtime.paths import ROOT
 
 _NEW_FILE_BYTES = 2**20  # of a new file that is taken for code
 _CODE = ("evlgen", "experiments", "analysis", "paper_figures", "sweeps")  # where new files count as code
+_PYTHON = tuple(f"{folder}/*.py" for folder in _CODE)
 # Options and settings by which `git apply` takes what `git diff` writes, whatever the user's git is set to.
 _PLAIN_DIFF = (
     *("--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
@@ -71,10 +72,13 @@ def _compare() -> bytes | None:
     """`git diff` of the checkout, with its new files; None if git cannot tell."""
     wanted = ("--", ".", ":(exclude,top)results")
     new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE)
-    names = [name for name in (new or b"").split(b"\0") if name and _is_small(ROOT / os.fsdecode(name))]
+    # Python is code even where the user's own list of ignored files has it.
+    modules = _git("ls-files", "--others", "--exclude-per-directory=.gitignore", "-z", "--", *_PYTHON)
     index = _git("rev-parse", "--git-path", "index")
-    if new is None or index is None:
+    if new is None or modules is None or index is None:
         return None
+    found = sorted({*new.split(b"\0"), *modules.split(b"\0")})
+    names = [name for name in found if name and _is_small(ROOT / os.fsdecode(name))]
     if not names:
         return _git("diff", *_PLAIN_DIFF, "HEAD", *wanted)
     try:
@@ -82,7 +86,10 @@ def _compare() -> bytes | None:
             copy = Path(folder) / "index"
             shutil.copyfile(ROOT / os.fsdecode(index.rstrip(b"\n")), copy)
             environment = {"GIT_INDEX_FILE": str(copy), "GIT_LITERAL_PATHSPECS": "1"}
-            if _git("add", "--intent-to-add", "--", *map(os.fsdecode, names), **environment) is None:
+            if (
+                _git("add", "--force", "--intent-to-add", "--", *map(os.fsdecode, names), **environment)
+                is None
+            ):
                 return None
             return _git("diff", *_PLAIN_DIFF, "HEAD", *wanted, GIT_INDEX_FILE=str(copy))
     except OSError:  # no room, or an index that may not be read

@@ -99,6 +99,21 @@ def test_the_difference_is_what_git_apply_takes(checkout: Path, tmp_path: Path) 
     assert found == wanted
 
 
+def test_code_that_the_user_ignores_is_code(checkout: Path, tmp_path: Path) -> None:
+    """By `core.excludesFile`, or by the checkout's own list."""
+    (tmp_path / "ignored").write_text("scratch*\n")
+    git(checkout, "config", "core.excludesFile", str(tmp_path / "ignored"))
+    (checkout / ".git" / "info" / "exclude").write_text("private*\n")
+    (checkout / "evlgen" / "data" / "scratch.py").write_text("x = 1\n")
+    (checkout / "evlgen" / "private.py").write_text("x = 2\n")
+    (checkout / "evlgen" / "scratch.swp").write_text("an editor's")
+    _, _, difference = ask(checkout)
+    assert sorted(line for line in difference.splitlines() if line.startswith(b"+++")) == [
+        b"+++ b/evlgen/data/scratch.py",
+        b"+++ b/evlgen/private.py",
+    ]
+
+
 @pytest.mark.parametrize(
     "setting",
     [
