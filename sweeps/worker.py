@@ -141,6 +141,7 @@ def _train(
             worlds.of(config.data).count(pool)
         if config.stage == "caption" and not (folder / files.METRICS).exists():
             worlds.check_images(config)
+            decoding.check_questions(config, data.validation.features.shape[-2])
     if os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized():
         init_from_environment()
     return training.train(config, folder, data, report, first), data.fingerprint

@@ -24,8 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evlgen import limits
+from evlgen.backbones.beams import check_room, generation_config
+from evlgen.backbones.language import build_language
 from evlgen.config import RunConfig
-from evlgen.conventions import blip_question
+from evlgen.conventions import blip_question, prompt_of
 from evlgen.data import features, worlds
 from evlgen.data.base import SHUFFLED, World
 from evlgen.data.batches import PoolImages, evaluation_images
@@ -177,6 +180,39 @@ def answer_all(
             found[i] = text
         advance(len(some))
     return found
+
+
+_LONGEST = 32  # questions by their letters, the longest by tokens surely among them
+
+
+def check_questions(config: RunConfig, tokens: int) -> None:
+    """Refuse one's own questions behind which the language model has no room left for an answer.
+
+    Asked before a training; after it would be too late.
+
+    Args:
+        tokens: feature vectors of an image.
+
+    Raises:
+        UserError: a question is too long.
+    """
+    world = worlds.of(config.data)
+    soft = limits.soft_tokens(config.connector, tokens)
+    if world.name == "miniworld" or soft is None:
+        return
+    for name, size in config.evaluation.sets:
+        if not size or world.eval_set(name).kind != "question":
+            continue
+        language = build_language(config.language, config.conventions)
+        if language.is_encoder_decoder:
+            return
+        count = min(size, world.count(world.pool_of(name)))
+        texts = sorted((world.question(name, i).text for i in range(count)), key=len)[-_LONGEST:]
+        settings = generation_config(language, config.evaluation, "answer")
+        for text in texts:
+            asked = prompt_of(text, language.manners)
+            length = soft + 1 + len(language.tokenizer(asked, add_special_tokens=False)["input_ids"])
+            check_room(language.model.config, length, settings, f"{name}: question '{text[:40]}...'")
 
 
 def as_many_as_fit(

@@ -100,3 +100,16 @@ def test_own_images_are_trained_on_and_again_when_they_have_changed(place, capfd
     forget_fingerprints()
     assert run.main([*words, "--dry-run"]) == 0
     assert "1 of 1 runs to execute" in capfd.readouterr().out  # the finished one has read other captions
+
+
+def test_a_question_too_long_for_the_language_model_stops_a_run_before_its_training(place, capfd):
+    real_sets.own_folder(place / "my data/mine", 30)
+    questions = place / "my data/mine/questions.jsonl"
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    lines[0]["question"] = "is the ball " + "very " * 300 + "red?"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["table1", "--rows", "EVLGen, 104M, 150K", "--scale", "smoke", "--seeds", "1", "--workers", "1"]
+    words += ["--set", "data.world=folder", "--set", 'data.pools=[["mine", 20]]']
+    assert run.main([*words, "--set", 'evaluation.sets=[["questions", 60]]']) == 1
+    assert "questions: question 'is the ball very very" in capfd.readouterr().out
+    assert not list((place / "runs of mine").glob("*/metrics.jsonl"))
