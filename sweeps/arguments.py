@@ -203,23 +203,20 @@ def some_text(flag: str) -> Callable[[str], str]:
     return checked
 
 
-def scale_flag(parser: argparse.ArgumentParser) -> None:
+def scale_flag(
+    parser: argparse.ArgumentParser, default: str = "mini, for the experiment bridge: bridge"
+) -> None:
     """``--scale``."""
     parser.add_argument(
         "--scale",
         type=one_of("--scale", "scale", SCALES),
         metavar="SCALE",
-        help=f"{', '.join(SCALES)}; default: mini, for the experiment bridge: bridge",
+        help=f"{', '.join(SCALES)}; default: {default}",
     )
 
 
 def _scale_of_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--scale",
-        type=one_of("--scale", "scale", SCALES),
-        metavar="SCALE",
-        help=f"{', '.join(SCALES)}; default: paper, with --set data.world=... mini",
-    )
+    scale_flag(parser, "paper, with --set data.world=... mini")
 
 
 def set_flag(parser: argparse.ArgumentParser) -> None:

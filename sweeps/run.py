@@ -19,6 +19,7 @@ from evlgen.errors import UserError, exit_code
 from evlgen.runs import archive, results
 from evlgen.runs import folder as files
 from evlgen.runtime import datasets, paths
+from evlgen.runtime.progress import Progress
 from experiments import EXPERIMENTS, load
 from experiments.overrides import name_of
 from experiments.scales import get
@@ -459,10 +460,9 @@ def build_foundation(arguments: Arguments) -> int:
     scale = arguments.scale or "mini"
     out = paths.ROOT / "foundation" / scale
     with Display({}) as display:
-        from evlgen.runtime.progress import Progress as Step
 
         def report(name: str, step: int, steps: int, loss: float, rate: float) -> None:
-            display.event("progress", name, Step("pre-training", step, steps, loss, rate))
+            display.event("progress", name, Progress("pre-training", step, steps, loss, rate))
 
         same = build(scale, out, arguments.workers or os.cpu_count() or 1, report)
     for name, equal in same.items():
